@@ -1,0 +1,23 @@
+//! Hands the build's revision, compiler and target to `agent_build_info`.
+
+use std::process::Command;
+
+fn main() {
+    println!("cargo:rerun-if-env-changed=PEERSCOPE_REVISION");
+    println!("cargo:rerun-if-changed=.git/HEAD");
+    println!("cargo:rerun-if-changed=.git/logs/HEAD");
+    // A package builder without a checkout sets PEERSCOPE_REVISION.
+    let revision = std::env::var("PEERSCOPE_REVISION").ok();
+    let revision = revision.or_else(|| output("git", &["rev-parse", "--short=12", "HEAD"]));
+    println!("cargo:rustc-env=PEERSCOPE_REVISION={}", revision.unwrap_or_else(|| "unknown".into()));
+    let rustc = std::env::var("RUSTC").ok().and_then(|rustc| output(&rustc, &["--version"]));
+    let rustc = rustc.and_then(|line| line.split(' ').nth(1).map(str::to_owned));
+    println!("cargo:rustc-env=PEERSCOPE_RUSTC={}", rustc.unwrap_or_else(|| "unknown".into()));
+    println!("cargo:rustc-env=PEERSCOPE_TARGET={}", std::env::var("TARGET").unwrap_or_else(|_| "unknown".into()));
+}
+
+fn output(program: &str, args: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(args).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
+}

@@ -1,0 +1,20 @@
+//! Peerscope: a peer-to-peer agent that its operator can see into.
+//!
+//! One binary joins a libp2p network, keeps data in an embedded store or in Redis, answers messages
+//! from its peers, and exposes everything that it does as Prometheus metrics.
+//!
+//! The way in is [`node::Node`]: give it a [`config::Config`] and it binds every listener, serves, and
+//! shuts down in order. What it is made of, from the top down:
+//!
+//! - [`cli`]: the commands of the `peerscope` binary.
+//! - [`config`]: file, environment and flags, made into one valid [`config::Config`].
+//! - [`node`]: the composition root, and the one entry point of a peer's message.
+//! - [`control`]: the Unix socket through which the short commands talk to a running agent.
+//! - [`network`]: the libp2p swarm and the framed link to each peer.
+//! - [`storage`]: `get`, `put` and `delete` on the embedded store or on Redis.
+//! - [`metrics`]: what is recorded, and the endpoint that shows it.
+
+pub mod config;
+pub mod metrics;
+pub mod network;
+pub mod storage;

@@ -1,0 +1,186 @@
+//! Every metric family of our own: the only place that names one. libp2p's families come from
+//! libp2p-metrics under its own names (`libp2p_*`).
+//!
+//! The text of a doc comment here is the family's help text in the exposition and its meaning in
+//! `docs/metrics.md`; [`markdown`] writes that table and a test keeps the file in step.
+
+use std::fmt::Write as _;
+
+/// What kind of metric a family is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only goes up.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Observations in buckets.
+    Histogram,
+    /// Constant text, in labels.
+    Info,
+}
+
+impl Kind {
+    /// The name in the exposition's `# TYPE` line (OpenMetrics).
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+            Self::Info => "info",
+        }
+    }
+}
+
+/// One metric family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Descriptor {
+    /// The full name as a dashboard uses it, with unit and `_total` or `_info` suffix.
+    pub name: &'static str,
+    /// Counter, gauge, histogram or info.
+    pub kind: Kind,
+    /// The label names, in order.
+    pub labels: &'static [&'static str],
+    /// The help text: one sentence without its full stop.
+    pub help: &'static str,
+    /// The file and the function that record it.
+    pub recorded_by: &'static str,
+}
+
+impl Descriptor {
+    /// The name as prometheus-client's registry wants it: without what its encoder appends.
+    pub fn registered_name(&self) -> &'static str {
+        let name = match self.kind {
+            Kind::Counter => self.name.strip_suffix("_total"),
+            Kind::Info => self.name.strip_suffix("_info"),
+            Kind::Gauge | Kind::Histogram => None,
+        };
+        let name = name.unwrap_or(self.name);
+        match self.unit() {
+            Some(unit) => name.strip_suffix(unit).and_then(|n| n.strip_suffix('_')).unwrap_or(name),
+            None => name,
+        }
+    }
+
+    /// The base unit that the name ends with, if any.
+    pub fn unit(&self) -> Option<&'static str> {
+        let name = self.name.strip_suffix("_total").unwrap_or(self.name);
+        ["seconds", "bytes"].into_iter().find(|unit| name.ends_with(unit))
+    }
+}
+
+macro_rules! catalogue {
+    ($(#[doc = $help:literal] $id:ident: $kind:ident $name:literal [$($label:literal),*] by $by:literal;)+) => {
+        $(
+            #[doc = $help]
+            pub const $id: Descriptor = Descriptor {
+                name: $name,
+                kind: Kind::$kind,
+                labels: &[$($label),*],
+                help: $help.trim_ascii(),
+                recorded_by: $by,
+            };
+        )+
+        /// Every family, in the order of the documentation.
+        pub const ALL: &[Descriptor] = &[$($id),+];
+    };
+}
+
+catalogue! {
+    /// CPU time used since the last sample, in percent of one core
+    PROCESS_CPU_USAGE: Gauge "process_cpu_usage" [] by "metrics/process.rs, at scrape time";
+    /// Resident memory in bytes
+    PROCESS_MEMORY: Gauge "process_memory_bytes" [] by "metrics/process.rs, at scrape time";
+    /// Peers with at least one live connection
+    PEERS_CONNECTED: Gauge "agent_peers_connected" [] by "network/event_loop.rs";
+    /// Messages from peers that were handled successfully
+    MESSAGES_RECEIVED: Counter "messages_received_total" ["type"] by "node/handler.rs `handle`";
+    /// Time from a decoded request to its encoded answer
+    MESSAGE_PROCESSING: Histogram "message_processing_duration_seconds" ["type"] by "node/handler.rs `handle`";
+    /// Storage operations that completed, failed ones included
+    STORAGE_OPERATIONS: Counter "storage_operations_total" ["operation", "backend"] by "storage/mod.rs `Storage::measured`";
+    /// Time that a storage operation took, failed ones included
+    STORAGE_DURATION: Histogram "storage_operation_duration_seconds" ["operation", "backend"] by "storage/mod.rs `Storage::measured`";
+    /// Messages from peers that could not be handled
+    MESSAGES_FAILED: Counter "messages_failed_total" ["type", "reason"] by "node/handler.rs `handle`, network/link.rs";
+    /// Requests of our own that a peer answered
+    MESSAGES_SENT: Counter "messages_sent_total" ["type"] by "network/mod.rs `Network::request`";
+    /// Time from a request of our own to the peer's answer
+    MESSAGE_ROUND_TRIP: Histogram "message_round_trip_duration_seconds" ["type"] by "network/mod.rs `Network::request`";
+    /// Storage operations that failed
+    STORAGE_ERRORS: Counter "storage_operation_errors_total" ["operation", "backend", "reason"] by "storage/mod.rs `Storage::measured`";
+    /// Storage operations under way
+    STORAGE_IN_FLIGHT: Gauge "storage_operations_in_flight" ["backend"] by "storage/mod.rs `Storage::measured`";
+    /// Writes that one durable transaction of the embedded store carried
+    STORAGE_LOCAL_BATCH: Histogram "storage_local_commit_batch_size" [] by "storage/local.rs, the writer thread";
+    /// Connections to Redis that were made again after a loss
+    STORAGE_REDIS_RECONNECTS: Counter "storage_redis_reconnects_total" [] by "storage/redis.rs";
+    /// Redis commands that were tried again
+    STORAGE_REDIS_RETRIES: Counter "storage_redis_retries_total" [] by "storage/redis.rs";
+    /// CPU time used since the start, user and system
+    PROCESS_CPU_SECONDS: Counter "process_cpu_seconds_total" [] by "metrics/process.rs, at scrape time";
+    /// Resident memory in bytes
+    PROCESS_RESIDENT: Gauge "process_resident_memory_bytes" [] by "metrics/process.rs, at scrape time";
+    /// Virtual memory in bytes
+    PROCESS_VIRTUAL: Gauge "process_virtual_memory_bytes" [] by "metrics/process.rs, at scrape time";
+    /// Open file descriptors
+    PROCESS_OPEN_FDS: Gauge "process_open_fds" [] by "metrics/process.rs, at scrape time";
+    /// The limit of open file descriptors
+    PROCESS_MAX_FDS: Gauge "process_max_fds" [] by "metrics/process.rs, at scrape time";
+    /// Threads of the process
+    PROCESS_THREADS: Gauge "process_threads" [] by "metrics/process.rs, at scrape time";
+    /// When the process started, in seconds since the Unix epoch
+    PROCESS_START_TIME: Gauge "process_start_time_seconds" [] by "metrics/process.rs, at scrape time";
+    /// The build that runs
+    BUILD_INFO: Info "agent_build_info" ["version", "revision", "rustc", "target"] by "metrics/mod.rs `MetricsCollector::new`";
+    /// The agent's identity
+    AGENT_INFO: Info "agent_info" ["peer_id", "name"] by "metrics/mod.rs `MetricsCollector::new`";
+    /// 1 when the component is ready, 0 when it is not: what /ready says
+    COMPONENT_READY: Gauge "agent_component_ready" ["component"] by "metrics/health.rs, at scrape time";
+    /// HTTP requests answered by the endpoint
+    HTTP_REQUESTS: Counter "http_requests_total" ["handler", "code"] by "metrics/server.rs";
+    /// HTTP requests under way
+    HTTP_IN_FLIGHT: Gauge "http_requests_in_flight" ["handler"] by "metrics/server.rs";
+    /// Time that one exposition took to make
+    SCRAPE_DURATION: Histogram "scrape_duration_seconds" [] by "metrics/server.rs";
+}
+
+/// The table of all families, as `docs/metrics.md` has it and `peerscope metrics --catalogue` prints it.
+pub fn markdown() -> String {
+    let mut out = String::from("| name | type | labels | meaning | recorded by |\n| --- | --- | --- | --- | --- |\n");
+    for family in ALL {
+        let labels = family.labels.iter().map(|l| format!("`{l}`")).collect::<Vec<_>>().join(", ");
+        let _infallible = writeln!(
+            out,
+            "| `{}` | {} | {} | {} | {} |",
+            family.name,
+            family.kind.as_str(),
+            labels,
+            family.help,
+            family.recorded_by
+        );
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_keep_the_conventions() {
+        for family in ALL {
+            assert_eq!(family.kind == Kind::Counter, family.name.ends_with("_total"), "{}", family.name);
+            assert_eq!(family.kind == Kind::Info, family.name.ends_with("_info"), "{}", family.name);
+            assert!(!family.help.ends_with('.') && !family.help.contains(['\n', '\\']), "{}", family.name);
+        }
+    }
+
+    #[test]
+    fn the_registered_name_leaves_out_what_the_encoder_appends() {
+        assert_eq!(PROCESS_CPU_SECONDS.registered_name(), "process_cpu");
+        assert_eq!(MESSAGE_PROCESSING.registered_name(), "message_processing_duration");
+        assert_eq!(MESSAGES_SENT.registered_name(), "messages_sent");
+        assert_eq!(BUILD_INFO.registered_name(), "agent_build");
+        assert_eq!(PEERS_CONNECTED.registered_name(), "agent_peers_connected");
+    }
+}

@@ -1,0 +1,186 @@
+//! The label values. Every label is an enum, so the number of series is fixed when the program is
+//! compiled, and nothing that a remote peer says can become a label value.
+
+/// A label whose values are known at compile time.
+pub trait Label: Copy + 'static {
+    /// The label's name in the exposition.
+    const NAME: &'static str;
+    /// All values, in the order of [`Label::index`].
+    const ALL: &'static [Self];
+
+    /// The position of this value in [`Label::ALL`].
+    fn index(self) -> usize;
+    /// The value as it stands in the exposition.
+    fn as_str(self) -> &'static str;
+}
+
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident = $label:literal { $($(#[$vdoc:meta])* $variant:ident = $value:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$vdoc])* $variant),+ }
+
+        impl Label for $name {
+            const NAME: &'static str = $label;
+            const ALL: &'static [Self] = &[$(Self::$variant),+];
+            fn index(self) -> usize { self as usize }
+            fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $value),+ }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+label! {
+    /// What a message between peers asks for.
+    MessageType = "type" {
+        /// Read a value.
+        Get = "get",
+        /// Write a value.
+        Put = "put",
+        /// Remove a value.
+        Delete = "delete",
+        /// Echo a payload.
+        Ping = "ping",
+        /// A message whose type cannot be told: malformed, or from a newer protocol.
+        Unknown = "unknown",
+    }
+}
+
+label! {
+    /// Why a message could not be handled.
+    FailureReason = "reason" {
+        /// The access rules do not allow it.
+        Refused = "refused",
+        /// It could not be decoded, or asks for something unknown.
+        Malformed = "malformed",
+        /// Its key, value or frame is over a limit.
+        TooLarge = "too_large",
+        /// Too many requests of this peer are in flight.
+        Busy = "busy",
+        /// It was not done in time.
+        Timeout = "timeout",
+        /// The storage backend failed.
+        Storage = "storage",
+        /// The link was lost before the answer could be sent.
+        Cancelled = "cancelled",
+    }
+}
+
+label! {
+    /// What is done to the store.
+    Operation = "operation" {
+        /// Read a value.
+        Get = "get",
+        /// Write a value.
+        Put = "put",
+        /// Remove a value.
+        Delete = "delete",
+    }
+}
+
+label! {
+    /// Which store it is done to.
+    Backend = "backend" {
+        /// The embedded redb file.
+        Local = "local",
+        /// A Redis server or cluster.
+        Redis = "redis",
+    }
+}
+
+label! {
+    /// Why a storage operation failed.
+    StorageErrorReason = "reason" {
+        /// The key or the value is over its limit, or the key is empty.
+        Invalid = "invalid",
+        /// The queue to the backend is full.
+        Busy = "busy",
+        /// The disk is full.
+        DiskFull = "disk_full",
+        /// The backend cannot be reached.
+        Unavailable = "unavailable",
+        /// The backend did not answer in time.
+        Timeout = "timeout",
+        /// The backend answered with an error, or its data is damaged.
+        Backend = "backend",
+    }
+}
+
+label! {
+    /// A part of the agent that can be ready or not.
+    Component = "component" {
+        /// The storage backend.
+        Storage = "storage",
+        /// The listeners for peers.
+        Network = "network",
+        /// The metrics endpoint.
+        Metrics = "metrics",
+    }
+}
+
+label! {
+    /// Which page of the HTTP endpoint was asked for.
+    HttpHandler = "handler" {
+        /// The metrics page, wherever the configuration puts it.
+        Metrics = "metrics",
+        /// `/live`
+        Live = "live",
+        /// `/ready`
+        Ready = "ready",
+        /// `/`
+        Index = "index",
+        /// Every other path.
+        Other = "other",
+    }
+}
+
+label! {
+    /// The status code of an HTTP answer.
+    HttpCode = "code" {
+        /// OK
+        Ok = "200",
+        /// Not found
+        NotFound = "404",
+        /// Method not allowed
+        MethodNotAllowed = "405",
+        /// Internal server error
+        InternalServerError = "500",
+        /// Service unavailable
+        ServiceUnavailable = "503",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn consistent<L: Label + std::fmt::Debug>() {
+        for (position, value) in L::ALL.iter().enumerate() {
+            assert_eq!(value.index(), position, "{value:?}");
+            assert!(!value.as_str().is_empty());
+        }
+        let mut names: Vec<_> = L::ALL.iter().map(|v| v.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), L::ALL.len(), "two values of one name");
+    }
+
+    #[test]
+    fn every_label_counts_its_values_in_order() {
+        consistent::<MessageType>();
+        consistent::<FailureReason>();
+        consistent::<Operation>();
+        consistent::<Backend>();
+        consistent::<StorageErrorReason>();
+        consistent::<Component>();
+        consistent::<HttpHandler>();
+        consistent::<HttpCode>();
+    }
+}

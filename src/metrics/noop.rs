@@ -1,0 +1,65 @@
+//! The same API as `collector.rs` for builds without the cargo feature `metrics-prometheus`:
+//! zero-sized, and every call compiles to nothing.
+
+use super::AgentInfo;
+use super::labels::{Backend, FailureReason, HttpCode, HttpHandler, MessageType, Operation, StorageErrorReason};
+
+/// Stands where the registry would.
+#[derive(Debug, Default)]
+pub struct Registry;
+
+/// Records nothing.
+#[derive(Debug, Clone)]
+pub struct MetricsCollector;
+
+/// Reads no clock.
+#[derive(Debug, Clone, Copy)]
+pub struct Timer;
+
+impl Timer {
+    /// Does nothing.
+    #[inline(always)]
+    #[must_use]
+    pub fn start() -> Self {
+        Self
+    }
+}
+
+/// Counts nothing.
+#[derive(Debug)]
+pub struct InFlight;
+
+#[allow(clippy::unused_self, missing_docs, reason = "the API and its documentation are collector.rs's")]
+impl MetricsCollector {
+    pub fn new(_: &mut Registry, _: &AgentInfo) -> Self {
+        Self
+    }
+    #[inline(always)]
+    pub fn set_peers_connected(&self, _: usize) {}
+    #[inline(always)]
+    pub fn message_handled(&self, _: MessageType, _: Timer) {}
+    #[inline(always)]
+    pub fn message_failed(&self, _: MessageType, _: FailureReason) {}
+    #[inline(always)]
+    pub fn message_sent(&self, _: MessageType, _: Timer) {}
+    #[inline(always)]
+    pub fn storage_started(&self, _: Backend) -> InFlight {
+        InFlight
+    }
+    #[inline(always)]
+    pub fn storage_completed(&self, _: Operation, _: Backend, _: Timer, _: Result<(), StorageErrorReason>) {}
+    #[inline(always)]
+    pub fn local_commit(&self, _: usize) {}
+    #[inline(always)]
+    pub fn redis_reconnected(&self) {}
+    #[inline(always)]
+    pub fn redis_retried(&self) {}
+    #[inline(always)]
+    pub fn http_started(&self, _: HttpHandler) -> InFlight {
+        InFlight
+    }
+    #[inline(always)]
+    pub fn http_answered(&self, _: HttpHandler, _: HttpCode) {}
+    #[inline(always)]
+    pub fn scraped(&self, _: Timer) {}
+}

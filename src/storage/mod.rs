@@ -1,0 +1,356 @@
+//! `get`, `put` and `delete` on the embedded store or on Redis.
+//!
+//! [`Storage`] is the only way in. It checks limits and measures every operation, once, for both
+//! backends; a backend only does the work.
+
+mod local;
+mod redis;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+pub use self::local::LocalStorageBackend;
+pub use self::redis::RedisStorageBackend;
+use crate::metrics::labels::{Backend, Operation, StorageErrorReason};
+use crate::metrics::{Health, MetricsCollector, Timer};
+
+/// The `storage` section of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Which backend holds the data.
+    pub backend: BackendKind,
+    /// The longest key, in bytes.
+    pub max_key_size: usize,
+    /// The longest value, in bytes.
+    pub max_value_size: usize,
+    /// The embedded store.
+    pub local: LocalConfig,
+    /// Redis.
+    pub redis: RedisConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            backend: BackendKind::Local,
+            max_key_size: 1024,
+            max_value_size: 1024 * 1024,
+            local: LocalConfig::default(),
+            redis: RedisConfig::default(),
+        }
+    }
+}
+
+/// Which backend holds the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendKind {
+    /// The embedded redb file.
+    Local,
+    /// A Redis server or cluster.
+    Redis,
+}
+
+/// The embedded store's own settings.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LocalConfig {
+    /// The file; `None` means `store.redb` in the data directory.
+    pub path: Option<PathBuf>,
+    /// How much memory may cache pages, in bytes.
+    pub cache_size: usize,
+}
+
+impl Default for LocalConfig {
+    fn default() -> Self {
+        Self { path: None, cache_size: 64 * 1024 * 1024 }
+    }
+}
+
+/// Redis's own settings.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RedisConfig {
+    /// One URL for a single server, several for the seeds of a cluster.
+    pub urls: Vec<RedisUrl>,
+    /// Whether the URLs are seeds of a cluster; `None` means when there are several.
+    pub cluster: Option<bool>,
+    /// Put in front of every key.
+    pub key_prefix: String,
+    /// The longest that one attempt may take.
+    #[serde(with = "crate::config::duration")]
+    pub timeout: Duration,
+}
+
+impl Default for RedisConfig {
+    fn default() -> Self {
+        Self {
+            urls: vec![RedisUrl::default()],
+            cluster: None,
+            key_prefix: "peerscope:".into(),
+            timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+/// A `redis://` or `rediss://` URL that was parsed once. `Display`, `Debug` and `Serialize` mask the password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisUrl(String);
+
+/// Why a storage operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Keys are 1 byte or longer.
+    #[error("the key is empty")]
+    KeyEmpty,
+    /// The key is over `storage.max_key_size`.
+    #[error("the key has {len} bytes; at most {max} are allowed (storage.max_key_size)")]
+    KeyTooLarge {
+        /// Its length in bytes.
+        len: usize,
+        /// The limit in bytes.
+        max: usize,
+    },
+    /// The value is over `storage.max_value_size`.
+    #[error("the value has {len} bytes; at most {max} are allowed (storage.max_value_size)")]
+    ValueTooLarge {
+        /// Its length in bytes.
+        len: usize,
+        /// The limit in bytes.
+        max: usize,
+    },
+    /// Too many operations wait for the backend.
+    #[error("the storage backend is busy: its queue of {0} operations is full")]
+    Busy(usize),
+    /// The disk that holds the embedded store is full; reads go on.
+    #[error("no space left on the disk that holds {}", .0.display())]
+    DiskFull(PathBuf),
+    /// The backend cannot be reached.
+    #[error("the storage backend is not available: {0}")]
+    Unavailable(String),
+    /// The backend did not answer in time.
+    #[error("the storage backend did not answer within {0:?}")]
+    Timeout(Duration),
+    /// The backend answered with an error, or its data is damaged.
+    #[error("the storage backend failed: {0}")]
+    Backend(String),
+}
+
+impl Error {
+    /// The label under which the metrics count this error.
+    pub fn reason(&self) -> StorageErrorReason {
+        match self {
+            Self::KeyEmpty | Self::KeyTooLarge { .. } | Self::ValueTooLarge { .. } => StorageErrorReason::Invalid,
+            Self::Busy(_) => StorageErrorReason::Busy,
+            Self::DiskFull(_) => StorageErrorReason::DiskFull,
+            Self::Unavailable(_) => StorageErrorReason::Unavailable,
+            Self::Timeout(_) => StorageErrorReason::Timeout,
+            Self::Backend(_) => StorageErrorReason::Backend,
+        }
+    }
+}
+
+/// Why a storage backend could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has the file open.
+    #[error(
+        "the store {} is in use by another process; stop it, or give this agent its own `node.data_dir` or `storage.local.path`",
+        .0.display()
+    )]
+    InUse(PathBuf),
+    /// The file is not a store, or is damaged. It was left as it is.
+    #[error(
+        "the store {} is damaged or not a Peerscope store ({reason}); it was left as it is. Restore it from a backup, or move it away to start empty",
+        .path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What redb found.
+        reason: String,
+    },
+    /// The file or its folder cannot be read or written.
+    #[error("cannot open the store {}: {source}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The Redis client could not be set up from its URLs.
+    #[error("cannot use the Redis configuration: {0}")]
+    Redis(String),
+}
+
+/// A handle on the store. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Storage {
+    engine: Arc<Engine>,
+    backend: Backend,
+    max_key_size: usize,
+    max_value_size: usize,
+    metrics: MetricsCollector,
+}
+
+#[derive(Debug)]
+enum Engine {
+    Local(LocalStorageBackend),
+    Redis(RedisStorageBackend),
+}
+
+impl Storage {
+    /// Opens the configured backend. `default_path` is the embedded store's file when the
+    /// configuration names none.
+    ///
+    /// A Redis that is away is no error: the backend says so in `health` and connects when it can.
+    ///
+    /// # Errors
+    ///
+    /// When the embedded store's file is in use, damaged or not accessible, or when the Redis URLs
+    /// cannot be used together.
+    pub async fn open(
+        config: &Config,
+        default_path: PathBuf,
+        metrics: MetricsCollector,
+        health: Health,
+    ) -> Result<Self, OpenError> {
+        let (engine, backend) = match config.backend {
+            BackendKind::Local => {
+                let path = config.local.path.clone().unwrap_or(default_path);
+                let local = LocalStorageBackend::open(path, config.local.cache_size, metrics.clone(), health).await?;
+                (Engine::Local(local), Backend::Local)
+            }
+            BackendKind::Redis => {
+                let redis = RedisStorageBackend::open(&config.redis, metrics.clone(), health).await?;
+                (Engine::Redis(redis), Backend::Redis)
+            }
+        };
+        Ok(Self {
+            engine: Arc::new(engine),
+            backend,
+            max_key_size: config.max_key_size,
+            max_value_size: config.max_value_size,
+            metrics,
+        })
+    }
+
+    /// Reads the value under `key`; `None` when there is none.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, Error> {
+        self.measured(Operation::Get, async {
+            self.check_key(key)?;
+            match &*self.engine {
+                Engine::Local(local) => local.get(key).await,
+                Engine::Redis(redis) => redis.get(key).await,
+            }
+        })
+        .await
+    }
+
+    /// Writes `value` under `key`. When it returns `Ok`, the backend has made the write durable (the
+    /// embedded store) or has acknowledged it (Redis).
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub async fn put(&self, key: Bytes, value: Bytes) -> Result<(), Error> {
+        self.measured(Operation::Put, async {
+            self.check_key(&key)?;
+            if value.len() > self.max_value_size {
+                return Err(Error::ValueTooLarge { len: value.len(), max: self.max_value_size });
+            }
+            match &*self.engine {
+                Engine::Local(local) => local.put(key, value).await,
+                Engine::Redis(redis) => redis.put(&key, &value).await,
+            }
+        })
+        .await
+    }
+
+    /// Removes `key`; `true` when there was a value.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub async fn delete(&self, key: Bytes) -> Result<bool, Error> {
+        self.measured(Operation::Delete, async {
+            self.check_key(&key)?;
+            match &*self.engine {
+                Engine::Local(local) => local.delete(key).await,
+                Engine::Redis(redis) => redis.delete(&key).await,
+            }
+        })
+        .await
+    }
+
+    /// Which backend holds the data.
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// One line for people: the backend and where it is, without secrets.
+    pub fn describe(&self) -> String {
+        match &*self.engine {
+            Engine::Local(local) => local.describe(),
+            Engine::Redis(redis) => redis.describe(),
+        }
+    }
+
+    /// Waits until everything accepted is done, and closes the backend. Operations after it fail.
+    pub async fn close(&self) {
+        match &*self.engine {
+            Engine::Local(local) => local.close().await,
+            Engine::Redis(redis) => redis.close().await,
+        }
+    }
+
+    /// The one place that measures storage: every operation that a caller began is counted when it
+    /// completes, with its duration and, when it failed, the reason.
+    async fn measured<T>(&self, operation: Operation, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let timer = Timer::start();
+        let in_flight = self.metrics.storage_started(self.backend);
+        let result = work.await;
+        self.metrics.storage_completed(operation, self.backend, timer, result.as_ref().map(drop).map_err(Error::reason));
+        drop(in_flight);
+        result
+    }
+
+    fn check_key(&self, key: &Bytes) -> Result<(), Error> {
+        match key.len() {
+            0 => Err(Error::KeyEmpty),
+            len if len > self.max_key_size => Err(Error::KeyTooLarge { len, max: self.max_key_size }),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Default for RedisUrl {
+    fn default() -> Self {
+        Self("redis://127.0.0.1:6379".into())
+    }
+}
+
+impl std::fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RedisUrl")
+    }
+}
+impl<'de> Deserialize<'de> for RedisUrl {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(String::deserialize(deserializer)?))
+    }
+}
+impl Serialize for RedisUrl {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("redis://***")
+    }
+}
