@@ -13,8 +13,9 @@ pub mod duration {
     /// When the text is no duration.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text)
-            .map_err(|error| serde::de::Error::custom(format!("`{text}` is not a duration such as 2s or 500ms ({error})")))
+        humantime::parse_duration(&text).map_err(|error| {
+            serde::de::Error::custom(format!("`{text}` is not a duration such as 2s or 500ms ({error})"))
+        })
     }
 
     /// Writes a duration with its unit.

@@ -15,6 +15,7 @@
 //! - [`metrics`]: what is recorded, and the endpoint that shows it.
 
 pub mod config;
+pub mod identity;
 pub mod metrics;
 pub mod network;
 pub mod storage;

@@ -9,7 +9,9 @@ use prometheus_client::registry::Registry;
 use super::AgentInfo;
 use super::catalogue as c;
 use super::instruments::{By, By2, By3, Counter, Gauge, Histogram, register, single};
-use super::labels::{Backend, FailureReason, HttpCode, HttpHandler, MessageType, Operation, StorageErrorReason};
+use super::labels::{
+    Backend, FailureReason, HttpCode, HttpHandler, MessageType, Operation, SendFailure, StorageErrorReason,
+};
 
 /// Records what the agent does. Cloning shares the same numbers.
 #[derive(Debug, Clone)]
@@ -25,6 +27,7 @@ struct Families {
     messages_failed: By2<MessageType, FailureReason, Counter>,
     messages_sent: By<MessageType, Counter>,
     message_round_trip: By<MessageType, Histogram>,
+    send_failures: By2<MessageType, SendFailure, Counter>,
     storage_operations: By2<Operation, Backend, Counter>,
     storage_duration: By2<Operation, Backend, Histogram>,
     storage_errors: By3<Operation, Backend, StorageErrorReason, Counter>,
@@ -77,7 +80,11 @@ impl MetricsCollector {
     /// Registers every family in `registry`.
     pub fn new(registry: &mut Registry, agent: &AgentInfo) -> Self {
         register(registry, &c::BUILD_INFO, Info::new(build_labels()));
-        register(registry, &c::AGENT_INFO, Info::new(vec![("peer_id", agent.peer_id.clone()), ("name", agent.name.clone())]));
+        register(
+            registry,
+            &c::AGENT_INFO,
+            Info::new(vec![("peer_id", agent.peer_id.clone()), ("name", agent.name.clone())]),
+        );
         let families = Families {
             peers_connected: single(registry, &c::PEERS_CONNECTED),
             messages_received: By::new(registry, &c::MESSAGES_RECEIVED),
@@ -85,6 +92,7 @@ impl MetricsCollector {
             messages_failed: By2::new(registry, &c::MESSAGES_FAILED),
             messages_sent: By::new(registry, &c::MESSAGES_SENT),
             message_round_trip: By::new(registry, &c::MESSAGE_ROUND_TRIP),
+            send_failures: By2::new(registry, &c::MESSAGES_SEND_FAILURES),
             storage_operations: By2::new(registry, &c::STORAGE_OPERATIONS),
             storage_duration: By2::new(registry, &c::STORAGE_DURATION),
             storage_errors: By3::new(registry, &c::STORAGE_ERRORS),
@@ -122,6 +130,12 @@ impl MetricsCollector {
     pub fn message_sent(&self, kind: MessageType, timer: Timer) {
         self.families.messages_sent.of(kind).inc();
         self.families.message_round_trip.of(kind).observe(timer.seconds());
+    }
+
+    /// A request of ours failed.
+    #[inline]
+    pub fn send_failed(&self, kind: MessageType, reason: SendFailure) {
+        self.families.send_failures.of(kind, reason).inc();
     }
 
     /// A storage operation begins; it counts as under way until the guard is dropped.

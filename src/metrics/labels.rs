@@ -68,8 +68,26 @@ label! {
         Timeout = "timeout",
         /// The storage backend failed.
         Storage = "storage",
-        /// The link was lost before the answer could be sent.
+        /// The link was lost, or the agent was stopping, before it could be answered.
         Cancelled = "cancelled",
+    }
+}
+
+label! {
+    /// Why a request of our own to a peer failed.
+    SendFailure = "reason" {
+        /// The peer is not connected and could not be reached, or speaks no link.
+        Unreachable = "unreachable",
+        /// Too many requests to this peer are waiting.
+        Busy = "busy",
+        /// The peer did not answer in time.
+        Timeout = "timeout",
+        /// The link was lost before the answer came.
+        LinkLost = "link_lost",
+        /// The request is larger than the peer takes.
+        TooLarge = "too_large",
+        /// The peer answered with an error.
+        Remote = "remote",
     }
 }
 
@@ -110,6 +128,8 @@ label! {
         Timeout = "timeout",
         /// The backend answered with an error, or its data is damaged.
         Backend = "backend",
+        /// The caller went away before the operation was done.
+        Cancelled = "cancelled",
     }
 }
 
@@ -176,6 +196,7 @@ mod tests {
     fn every_label_counts_its_values_in_order() {
         consistent::<MessageType>();
         consistent::<FailureReason>();
+        consistent::<SendFailure>();
         consistent::<Operation>();
         consistent::<Backend>();
         consistent::<StorageErrorReason>();

@@ -2,7 +2,9 @@
 //! zero-sized, and every call compiles to nothing.
 
 use super::AgentInfo;
-use super::labels::{Backend, FailureReason, HttpCode, HttpHandler, MessageType, Operation, StorageErrorReason};
+use super::labels::{
+    Backend, FailureReason, HttpCode, HttpHandler, MessageType, Operation, SendFailure, StorageErrorReason,
+};
 
 /// Stands where the registry would.
 #[derive(Debug, Default)]
@@ -42,6 +44,8 @@ impl MetricsCollector {
     pub fn message_failed(&self, _: MessageType, _: FailureReason) {}
     #[inline(always)]
     pub fn message_sent(&self, _: MessageType, _: Timer) {}
+    #[inline(always)]
+    pub fn send_failed(&self, _: MessageType, _: SendFailure) {}
     #[inline(always)]
     pub fn storage_started(&self, _: Backend) -> InFlight {
         InFlight

@@ -1,17 +1,27 @@
 //! placeholder: being written
-use std::path::PathBuf;
-use bytes::Bytes;
 use super::{Error, OpenError};
 use crate::metrics::{Health, MetricsCollector};
+use bytes::Bytes;
+use std::path::PathBuf;
 /// The embedded store.
 #[derive(Debug)]
 pub struct LocalStorageBackend;
 #[allow(missing_docs, clippy::unused_async)]
 impl LocalStorageBackend {
-    pub async fn open(_path: PathBuf, _cache: usize, _m: MetricsCollector, _h: Health) -> Result<Self, OpenError> { Ok(Self) }
-    pub async fn get(&self, _key: &Bytes) -> Result<Option<Bytes>, Error> { Ok(None) }
-    pub async fn put(&self, _key: Bytes, _value: Bytes) -> Result<(), Error> { Ok(()) }
-    pub async fn delete(&self, _key: Bytes) -> Result<bool, Error> { Ok(false) }
-    pub fn describe(&self) -> String { String::new() }
+    pub async fn open(_path: PathBuf, _cache: usize, _m: MetricsCollector, _h: Health) -> Result<Self, OpenError> {
+        Ok(Self)
+    }
+    pub async fn get(&self, _key: &Bytes) -> Result<Option<Bytes>, Error> {
+        Ok(None)
+    }
+    pub async fn put(&self, _key: Bytes, _value: Bytes) -> Result<(), Error> {
+        Ok(())
+    }
+    pub async fn delete(&self, _key: Bytes) -> Result<bool, Error> {
+        Ok(false)
+    }
+    pub fn describe(&self) -> String {
+        String::new()
+    }
     pub async fn close(&self) {}
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use self::local::LocalStorageBackend;
 pub use self::redis::RedisStorageBackend;
 use crate::metrics::labels::{Backend, Operation, StorageErrorReason};
-use crate::metrics::{Health, MetricsCollector, Timer};
+use crate::metrics::{Health, InFlight, MetricsCollector, Timer};
 
 /// The `storage` section of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -315,12 +315,21 @@ impl Storage {
 
     /// The one place that measures storage: every operation that a caller began is counted when it
     /// completes, with its duration and, when it failed, the reason.
-    async fn measured<T>(&self, operation: Operation, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let timer = Timer::start();
-        let in_flight = self.metrics.storage_started(self.backend);
+    async fn measured<T>(
+        &self,
+        operation: Operation,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let mut measure = Measure {
+            metrics: &self.metrics,
+            operation,
+            backend: self.backend,
+            timer: Timer::start(),
+            _in_flight: self.metrics.storage_started(self.backend),
+            outcome: Err(StorageErrorReason::Cancelled),
+        };
         let result = work.await;
-        self.metrics.storage_completed(operation, self.backend, timer, result.as_ref().map(drop).map_err(Error::reason));
-        drop(in_flight);
+        measure.outcome = result.as_ref().map(drop).map_err(Error::reason);
         result
     }
 
@@ -330,6 +339,23 @@ impl Storage {
             len if len > self.max_key_size => Err(Error::KeyTooLarge { len, max: self.max_key_size }),
             _ => Ok(()),
         }
+    }
+}
+
+/// Counts its operation when it is dropped: also when the caller went away before the end, which may
+/// have been after the backend did the work.
+struct Measure<'a> {
+    metrics: &'a MetricsCollector,
+    operation: Operation,
+    backend: Backend,
+    timer: Timer,
+    _in_flight: InFlight,
+    outcome: Result<(), StorageErrorReason>,
+}
+
+impl Drop for Measure<'_> {
+    fn drop(&mut self) {
+        self.metrics.storage_completed(self.operation, self.backend, self.timer, self.outcome);
     }
 }
 

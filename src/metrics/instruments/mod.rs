@@ -26,7 +26,15 @@ pub(super) const DURATION_BUCKETS: [f64; 16] = [
 pub(super) const BATCH_BUCKETS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
 /// Something that the registry can hold and that starts at zero.
-pub(super) trait Instrument: Clone + Debug + prometheus_client::encoding::EncodeMetric + prometheus_client::metrics::TypedMetric + Send + Sync + 'static {
+pub(super) trait Instrument:
+    Clone
+    + Debug
+    + prometheus_client::encoding::EncodeMetric
+    + prometheus_client::metrics::TypedMetric
+    + Send
+    + Sync
+    + 'static
+{
     fn new(descriptor: &Descriptor) -> Self;
 }
 
@@ -59,7 +67,11 @@ pub(super) fn single<M: Instrument>(registry: &mut Registry, descriptor: &Descri
 }
 
 /// Puts `metric` into the registry under the name, unit and help of its descriptor.
-pub(super) fn register(registry: &mut Registry, descriptor: &Descriptor, metric: impl prometheus_client::registry::Metric) {
+pub(super) fn register(
+    registry: &mut Registry,
+    descriptor: &Descriptor,
+    metric: impl prometheus_client::registry::Metric,
+) {
     let name = descriptor.registered_name();
     match descriptor.unit() {
         Some("seconds") => registry.register_with_unit(name, descriptor.help, Unit::Seconds, metric),
@@ -96,7 +108,8 @@ pub(super) struct By2<A, B, M> {
 
 impl<A: Label, B: Label, M: Instrument> By2<A, B, M> {
     pub(super) fn new(registry: &mut Registry, descriptor: &'static Descriptor) -> Self {
-        let rows = A::ALL.iter().flat_map(|a| B::ALL.iter().map(|b| vec![(A::NAME, a.as_str()), (B::NAME, b.as_str())]));
+        let rows =
+            A::ALL.iter().flat_map(|a| B::ALL.iter().map(|b| vec![(A::NAME, a.as_str()), (B::NAME, b.as_str())]));
         Self { cells: cells(registry, descriptor, rows), labels: std::marker::PhantomData }
     }
 
@@ -129,7 +142,11 @@ impl<A: Label, B: Label, C: Label, M: Instrument> By3<A, B, C, M> {
     }
 }
 
-fn cells<M: Instrument>(registry: &mut Registry, descriptor: &'static Descriptor, rows: impl Iterator<Item = Labels>) -> Box<[M]> {
+fn cells<M: Instrument>(
+    registry: &mut Registry,
+    descriptor: &'static Descriptor,
+    rows: impl Iterator<Item = Labels>,
+) -> Box<[M]> {
     let family = Family::<Labels, M, Maker>::new_with_constructor(Maker(descriptor));
     register(registry, descriptor, family.clone());
     rows.map(|row| family.get_or_create_owned(&row)).collect()
@@ -146,7 +163,10 @@ impl<M: Instrument> prometheus_client::metrics::family::MetricConstructor<M> for
 }
 
 #[inline]
-#[allow(clippy::indexing_slicing, reason = "the indices come from closed enums, and the array was built from those same enums")]
+#[allow(
+    clippy::indexing_slicing,
+    reason = "the indices come from closed enums, and the array was built from those same enums"
+)]
 fn at<M>(cells: &[M], index: usize) -> &M {
     &cells[index]
 }
