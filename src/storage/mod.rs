@@ -5,6 +5,7 @@
 
 mod local;
 mod redis;
+mod redis_url;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::local::LocalStorageBackend;
 pub use self::redis::RedisStorageBackend;
+pub use self::redis_url::RedisUrl;
 use crate::metrics::labels::{Backend, Operation, StorageErrorReason};
 use crate::metrics::{Health, InFlight, MetricsCollector, Timer};
 
@@ -25,8 +27,10 @@ pub struct Config {
     /// Which backend holds the data.
     pub backend: BackendKind,
     /// The longest key, in bytes.
+    #[serde(with = "crate::config::size")]
     pub max_key_size: usize,
     /// The longest value, in bytes.
+    #[serde(with = "crate::config::size")]
     pub max_value_size: usize,
     /// The embedded store.
     pub local: LocalConfig,
@@ -63,6 +67,7 @@ pub struct LocalConfig {
     /// The file; `None` means `store.redb` in the data directory.
     pub path: Option<PathBuf>,
     /// How much memory may cache pages, in bytes.
+    #[serde(with = "crate::config::size")]
     pub cache_size: usize,
 }
 
@@ -97,10 +102,6 @@ impl Default for RedisConfig {
         }
     }
 }
-
-/// A `redis://` or `rediss://` URL that was parsed once. `Display`, `Debug` and `Serialize` mask the password.
-#[derive(Clone, PartialEq, Eq)]
-pub struct RedisUrl(String);
 
 /// Why a storage operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -356,27 +357,5 @@ struct Measure<'a> {
 impl Drop for Measure<'_> {
     fn drop(&mut self) {
         self.metrics.storage_completed(self.operation, self.backend, self.timer, self.outcome);
-    }
-}
-
-impl Default for RedisUrl {
-    fn default() -> Self {
-        Self("redis://127.0.0.1:6379".into())
-    }
-}
-
-impl std::fmt::Debug for RedisUrl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("RedisUrl")
-    }
-}
-impl<'de> Deserialize<'de> for RedisUrl {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self(String::deserialize(deserializer)?))
-    }
-}
-impl Serialize for RedisUrl {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("redis://***")
     }
 }
