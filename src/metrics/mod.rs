@@ -14,9 +14,19 @@ pub mod labels;
 #[cfg(feature = "metrics-prometheus")]
 mod collector;
 #[cfg(feature = "metrics-prometheus")]
+pub mod exposition;
+#[cfg(feature = "metrics-prometheus")]
 mod instruments;
 #[cfg(not(feature = "metrics-prometheus"))]
 mod noop;
+#[cfg(feature = "metrics-prometheus")]
+mod process;
+#[cfg(feature = "metrics-prometheus")]
+mod readiness;
+#[cfg(feature = "metrics-prometheus")]
+mod scrape_time;
+#[cfg(feature = "metrics-prometheus")]
+mod server;
 
 use std::net::IpAddr;
 
@@ -28,9 +38,23 @@ pub use noop::{InFlight, MetricsCollector, Registry, Timer};
 /// The registry that all families of one agent are in.
 #[cfg(feature = "metrics-prometheus")]
 pub use prometheus_client::registry::Registry;
+#[cfg(feature = "metrics-prometheus")]
+pub use server::{Limits, MetricsServer};
 
 /// Whether this build can serve metrics at all (the cargo feature `metrics-prometheus`).
 pub const BUILT_IN: bool = cfg!(feature = "metrics-prometheus");
+
+/// Adds the families whose values are read at scrape time: `process_*`, and `agent_component_ready` as
+/// `health` has it. Once per registry.
+#[cfg(feature = "metrics-prometheus")]
+pub fn register_scrape_time(registry: &mut Registry, health: &Health) {
+    registry.register_collector(Box::new(process::ProcessCollector::new()));
+    registry.register_collector(Box::new(readiness::ReadinessCollector(health.clone())));
+}
+
+/// Does nothing in a build without the cargo feature `metrics-prometheus`.
+#[cfg(not(feature = "metrics-prometheus"))]
+pub fn register_scrape_time(_: &mut Registry, _: &Health) {}
 
 /// What constant text the info metrics carry.
 #[derive(Debug, Clone, PartialEq, Eq)]
