@@ -1,10 +1,12 @@
 //! The same API as `collector.rs` for builds without the cargo feature `metrics-prometheus`:
 //! zero-sized, and every call compiles to nothing.
 
-use super::AgentInfo;
+use std::sync::Arc;
+
 use super::labels::{
     Backend, FailureReason, HttpCode, HttpHandler, MessageType, Operation, SendFailure, StorageErrorReason,
 };
+use super::{AgentInfo, Health, MetricsConfig, UrlReader};
 
 /// Stands where the registry would.
 #[derive(Debug, Default)]
@@ -66,4 +68,28 @@ impl MetricsCollector {
     pub fn http_answered(&self, _: HttpHandler, _: HttpCode) {}
     #[inline(always)]
     pub fn scraped(&self, _: Timer) {}
+}
+
+/// Serves nothing: the configuration refuses `metrics.enabled: true` in this build.
+#[derive(Debug)]
+pub struct MetricsServer;
+
+#[allow(
+    clippy::unused_self,
+    clippy::unused_async,
+    missing_docs,
+    reason = "the API and its documentation are server.rs's"
+)]
+impl MetricsServer {
+    pub fn start(_: &MetricsConfig, _: &AgentInfo, _: Arc<Registry>, _: MetricsCollector, _: Health) -> Self {
+        tracing::warn!("this build has no metrics endpoint: it was made without the cargo feature metrics-prometheus");
+        Self
+    }
+    pub fn url(&self) -> Option<String> {
+        None
+    }
+    pub fn url_reader(&self) -> UrlReader {
+        UrlReader::default()
+    }
+    pub async fn shutdown(self) {}
 }

@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use self::routes::Routes;
 use super::labels::Component;
-use super::{AgentInfo, Health, MetricsCollector, MetricsConfig, Registry};
+use super::{AgentInfo, Health, MetricsCollector, MetricsConfig, Registry, UrlReader};
 
 /// The bounds of the endpoint. Tests shorten the times; nobody else needs other than the defaults.
 #[doc(hidden)]
@@ -56,8 +56,7 @@ impl Default for Limits {
 /// The running endpoint. Dropping it stops it without waiting; [`MetricsServer::shutdown`] waits.
 #[derive(Debug)]
 pub struct MetricsServer {
-    address: Arc<OnceLock<SocketAddr>>,
-    path: String,
+    url: UrlReader,
     limits: Limits,
     // Dropped or set to true: stop.
     stop: watch::Sender<bool>,
@@ -105,17 +104,22 @@ impl MetricsServer {
             tracing::warn!("the metrics endpoint cannot start: {error}; the agent runs without it");
             health.not_ready(Component::Metrics, format!("its thread cannot start: {error}"));
         }
-        Self { address, path: config.path.clone(), limits, stop, ended }
+        Self { url: UrlReader { address, path: config.path.clone() }, limits, stop, ended }
     }
 
     /// Where it listens; `None` until it could.
     pub fn local_addr(&self) -> Option<SocketAddr> {
-        self.address.get().copied()
+        self.url.address.get().copied()
     }
 
     /// The URL of the metrics page; `None` until it listens.
     pub fn url(&self) -> Option<String> {
-        self.local_addr().map(|address| format!("http://{address}{}", self.path))
+        self.url.url()
+    }
+
+    /// What goes on telling the URL to others.
+    pub fn url_reader(&self) -> UrlReader {
+        self.url.clone()
     }
 
     /// Stops listening, lets the answers under way finish (5 s at most), and ends the thread.

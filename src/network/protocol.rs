@@ -360,7 +360,7 @@ impl FrameReader {
     /// # Errors
     ///
     /// When the peer sent something that is no frame. The reader is of no use after that.
-    pub fn next<F: prost::Message + Default>(&mut self) -> Result<Option<F>, FrameError> {
+    pub fn next_frame<F: prost::Message + Default>(&mut self) -> Result<Option<F>, FrameError> {
         let received = self.buffer.get(self.start..self.end).unwrap_or_default();
         let Some((len, prefix)) = length(received)? else { return Ok(None) };
         if len > self.max_frame as u64 {
@@ -404,7 +404,7 @@ mod tests {
             room[..n].copy_from_slice(&bytes[..n]);
             reader.filled(n);
             bytes = &bytes[n..];
-            while let Some(frame) = reader.next()? {
+            while let Some(frame) = reader.next_frame()? {
                 frames.push(frame);
             }
         }

@@ -298,6 +298,11 @@ impl Storage {
         self.backend
     }
 
+    /// The longest value, in bytes.
+    pub fn max_value_size(&self) -> usize {
+        self.max_value_size
+    }
+
     /// One line for people: the backend and where it is, without secrets.
     pub fn describe(&self) -> String {
         match &*self.engine {

@@ -45,7 +45,7 @@ impl Framed {
         cx: &mut Context<'_>,
     ) -> Poll<Result<F, LinkError>> {
         loop {
-            if let Some(frame) = self.reader.next()? {
+            if let Some(frame) = self.reader.next_frame()? {
                 return Poll::Ready(Ok(frame));
             }
             let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, self.reader.room()) else {
