@@ -4,13 +4,16 @@
 use std::sync::Arc;
 
 use super::labels::{
-    Backend, FailureReason, HttpCode, HttpHandler, MessageType, Operation, SendFailure, StorageErrorReason,
+    Backend, FailedMessage, FailureReason, HttpCode, HttpHandler, MessageType, Operation, SendFailure,
+    StorageErrorReason,
 };
 use super::{AgentInfo, Health, MetricsConfig, UrlReader};
 
 /// Stands where the registry would.
 #[derive(Debug, Default)]
-pub struct Registry;
+pub struct Registry {
+    _private: (),
+}
 
 /// Records nothing.
 #[derive(Debug, Clone)]
@@ -43,7 +46,7 @@ impl MetricsCollector {
     #[inline(always)]
     pub fn message_handled(&self, _: MessageType, _: Timer) {}
     #[inline(always)]
-    pub fn message_failed(&self, _: MessageType, _: FailureReason) {}
+    pub fn message_failed(&self, _: FailedMessage, _: FailureReason) {}
     #[inline(always)]
     pub fn message_sent(&self, _: MessageType, _: Timer) {}
     #[inline(always)]

@@ -26,7 +26,7 @@ pub use self::event_loop::Driver;
 use self::link::{Limits, LinkTable, Outgoing};
 pub use self::peers::{Direction, PeerInfo};
 use self::protocol::{ErrorCode, FRAME_OVERHEAD, RemoteError, Request, Response};
-use crate::metrics::labels::{FailureReason, MessageType, SendFailure};
+use crate::metrics::labels::{FailedMessage, FailureReason, MessageType, SendFailure};
 use crate::metrics::{Health, MetricsCollector, Registry, Timer};
 
 /// How long a caller waits for a place in the queue to a peer before it is told `busy`.
@@ -60,7 +60,8 @@ pub struct Answer {
 #[must_use]
 pub struct Receipt {
     metrics: MetricsCollector,
-    kind: MessageType,
+    /// `None` for a request of a type that this version does not know.
+    kind: Option<MessageType>,
     timer: Timer,
     completed: bool,
 }
@@ -69,24 +70,34 @@ impl Receipt {
     /// A request was decoded.
     #[inline]
     pub fn begin(metrics: MetricsCollector, kind: MessageType) -> Self {
-        Self { metrics, kind, timer: Timer::start(), completed: false }
+        Self { metrics, kind: Some(kind), timer: Timer::start(), completed: false }
+    }
+
+    /// A request of a type that this version does not know was decoded.
+    pub(crate) fn begin_unknown(metrics: MetricsCollector) -> Self {
+        Self { metrics, kind: None, timer: Timer::start(), completed: false }
     }
 
     /// Its answer is encoded.
     #[inline]
     pub(crate) fn complete(mut self, outcome: Result<(), ErrorCode>) {
         self.completed = true;
-        match outcome {
-            Ok(()) => self.metrics.message_handled(self.kind, self.timer),
-            Err(code) => self.metrics.message_failed(self.kind, failure_reason(code)),
+        match (outcome, self.kind) {
+            (Ok(()), Some(kind)) => self.metrics.message_handled(kind, self.timer),
+            (Ok(()), None) => {} // what is not known is never done
+            (Err(code), _) => self.fail(failure_reason(code)),
         }
+    }
+
+    fn fail(&self, reason: FailureReason) {
+        self.metrics.message_failed(self.kind.map_or(FailedMessage::Unknown, FailedMessage::from), reason);
     }
 }
 
 impl Drop for Receipt {
     fn drop(&mut self) {
         if !self.completed {
-            self.metrics.message_failed(self.kind, FailureReason::Cancelled);
+            self.fail(FailureReason::Cancelled);
         }
     }
 }

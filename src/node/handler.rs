@@ -58,7 +58,6 @@ impl Access {
             MessageType::Put => allowed.put,
             MessageType::Delete => allowed.delete,
             MessageType::Ping => true,
-            MessageType::Unknown => false,
         }
     }
 }
@@ -135,7 +134,7 @@ mod tests {
     fn nobody_may_do_anything_until_a_rule_says_so() {
         let access = Access::new(&[]);
         let peer = PeerId::random();
-        for kind in [MessageType::Get, MessageType::Put, MessageType::Delete, MessageType::Unknown] {
+        for kind in [MessageType::Get, MessageType::Put, MessageType::Delete] {
             assert!(!access.allows(&peer, kind), "{kind}");
         }
         assert!(access.allows(&peer, MessageType::Ping));

@@ -12,7 +12,7 @@ use prost::Message as _;
 
 use super::framed::{Framed, HIGH_WATER};
 use super::{FRAMES_PER_TURN, LinkContext, LinkError};
-use crate::metrics::labels::{FailureReason, MessageType};
+use crate::metrics::labels::{FailedMessage, FailureReason};
 use crate::network::protocol::{
     ErrorBody, ErrorCode, FRAME_OVERHEAD, FrameError, Hello, RemoteError, Request, RequestBody, RequestFrame,
     ResponseBody, ResponseFrame,
@@ -114,7 +114,7 @@ impl Responder {
             Some(RequestBody::Delete(key)) => Request::Delete { key },
             Some(RequestBody::Ping(payload)) => Request::Ping { payload },
             None => {
-                let receipt = Receipt::begin(self.context.metrics.clone(), MessageType::Unknown);
+                let receipt = Receipt::begin_unknown(self.context.metrics.clone());
                 let error = RemoteError::new(ErrorCode::Unsupported, "this agent does not know a request of this type");
                 return self.answer(id, Answer { result: Err(error), receipt });
             }
@@ -157,7 +157,7 @@ impl Responder {
             LinkError::Frame(FrameError::Malformed(_)) => (FailureReason::Malformed, ErrorCode::Malformed),
             _ => return error,
         };
-        self.context.metrics.message_failed(MessageType::Unknown, reason);
+        self.context.metrics.message_failed(FailedMessage::Unknown, reason);
         let body = ErrorBody::from(RemoteError::new(code, error.to_string()));
         self.framed.push(&ResponseFrame { id: 0, body: Some(ResponseBody::Error(body)) });
         let _best_effort = self.framed.poll_write(cx);
