@@ -85,6 +85,8 @@ pub struct RedisConfig {
     /// The longest that one attempt may take.
     #[serde(with = "crate::config::duration")]
     pub timeout: Duration,
+    /// A PEM file with the certificates of a private CA, for `rediss://`; `None` means the system's.
+    pub ca_file: Option<PathBuf>,
 }
 
 impl Default for RedisConfig {
@@ -94,6 +96,7 @@ impl Default for RedisConfig {
             cluster: None,
             key_prefix: "peerscope:".into(),
             timeout: Duration::from_secs(2),
+            ca_file: None,
         }
     }
 }
@@ -248,9 +251,16 @@ impl Storage {
     pub async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, Error> {
         self.measured(Operation::Get, async {
             self.check_key(key)?;
-            match &*self.engine {
+            let value = match &*self.engine {
                 Engine::Local(local) => local.get(key).await,
                 Engine::Redis(redis) => redis.get(key).await,
+            }?;
+            match value {
+                // Somebody else wrote it, or the limit was higher then: it would not fit into an answer.
+                Some(value) if value.len() > self.max_value_size => {
+                    Err(Error::ValueTooLarge { len: value.len(), max: self.max_value_size })
+                }
+                value => Ok(value),
             }
         })
         .await
@@ -339,6 +349,26 @@ impl Default for RedisUrl {
     }
 }
 
+impl RedisUrl {
+    /// What redis-rs connects with.
+    #[allow(clippy::expect_used, reason = "stands in until the URL is parsed once, when it is read")]
+    pub fn connection_info(&self) -> ::redis::ConnectionInfo {
+        self.0.parse().expect("a Redis URL")
+    }
+}
+impl std::fmt::Display for RedisUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let info = self.connection_info();
+        let scheme = self.0.split_once("://").map_or("redis", |(scheme, _)| scheme);
+        write!(f, "{scheme}://")?;
+        match (info.redis_settings().username(), info.redis_settings().password()) {
+            (user, Some(_)) => write!(f, "{}:***@", user.unwrap_or_default())?,
+            (Some(user), None) => write!(f, "{user}@")?,
+            (None, None) => {}
+        }
+        write!(f, "{}/{}", info.addr(), info.redis_settings().db())
+    }
+}
 impl std::fmt::Debug for RedisUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("RedisUrl")
