@@ -7,9 +7,7 @@ use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo, SingleNodeRoutingInfo};
 use redis::io::tcp::TcpSettings;
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, RedisResult, TlsCertificates, Value,
-};
+use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, RedisResult, TlsCertificates, Value};
 
 use super::super::{OpenError, RedisConfig};
 use super::failure::{Classifier, Failure, Kind};
@@ -72,7 +70,8 @@ impl Connector {
         let uses_tls = infos.iter().any(|info| matches!(info.addr(), ConnectionAddr::TcpTls { .. }));
         if infos.iter().any(|info| matches!(info.addr(), ConnectionAddr::TcpTls { insecure: true, .. })) {
             return Err(OpenError::Redis(
-                "`#insecure` would accept any certificate and is not supported; name your CA in storage.redis.ca_file".into(),
+                "`#insecure` would accept any certificate and is not supported; name your CA in storage.redis.ca_file"
+                    .into(),
             ));
         }
         let certificates = certificates(config, uses_tls)?;
@@ -232,7 +231,10 @@ fn certificates(config: &RedisConfig, uses_tls: bool) -> Result<Option<TlsCertif
         return Err(OpenError::Redis("storage.redis.ca_file is given, but no URL begins with rediss://".into()));
     }
     let unusable = |why: String| {
-        OpenError::Redis(format!("storage.redis.ca_file: cannot use {}: {why}; it has to hold PEM certificates", path.display()))
+        OpenError::Redis(format!(
+            "storage.redis.ca_file: cannot use {}: {why}; it has to hold PEM certificates",
+            path.display()
+        ))
     };
     let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
     // An empty list of roots would only show as a refused certificate, later and less clearly.

@@ -166,7 +166,8 @@ impl Supervisor {
                     self.not_ready(&reason);
                 }
                 // A probe may wait long behind large values; their answers show that the connection lives.
-                Verdict::Broken(failure) if failure.kind == Kind::Timeout && self.shared.heard.load(Ordering::Relaxed) => {}
+                Verdict::Broken(failure)
+                    if failure.kind == Kind::Timeout && self.shared.heard.load(Ordering::Relaxed) => {}
                 Verdict::Broken(failure) => return failure,
             }
         }
