@@ -91,7 +91,9 @@ impl std::str::FromStr for ListenAddr {
                 Ok(Self(address))
             }
             [.., Protocol::QuicV1] => Err(format!("`{text}` needs a build with the cargo feature `quic`")),
-            _ => Err(format!("`{text}` is not an address to listen on, such as /ip4/0.0.0.0/tcp/4001 or /ip6/::/tcp/4001")),
+            _ => Err(format!(
+                "`{text}` is not an address to listen on, such as /ip4/0.0.0.0/tcp/4001 or /ip6/::/tcp/4001"
+            )),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod local;
 mod redis;
+mod redis_url;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::local::LocalStorageBackend;
 pub use self::redis::RedisStorageBackend;
+pub use self::redis_url::RedisUrl;
 use crate::metrics::labels::{Backend, Operation, StorageErrorReason};
 use crate::metrics::{Health, MetricsCollector, Timer};
 
@@ -25,8 +27,10 @@ pub struct Config {
     /// Which backend holds the data.
     pub backend: BackendKind,
     /// The longest key, in bytes.
+    #[serde(with = "crate::config::size")]
     pub max_key_size: usize,
     /// The longest value, in bytes.
+    #[serde(with = "crate::config::size")]
     pub max_value_size: usize,
     /// The embedded store.
     pub local: LocalConfig,
@@ -63,6 +67,7 @@ pub struct LocalConfig {
     /// The file; `None` means `store.redb` in the data directory.
     pub path: Option<PathBuf>,
     /// How much memory may cache pages, in bytes.
+    #[serde(with = "crate::config::size")]
     pub cache_size: usize,
 }
 
@@ -100,10 +105,6 @@ impl Default for RedisConfig {
         }
     }
 }
-
-/// A `redis://` or `rediss://` URL that was parsed once. `Display`, `Debug` and `Serialize` mask the password.
-#[derive(Clone, PartialEq, Eq)]
-pub struct RedisUrl(String);
 
 /// Why a storage operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -325,11 +326,20 @@ impl Storage {
 
     /// The one place that measures storage: every operation that a caller began is counted when it
     /// completes, with its duration and, when it failed, the reason.
-    async fn measured<T>(&self, operation: Operation, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    async fn measured<T>(
+        &self,
+        operation: Operation,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
         let timer = Timer::start();
         let in_flight = self.metrics.storage_started(self.backend);
         let result = work.await;
-        self.metrics.storage_completed(operation, self.backend, timer, result.as_ref().map(drop).map_err(Error::reason));
+        self.metrics.storage_completed(
+            operation,
+            self.backend,
+            timer,
+            result.as_ref().map(drop).map_err(Error::reason),
+        );
         drop(in_flight);
         result
     }
@@ -340,47 +350,5 @@ impl Storage {
             len if len > self.max_key_size => Err(Error::KeyTooLarge { len, max: self.max_key_size }),
             _ => Ok(()),
         }
-    }
-}
-
-impl Default for RedisUrl {
-    fn default() -> Self {
-        Self("redis://127.0.0.1:6379".into())
-    }
-}
-
-impl RedisUrl {
-    /// What redis-rs connects with.
-    #[allow(clippy::expect_used, reason = "stands in until the URL is parsed once, when it is read")]
-    pub fn connection_info(&self) -> ::redis::ConnectionInfo {
-        self.0.parse().expect("a Redis URL")
-    }
-}
-impl std::fmt::Display for RedisUrl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let info = self.connection_info();
-        let scheme = self.0.split_once("://").map_or("redis", |(scheme, _)| scheme);
-        write!(f, "{scheme}://")?;
-        match (info.redis_settings().username(), info.redis_settings().password()) {
-            (user, Some(_)) => write!(f, "{}:***@", user.unwrap_or_default())?,
-            (Some(user), None) => write!(f, "{user}@")?,
-            (None, None) => {}
-        }
-        write!(f, "{}/{}", info.addr(), info.redis_settings().db())
-    }
-}
-impl std::fmt::Debug for RedisUrl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("RedisUrl")
-    }
-}
-impl<'de> Deserialize<'de> for RedisUrl {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self(String::deserialize(deserializer)?))
-    }
-}
-impl Serialize for RedisUrl {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("redis://***")
     }
 }

@@ -74,7 +74,7 @@ async fn a_single_server_keeps_the_contract() {
     let rig = Rig::open(config(&[server.url()])).await;
     // Not yet connected, perhaps: the first operation waits for that.
     contract::storage_contract(rig.storage.clone()).await;
-    assert_eq!(rig.storage.describe(), format!("redis redis://127.0.0.1:{}/0", server.port));
+    assert_eq!(rig.storage.describe(), format!("redis redis://127.0.0.1:{}", server.port));
     assert!(rig.health.is_ready());
     #[cfg(feature = "metrics-prometheus")]
     {
@@ -154,7 +154,7 @@ async fn tls_with_a_private_ca_keeps_the_contract_and_another_ca_is_refused() {
 
     let rig = Rig::open(with_ca(ca)).await;
     contract::storage_contract(rig.storage.clone()).await;
-    assert_eq!(rig.storage.describe(), format!("redis rediss://127.0.0.1:{tls_port}/0"));
+    assert_eq!(rig.storage.describe(), format!("redis rediss://127.0.0.1:{tls_port}"));
 
     let stranger = Rig::open(with_ca(other_ca)).await;
     let error = stranger.storage.get(&key("k")).await.unwrap_err();

@@ -33,7 +33,7 @@ async fn a_cluster_keeps_the_contract_and_every_node_serves() {
         let keys: usize = node.command(&["DBSIZE"]);
         assert!(keys > 0, "the node on port {} holds nothing", node.port);
     }
-    let ports: Vec<_> = nodes.iter().map(|node| format!("redis://127.0.0.1:{}/0", node.port)).collect();
+    let ports: Vec<_> = nodes.iter().map(|node| format!("redis://127.0.0.1:{}", node.port)).collect();
     assert_eq!(rig.storage.describe(), format!("redis cluster of 3 seeds {}", ports.join(", ")));
     assert!(rig.health.is_ready());
 

@@ -6,7 +6,6 @@ use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo, SingleNodeRoutingInfo};
-use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, RedisResult, TlsCertificates, Value};
 
 use super::super::{OpenError, RedisConfig};
@@ -61,19 +60,8 @@ impl Connector {
     /// Checks that the URLs fit together, and reads the certificate. Does not connect.
     pub(super) fn new(config: &RedisConfig) -> Result<Self, OpenError> {
         let cluster = is_cluster(config)?;
-        let infos = config.urls.iter().map(|url| {
-            let info = url.connection_info();
-            // Requests are written whole: holding back their last packet only adds latency.
-            info.set_tcp_settings(TcpSettings::default().set_nodelay(true))
-        });
-        let infos: Vec<ConnectionInfo> = infos.collect();
+        let infos: Vec<ConnectionInfo> = config.urls.iter().map(|url| url.connection_info()).collect();
         let uses_tls = infos.iter().any(|info| matches!(info.addr(), ConnectionAddr::TcpTls { .. }));
-        if infos.iter().any(|info| matches!(info.addr(), ConnectionAddr::TcpTls { insecure: true, .. })) {
-            return Err(OpenError::Redis(
-                "`#insecure` would accept any certificate and is not supported; name your CA in storage.redis.ca_file"
-                    .into(),
-            ));
-        }
         let certificates = certificates(config, uses_tls)?;
         if uses_tls {
             // redis-rs takes rustls's process-wide provider and would panic when there is none, or a
@@ -264,8 +252,7 @@ fn cluster_client(
         .response_timeout(timeout)
         .retries(CLUSTER_REDIRECTIONS)
         .min_retry_wait(min_wait)
-        .max_retry_wait(max_wait)
-        .tcp_settings(TcpSettings::default().set_nodelay(true));
+        .max_retry_wait(max_wait);
     if let Some(certificates) = certificates {
         builder = builder.certs(certificates);
     }
