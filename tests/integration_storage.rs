@@ -12,4 +12,7 @@ mod support;
 mod storage {
     mod contract;
     mod local;
+    mod redis;
+    mod redis_cluster;
+    mod redis_outage;
 }

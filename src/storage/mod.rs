@@ -90,6 +90,8 @@ pub struct RedisConfig {
     /// The longest that one attempt may take.
     #[serde(with = "crate::config::duration")]
     pub timeout: Duration,
+    /// A PEM file with the certificates of a private CA, for `rediss://`; `None` means the system's.
+    pub ca_file: Option<PathBuf>,
 }
 
 impl Default for RedisConfig {
@@ -99,6 +101,7 @@ impl Default for RedisConfig {
             cluster: None,
             key_prefix: "peerscope:".into(),
             timeout: Duration::from_secs(2),
+            ca_file: None,
         }
     }
 }
@@ -249,9 +252,16 @@ impl Storage {
     pub async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, Error> {
         self.measured(Operation::Get, async {
             self.check_key(key)?;
-            match &*self.engine {
+            let value = match &*self.engine {
                 Engine::Local(local) => local.get(key).await,
                 Engine::Redis(redis) => redis.get(key).await,
+            }?;
+            match value {
+                // Somebody else wrote it, or the limit was higher then: it would not fit into an answer.
+                Some(value) if value.len() > self.max_value_size => {
+                    Err(Error::ValueTooLarge { len: value.len(), max: self.max_value_size })
+                }
+                value => Ok(value),
             }
         })
         .await

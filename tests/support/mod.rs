@@ -3,6 +3,7 @@
 
 #[cfg(feature = "metrics-prometheus")]
 pub(crate) mod metrics;
+pub(crate) mod redis;
 
 use peerscope::metrics::AgentInfo;
 
