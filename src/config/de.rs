@@ -8,8 +8,8 @@ use serde::de::{self, DeserializeSeed, Expected, IntoDeserializer, Unexpected, V
 
 use super::error::{Origin, Problem, nearest};
 use super::layers::{env_name, known_keys};
-use super::quoted;
 use super::tree::{Entry, Node, Step, Value, dotted};
+use super::{one_line, quoted};
 
 pub(super) fn decode<'a, T: Deserialize<'a>>(tree: &'a Node) -> Result<T, Failure> {
     T::deserialize(NodeDeserializer(tree)).map_err(|failure| failure.at(&tree.origin))
@@ -92,7 +92,9 @@ fn unknown_key(key: &str, origin: &Origin, expected: &[&'static str]) -> String 
 
 impl de::Error for Failure {
     fn custom<T: Display>(message: T) -> Self {
-        Self { path: Vec::new(), origin: None, kind: Kind::Other(message.to_string()) }
+        // The types of other modules repeat what they could not read, however long it is.
+        let message = one_line(&message.to_string(), 400);
+        Self { path: Vec::new(), origin: None, kind: Kind::Other(message) }
     }
 
     fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
@@ -140,8 +142,11 @@ struct NodeDeserializer<'a>(&'a Node);
 
 impl<'a> NodeDeserializer<'a> {
     fn wrong(self, needed: impl Display) -> Failure {
-        <Failure as de::Error>::custom(format_args!("found {}; {needed} is needed", self.0.describe()))
-            .at(&self.0.origin)
+        let message = match &self.0.value {
+            Value::Unreadable(why) => format!("{why}; {needed} is needed"),
+            _ => format!("found {}; {needed} is needed", self.0.describe()),
+        };
+        <Failure as de::Error>::custom(message).at(&self.0.origin)
     }
 
     /// What a key that wants text gets: numbers and truth values as they were written, and from

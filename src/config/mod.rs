@@ -109,12 +109,19 @@ impl Config {
 
 /// How a value is repeated in a message: short, and not at all when it could hold a password.
 fn quoted(text: &str) -> String {
-    const LONGEST: usize = 60;
     if text.contains('@') || text.contains("://") {
         return "the text (not shown: it may hold a password)".into();
     }
-    let shown: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
-    if text.chars().nth(LONGEST).is_some() { format!("`{shown}...`") } else { format!("`{shown}`") }
+    format!("`{}`", one_line(text, 60))
+}
+
+/// At most `longest` characters of a text, none of them able to break the line.
+fn one_line(text: &str, longest: usize) -> String {
+    let mut line = String::new();
+    for c in text.chars().take(longest) {
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line + if text.chars().nth(longest).is_some() { "..." } else { "" }
 }
 
 #[cfg(test)]
