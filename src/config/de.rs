@@ -9,7 +9,10 @@ use serde::de::{self, DeserializeSeed, Expected, IntoDeserializer, Unexpected, V
 use super::error::{Origin, Problem, nearest};
 use super::layers::{env_name, known_keys};
 use super::tree::{Entry, Node, Step, Value, dotted};
-use super::{one_line, quoted};
+use super::{NOT_SHOWN, may_be_secret, one_line, quoted};
+
+/// The longest message, in characters. Some types repeat what they could not read, however long it is.
+const LONGEST_MESSAGE: usize = 400;
 
 pub(super) fn decode<'a, T: Deserialize<'a>>(tree: &'a Node) -> Result<T, Failure> {
     T::deserialize(NodeDeserializer(tree)).map_err(|failure| failure.at(&tree.origin))
@@ -35,6 +38,21 @@ impl Failure {
     fn at(mut self, origin: &Origin) -> Self {
         self.origin.get_or_insert_with(|| origin.clone());
         self
+    }
+
+    /// Notes the value that this is about. The types of other modules repeat what they could not
+    /// read: a Redis URL that was put in the wrong place is taken out of their message again.
+    fn about(mut self, node: &Node) -> Self {
+        if let (None, Kind::Other(message)) = (&self.origin, &mut self.kind) {
+            let written = match &node.value {
+                Value::Scalar { text, .. } => Some(text),
+                _ => None,
+            };
+            for text in node.raw.iter().chain(written).filter(|text| may_be_secret(text)) {
+                *message = message.replace(text.as_str(), NOT_SHOWN);
+            }
+        }
+        self.at(&node.origin)
     }
 
     fn within(mut self, step: Step) -> Self {
@@ -63,7 +81,7 @@ impl Failure {
         }
         let origin = self.origin.unwrap_or(Origin::Default);
         let message = match self.kind {
-            Kind::Other(message) => message,
+            Kind::Other(message) => one_line(&message, LONGEST_MESSAGE),
             Kind::MissingKey(key) => format!("`{key}` is missing"),
             Kind::UnknownKey(key, expected) => unknown_key(&key, &origin, expected),
         };
@@ -92,9 +110,7 @@ fn unknown_key(key: &str, origin: &Origin, expected: &[&'static str]) -> String 
 
 impl de::Error for Failure {
     fn custom<T: Display>(message: T) -> Self {
-        // The types of other modules repeat what they could not read, however long it is.
-        let message = one_line(&message.to_string(), 400);
-        Self { path: Vec::new(), origin: None, kind: Kind::Other(message) }
+        Self { path: Vec::new(), origin: None, kind: Kind::Other(message.to_string()) }
     }
 
     fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
@@ -294,7 +310,7 @@ impl<'de> de::SeqAccess<'de> for Items<'de> {
             Some((index, node)) => seed
                 .deserialize(NodeDeserializer(node))
                 .map(Some)
-                .map_err(|failure| failure.at(&node.origin).within(Step::Index(index))),
+                .map_err(|failure| failure.about(node).within(Step::Index(index))),
         }
     }
 }
@@ -323,6 +339,6 @@ impl<'de> de::MapAccess<'de> for Entries<'de> {
             return Err(de::Error::custom("a value was asked for before its key"));
         };
         seed.deserialize(NodeDeserializer(&entry.node))
-            .map_err(|failure| failure.at(&entry.node.origin).within(Step::Key(entry.key.clone())))
+            .map_err(|failure| failure.about(&entry.node).within(Step::Key(entry.key.clone())))
     }
 }

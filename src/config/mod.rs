@@ -109,10 +109,14 @@ impl Config {
 
 /// How a value is repeated in a message: short, and not at all when it could hold a password.
 fn quoted(text: &str) -> String {
-    if text.contains('@') || text.contains("://") {
-        return "the text (not shown: it may hold a password)".into();
-    }
-    format!("`{}`", one_line(text, 60))
+    if may_be_secret(text) { format!("the text {NOT_SHOWN}") } else { format!("`{}`", one_line(text, 60)) }
+}
+
+const NOT_SHOWN: &str = "(not shown: it may hold a password)";
+
+/// Whether a text could be a URL with a password, wherever it was put. No other value looks like one.
+fn may_be_secret(text: &str) -> bool {
+    text.contains('@') || text.contains("://")
 }
 
 /// At most `longest` characters of a text, none of them able to break the line.

@@ -128,8 +128,9 @@ fn a_variable_cannot_reach_into_what_is_no_mapping() {
 }
 
 #[test]
-fn services_named_peerscope_in_kubernetes_do_no_harm() {
+fn the_build_revision_and_kubernetes_services_are_no_keys() {
     let config = Config::load(&env(&[
+        ("PEERSCOPE_REVISION", "0123456789ab"),
         ("PEERSCOPE_SERVICE_HOST", "10.0.0.1"),
         ("PEERSCOPE_SERVICE_PORT", "8080"),
         ("PEERSCOPE_SERVICE_PORT_METRICS", "8080"),

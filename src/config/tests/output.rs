@@ -27,9 +27,19 @@ fn passwords_stay_out_of_messages_and_output() {
         "storage: { redis: 'redis://u:hunter2@h' }",
         "storage: { redis: { timeout: 'redis://u:hunter2@h' } }",
         "storage: { backend: 'redis://u:hunter2@h' }",
+        "network: { listen: ['redis://u:hunter2@h'], bootstrap: ['redis://u:hunter2@h'], allow_peers: ['hunter2@h'] }",
+        "metrics: { address: 'redis://u:hunter2@h' }",
+        "access: [{ peer: 'redis://u:hunter2@h', allow: ['redis://u:hunter2@h'] }]",
+        "node: &a { 'redis://u:hunter2@h': *a }",
     ] {
         let lines = refused(yaml).join("\n");
         assert!(!lines.contains("hunter2"), "{lines}");
+    }
+    for name in ["PEERSCOPE_METRICS__ADDRESS", "PEERSCOPE_STORAGE__BACKEND", "PEERSCOPE_NETWORK__MAX_PEERS"] {
+        for value in ["redis://u:hunter2@h", "[redis://u:hunter2@h", "a: redis://u:hunter2@h"] {
+            let lines = problems(Config::load(&env(&[(name, value)]))).join("\n");
+            assert!(!lines.contains("hunter2"), "{lines}");
+        }
     }
     let error = problems(Config::load(&env(&[("PEERSCOPE_STORAGE__REDIS__URLS", "redis://u:hunter2@h")]))).join("\n");
     assert!(error.contains("a list") && !error.contains("hunter2"), "{error}");
