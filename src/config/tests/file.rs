@@ -75,6 +75,9 @@ fn aliases_work_and_cannot_fill_the_memory() {
     );
     assert_eq!(config.unwrap().access[1].allow, [Permission::Get, Permission::Put]);
 
+    let wide = format!("a: &a [{}]\nb: [{}]\n", "x, ".repeat(1000), "*a, ".repeat(1000));
+    assert!(refused(&wide)[0].contains("more than 200000 values"));
+
     let mut laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..20 {
         let aliases = vec![format!("*a{}", level - 1); 10].join(", ");
