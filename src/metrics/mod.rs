@@ -66,7 +66,8 @@ impl Default for MetricsConfig {
 fn address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<IpAddr, D::Error> {
     let text = <String as serde::Deserialize>::deserialize(deserializer)?;
     text.parse().map_err(|_| {
-        let message = format!("`{text}` is not an IP address, such as 127.0.0.1, or 0.0.0.0 or \"::\" for all interfaces");
+        let message =
+            format!("`{text}` is not an IP address, such as 127.0.0.1, or 0.0.0.0 or \"::\" for all interfaces");
         serde::de::Error::custom(message)
     })
 }

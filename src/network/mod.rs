@@ -114,7 +114,9 @@ impl std::str::FromStr for BootstrapAddr {
         use Protocol::{Dns, Dns4, Dns6, Dnsaddr, Ip4, Ip6, QuicV1, Tcp, Udp};
         let parts: Vec<Protocol<'_>> = address.iter().collect();
         match parts.as_slice() {
-            [.., Tcp(0) | Udp(0)] | [.., Udp(0), QuicV1] => Err(format!("`{text}` has the port 0, which nobody listens on")),
+            [.., Tcp(0) | Udp(0)] | [.., Udp(0), QuicV1] => {
+                Err(format!("`{text}` has the port 0, which nobody listens on"))
+            }
             [Dnsaddr(_)] | [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Tcp(_)] => Ok(Self { peer, address }),
             [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Udp(_), QuicV1] if cfg!(feature = "quic") => {
                 Ok(Self { peer, address })
