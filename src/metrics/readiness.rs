@@ -6,8 +6,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::Health;
 use super::catalogue::COMPONENT_READY;
-use super::scrape_time;
 use super::labels::{Component, Label};
+use super::scrape_time;
 
 /// Shows what `/ready` says.
 #[derive(Debug)]

@@ -5,7 +5,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use peerscope::metrics::{Health, Limits, MetricsCollector, MetricsConfig, MetricsServer, Registry, register_scrape_time};
+use peerscope::metrics::{
+    Health, Limits, MetricsCollector, MetricsConfig, MetricsServer, Registry, register_scrape_time,
+};
 
 use crate::support::agent_info;
 

@@ -103,7 +103,8 @@ fn dropping_the_server_stops_it() {
 async fn shutdown_while_the_port_is_taken_ends_the_waiting() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let config = MetricsConfig { port: taken.local_addr().unwrap().port(), ..MetricsConfig::default() };
-    let endpoint = Endpoint::configured(&config, Limits { retry: Duration::from_secs(60), ..Limits::default() }, |_| ());
+    let endpoint =
+        Endpoint::configured(&config, Limits { retry: Duration::from_secs(60), ..Limits::default() }, |_| ());
     let started = Instant::now();
     endpoint.server.shutdown().await;
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());

@@ -155,7 +155,10 @@ fn a_connection_may_lie_idle_longer_than_a_head_may_take_but_not_for_ever() {
 fn a_client_that_does_not_fetch_its_answer_is_cut_off() {
     let limits = Limits { answer: Duration::from_millis(500), ..Limits::default() };
     let endpoint = Endpoint::with(limits, |registry| {
-        let family = prometheus_client::metrics::family::Family::<Vec<(&str, String)>, prometheus_client::metrics::gauge::Gauge>::default();
+        let family = prometheus_client::metrics::family::Family::<
+            Vec<(&str, String)>,
+            prometheus_client::metrics::gauge::Gauge,
+        >::default();
         for row in 0..2_000 {
             let _ = family.get_or_create(&vec![("row", format!("{row:01000}"))]);
         }

@@ -62,7 +62,8 @@ fn each_client_gets_the_format_that_it_asks_for() {
         assert_eq!(reply.text().ends_with("# EOF\n"), !last_line.is_empty(), "{accept}");
     }
     // One list in two headers is one list.
-    let reply = client.get("/metrics", &[("Accept", "text/plain;q=0.1"), ("Accept", "application/openmetrics-text;version=1.0.0")]);
+    let reply = client
+        .get("/metrics", &[("Accept", "text/plain;q=0.1"), ("Accept", "application/openmetrics-text;version=1.0.0")]);
     assert_eq!(reply.header("content-type"), Some(OPENMETRICS));
 }
 

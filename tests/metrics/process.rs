@@ -54,12 +54,21 @@ fn open_descriptors_are_counted_exactly() {
     const ALONE: &str = "PEERSCOPE_TEST_ALONE";
     if std::env::var_os(ALONE).is_none() {
         let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "metrics::process::open_descriptors_are_counted_exactly", "--test-threads=1", "--nocapture"])
+            .args([
+                "--exact",
+                "metrics::process::open_descriptors_are_counted_exactly",
+                "--test-threads=1",
+                "--nocapture",
+            ])
             .env(ALONE, "1")
             .output()
             .unwrap();
         let out = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && out.contains("1 passed"), "{out}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success() && out.contains("1 passed"),
+            "{out}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         return;
     }
     let registry = registry();

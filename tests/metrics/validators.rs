@@ -26,7 +26,9 @@ fn everything(registry: &mut Registry) {
     metrics.record(&SwarmEvent::<()>::Dialing { peer_id: Some(libp2p::PeerId::random()), connection_id });
 
     let hostile = Family::<Labels, Gauge>::default();
-    for (position, value) in ["", "\"", "\\", "a\nb", " # {a=\"b\"} 1", "}", "\u{fc}\u{2028}", "# EOF"].into_iter().enumerate() {
+    for (position, value) in
+        ["", "\"", "\\", "a\nb", " # {a=\"b\"} 1", "}", "\u{fc}\u{2028}", "# EOF"].into_iter().enumerate()
+    {
         hostile.get_or_create(&vec![("text", value)]).set(i64::try_from(position).unwrap());
     }
     registry.register("hostile", "A \\ \"help\"\nin two lines", hostile);

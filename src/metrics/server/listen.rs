@@ -54,7 +54,11 @@ impl Listener {
             Err(error) => {
                 let problem = reason(self.wanted, &error);
                 if self.problem.as_ref() != Some(&problem) {
-                    tracing::warn!("no metrics endpoint yet: {problem}; {}. Trying again every {:?}", advice(&error), self.limits.retry);
+                    tracing::warn!(
+                        "no metrics endpoint yet: {problem}; {}. Trying again every {:?}",
+                        advice(&error),
+                        self.limits.retry
+                    );
                     self.health.not_ready(Component::Metrics, problem.clone());
                     self.problem = Some(problem);
                 }

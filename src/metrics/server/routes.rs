@@ -113,7 +113,9 @@ impl Routes {
             body
         });
         match made.await {
-            Ok(Ok(body)) if gzip => Answer::new(HttpCode::Ok, format.content_type(), body).with(header::CONTENT_ENCODING, "gzip"),
+            Ok(Ok(body)) if gzip => {
+                Answer::new(HttpCode::Ok, format.content_type(), body).with(header::CONTENT_ENCODING, "gzip")
+            }
             Ok(Ok(body)) => Answer::new(HttpCode::Ok, format.content_type(), body),
             Ok(Err(error)) => failed(&error),
             // It panicked; the panic itself is in the log.
