@@ -166,7 +166,7 @@ fn a_client_that_does_not_fetch_its_answer_is_cut_off() {
     });
     let full = endpoint.scrape().len();
     assert!(full > 2_000_000);
-    // Several requests at once and not a byte read: the later ones must not push the deadline out.
+    // Several requests at once, and not a byte of the answers read.
     let mut client = endpoint.connect();
     for _ in 0..8 {
         client.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
