@@ -4,6 +4,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::default_constructed_unit_structs, // Registry is one without metrics-prometheus
     reason = "a test fails by panicking, in its helpers too"
 )]
 
