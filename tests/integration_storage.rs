@@ -12,4 +12,7 @@ mod support;
 mod storage {
     mod contract;
     mod local;
+    mod local_crash;
+    mod local_damage;
+    mod local_full;
 }
