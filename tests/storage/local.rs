@@ -25,6 +25,7 @@ pub(crate) struct Opened {
     pub(crate) registry: Registry,
 }
 
+#[allow(clippy::default_constructed_unit_structs, reason = "without metrics the registry is one")]
 pub(crate) async fn try_open(path: &Path) -> Result<Opened, OpenError> {
     let mut registry = Registry::default();
     let metrics = MetricsCollector::new(&mut registry, &support::agent_info());
