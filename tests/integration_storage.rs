@@ -13,6 +13,9 @@ mod support;
 mod storage {
     mod contract;
     mod local;
+    mod local_crash;
+    mod local_damage;
+    mod local_full;
     mod redis;
     mod redis_cluster;
     mod redis_outage;
