@@ -25,12 +25,18 @@ pub(crate) struct Opened {
     pub(crate) registry: Registry,
 }
 
-#[allow(clippy::default_constructed_unit_structs, reason = "without metrics the registry is one")]
 pub(crate) async fn try_open(path: &Path) -> Result<Opened, OpenError> {
+    open_with_cache(path, Config::default().local.cache_size).await
+}
+
+#[allow(clippy::default_constructed_unit_structs, reason = "without metrics the registry is one")]
+pub(crate) async fn open_with_cache(path: &Path, cache_size: usize) -> Result<Opened, OpenError> {
+    let mut config = Config::default();
+    config.local.cache_size = cache_size;
     let mut registry = Registry::default();
     let metrics = MetricsCollector::new(&mut registry, &support::agent_info());
     let health = Health::default();
-    let storage = Storage::open(&Config::default(), path.to_owned(), metrics, health.clone()).await?;
+    let storage = Storage::open(&config, path.to_owned(), metrics, health.clone()).await?;
     Ok(Opened { storage, health, registry })
 }
 

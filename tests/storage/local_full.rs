@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use peerscope::storage::{Error, Storage};
 
-use super::local::{CHILD_PATH, child, child_path, open, problem};
+use super::local::{CHILD_PATH, child, child_path, open, open_with_cache, problem};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -282,4 +282,33 @@ async fn child_with_a_limit() {
     storage.close().await;
     assert_values(&open(&path).await.storage, 0..=written, 1000).await;
     eprintln!("the limit was lifted");
+}
+
+#[tokio::test]
+async fn a_failed_read_does_not_end_the_reading_either() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    // Without a cache every read goes to the file.
+    let opened = open_with_cache(&path, 0).await.unwrap();
+    let storage = &opened.storage;
+    for i in 0..50 {
+        storage.put(key(i), value(i, 1000)).await.unwrap();
+    }
+    let content = std::fs::read(&path).unwrap();
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(4096).unwrap();
+    assert!(matches!(storage.get(&key(0)).await, Err(Error::Backend(said)) if said.contains("store.redb")));
+    let deadline = Instant::now() + DEADLINE;
+    while problem(&opened.health).is_none() {
+        assert!(Instant::now() < deadline, "nobody noticed");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    std::fs::write(&path, content).unwrap();
+    while let Some(problem) = problem(&opened.health) {
+        assert!(Instant::now() < deadline, "still not ready: {problem}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_values(storage, 0..50, 1000).await;
+    storage.put(key(50), value(50, 1000)).await.unwrap();
+    storage.close().await;
+    assert_values(&open(&path).await.storage, 0..=50, 1000).await;
 }

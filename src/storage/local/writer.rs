@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use redb::{Durability, ReadableDatabase as _};
+use redb::Durability;
 use tokio::sync::oneshot;
 
 use super::open::{Generation, panic_text, verify};
@@ -192,7 +192,8 @@ impl Writer {
                 batch.push(write);
             }
             // Several readers may have failed on the same database; the first one brought a new one.
-            Job::Recover if self.trouble.is_none() && self.generation.database.begin_read().is_err() => {
+            // Only a write transaction asks redb whether it has failed; this one is dropped again.
+            Job::Recover if self.trouble.is_none() && self.generation.database.begin_write().is_err() => {
                 self.fail(Failure::Backend("a read failed".into()), 0);
             }
             Job::Recover => {}
