@@ -69,11 +69,14 @@ pub struct LocalConfig {
     /// How much memory may cache pages, in bytes.
     #[serde(with = "crate::config::size")]
     pub cache_size: usize,
+    /// Whether every page is checked when the store is opened, which reads the whole file. Without it,
+    /// damage in the middle of the file is found only when it is read, if at all.
+    pub check_on_open: bool,
 }
 
 impl Default for LocalConfig {
     fn default() -> Self {
-        Self { path: None, cache_size: 64 * 1024 * 1024 }
+        Self { path: None, cache_size: 64 * 1024 * 1024, check_on_open: true }
     }
 }
 
@@ -227,7 +230,7 @@ impl Storage {
         let (engine, backend) = match config.backend {
             BackendKind::Local => {
                 let path = config.local.path.clone().unwrap_or(default_path);
-                let local = LocalStorageBackend::open(path, config.local.cache_size, metrics.clone(), health).await?;
+                let local = LocalStorageBackend::open(path, &config.local, metrics.clone(), health).await?;
                 (Engine::Local(local), Backend::Local)
             }
             BackendKind::Redis => {

@@ -78,10 +78,12 @@ storage:
   backend: local
   local:
     cache_size: \"64MiB\"
+    check_on_open: true
     path: null
   max_key_size: \"1KiB\"
   max_value_size: \"1MiB\"
   redis:
+    ca_file: null
     cluster: null
     key_prefix: \"peerscope:\"
     timeout: \"2s\"
@@ -116,7 +118,7 @@ fn the_example_is_the_default_configuration() {
 #[test]
 fn every_key_is_in_the_example_and_documented() {
     let keys: BTreeSet<String> = known_keys().into_iter().collect();
-    assert_eq!(keys.len(), 26, "{keys:?}");
+    assert_eq!(keys.len(), 28, "{keys:?}");
     for key in keys {
         let last = key.rsplit('.').next().unwrap();
         assert!(EXAMPLE.contains(&format!("{last}:")), "{key} is not in the example");

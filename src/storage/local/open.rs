@@ -14,6 +14,15 @@ use super::file::{Backend, StoreFile, View};
 use super::{Snapshot, TABLE, TABLE_NAME};
 use crate::storage::OpenError;
 
+/// How a store is opened.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Options {
+    /// The memory for cached pages, in bytes.
+    pub(super) cache_size: usize,
+    /// Whether every page is checked.
+    pub(super) check: bool,
+}
+
 /// One opened database. There is one after the other on the same file when the disk fails.
 pub(super) struct Generation {
     pub(super) database: Database,
@@ -29,13 +38,13 @@ impl Generation {
 }
 
 /// Opens the store at `path`; makes it first when there is nothing.
-pub(super) fn open(path: &Path, cache_size: usize) -> Result<Generation, OpenError> {
+pub(super) fn open(path: &Path, options: Options) -> Result<Generation, OpenError> {
     loop {
         match OpenOptions::new().read(true).write(true).open(path) {
-            Ok(file) => return open_file(path, file, cache_size),
+            Ok(file) => return open_file(path, file, options),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 // `None`: another process was faster, and its store is there now.
-                if let Some(generation) = create(path, cache_size)? {
+                if let Some(generation) = create(path, options)? {
                     return Ok(generation);
                 }
             }
@@ -44,7 +53,7 @@ pub(super) fn open(path: &Path, cache_size: usize) -> Result<Generation, OpenErr
     }
 }
 
-fn open_file(path: &Path, file: File, cache_size: usize) -> Result<Generation, OpenError> {
+fn open_file(path: &Path, file: File, options: Options) -> Result<Generation, OpenError> {
     let metadata = file.metadata().map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
     if !metadata.is_file() {
         return Err(damaged(path, "not a regular file"));
@@ -53,19 +62,19 @@ fn open_file(path: &Path, file: File, cache_size: usize) -> Result<Generation, O
         return Err(damaged(path, "the file is empty, which a store never is"));
     }
     let file = StoreFile::new(path, file).map_err(|error| refused(path, error))?;
-    verify(Arc::new(file), cache_size)
+    verify(Arc::new(file), options)
 }
 
-/// Opens a database on `file`, checks it whole, and only then lets it write.
-pub(super) fn verify(file: Arc<StoreFile>, cache_size: usize) -> Result<Generation, OpenError> {
+/// Opens a database on `file`, checks it, and only then lets it write.
+pub(super) fn verify(file: Arc<StoreFile>, options: Options) -> Result<Generation, OpenError> {
     let path = file.path().to_owned();
     let view = View::staged(file.clone());
     // redb returns an error for most damage and asserts on some. A panic in here leaves nothing behind
     // that anybody uses: the database is gone, and its writes stayed in memory.
     let opened = catch_unwind(AssertUnwindSafe(|| {
         let database = Builder::new()
-            .set_cache_size(cache_size)
-            .set_check_integrity_on_open(true)
+            .set_cache_size(options.cache_size)
+            .set_check_integrity_on_open(options.check)
             .create_with_backend(Backend(view.clone()))
             .map_err(|error| refused(&path, error))?;
         check_table(&database).map_err(|reason| damaged(&path, reason))?;
@@ -101,7 +110,7 @@ fn check_table(database: &Database) -> Result<(), String> {
 
 /// Makes a store under a name of its own, and gives it `path` when it is complete: a crash in the middle
 /// leaves a file that the next start replaces. `None` when `path` has come into being meanwhile.
-fn create(path: &Path, cache_size: usize) -> Result<Option<Generation>, OpenError> {
+fn create(path: &Path, options: Options) -> Result<Option<Generation>, OpenError> {
     let io = |source| OpenError::Io { path: path.to_owned(), source };
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -133,7 +142,7 @@ fn create(path: &Path, cache_size: usize) -> Result<Option<Generation>, OpenErro
     let file = Arc::new(StoreFile::new(path, file).map_err(|error| refused(path, error))?);
     let view = View::staged(file.clone());
     let database = Builder::new()
-        .set_cache_size(cache_size)
+        .set_cache_size(options.cache_size)
         .create_with_backend(Backend(view.clone()))
         .map_err(|error| refused(path, error))?;
     make_table(&database).map_err(|error| io(io::Error::other(error)))?;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use redb::Durability;
 use tokio::sync::oneshot;
 
-use super::open::{Generation, panic_text, verify};
+use super::open::{Generation, Options, panic_text, verify};
 use super::{Shared, TABLE};
 use crate::metrics::labels::Component;
 use crate::metrics::{Health, MetricsCollector};
@@ -92,7 +92,7 @@ impl Failure {
 /// Owns the database and everything that changes it.
 pub(super) struct Writer {
     generation: Generation,
-    cache_size: usize,
+    options: Options,
     shared: Arc<Shared>,
     metrics: MetricsCollector,
     health: Health,
@@ -116,13 +116,13 @@ struct Trouble {
 impl Writer {
     pub(super) fn new(
         generation: Generation,
-        cache_size: usize,
+        options: Options,
         shared: Arc<Shared>,
         metrics: MetricsCollector,
         health: Health,
     ) -> Self {
         let mut writer =
-            Self { generation, cache_size, shared, metrics, health, trouble: None, reserve: 0, last_batch: 0 };
+            Self { generation, options, shared, metrics, health, trouble: None, reserve: 0, last_batch: 0 };
         if let Err(error) = writer.publish() {
             writer.fail(Failure::Backend(error.to_string()), 0);
         }
@@ -327,7 +327,7 @@ impl Writer {
     /// Opens the database anew from what the disk holds, and lets it take the place of the broken one.
     fn recover(&mut self) -> Result<(), Failure> {
         let began = Instant::now();
-        let next = verify(self.generation.file.clone(), self.cache_size).map_err(|error| error.to_string());
+        let next = verify(self.generation.file.clone(), self.options).map_err(|error| error.to_string());
         let opened = next.and_then(|next| match next.snapshot() {
             Ok(snapshot) => Ok((next, snapshot)),
             Err(error) => Err(error.to_string()),
