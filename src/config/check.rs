@@ -105,6 +105,10 @@ impl Check<'_> {
             self.refuse("storage.redis.urls", "is empty; give at least one URL, such as redis://127.0.0.1:6379");
         }
         self.distinct("storage.redis.urls", redis.urls.iter().map(|url| (url.to_string(), url.to_string())));
+        let tls = |url: &storage::RedisUrl| matches!(url.connection_info().addr(), ConnectionAddr::TcpTls { .. });
+        if redis.ca_file.is_some() && !redis.urls.iter().any(tls) {
+            self.refuse("storage.redis.ca_file", "is given, but no URL of storage.redis.urls begins with rediss://");
+        }
         if redis.cluster == Some(false) && redis.urls.len() > 1 {
             let message = format!(
                 "is false, but storage.redis.urls has {} entries; several URLs are the seeds of a cluster",

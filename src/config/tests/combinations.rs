@@ -58,6 +58,9 @@ fn redis_urls_must_fit_together() {
         line("urls: [redis://u:one@a, redis://u:two@b]"),
         "36: storage.redis.urls[1]: the user and password differ from those of the first URL; a cluster has one login"
     );
+    assert!(
+        line("urls: [redis://a], ca_file: /ca.pem").ends_with("no URL of storage.redis.urls begins with rediss://")
+    );
     assert!(line("urls: [unix:///run/r.sock], cluster: true").contains("a cluster cannot be reached by a Unix socket"));
     assert!(line("urls: [redis://a, redis://b/?protocol=3]").contains("the protocol differs"));
     let good = "storage: { redis: { urls: [redis://u:p@a/0, redis://u:p@b], cluster: true } }";
