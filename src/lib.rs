@@ -12,6 +12,7 @@
 //! - [`control`]: the Unix socket through which the short commands talk to a running agent.
 //! - [`network`]: the libp2p swarm and the framed link to each peer.
 //! - [`storage`]: `get`, `put` and `delete` on the embedded store or on Redis.
+//! - [`units`]: durations and sizes as people write them.
 //! - [`metrics`]: what is recorded, and the endpoint that shows it.
 
 pub mod cli;
@@ -23,3 +24,4 @@ pub mod network;
 pub mod node;
 pub mod signal;
 pub mod storage;
+pub mod units;

@@ -9,7 +9,7 @@ use serde::de::{self, DeserializeSeed, Expected, IntoDeserializer, Unexpected, V
 use super::error::{Origin, Problem, nearest};
 use super::layers::{env_name, known_keys};
 use super::tree::{Entry, Node, Step, Value, dotted};
-use super::{NOT_SHOWN, may_be_secret, one_line, quoted};
+use crate::units::{NOT_SHOWN, may_be_secret, one_line, quoted};
 
 /// The longest message, in characters. Some types repeat what they could not read, however long it is.
 const LONGEST_MESSAGE: usize = 400;

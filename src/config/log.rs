@@ -6,6 +6,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tracing_subscriber::EnvFilter;
 
+use crate::units::quoted;
+
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 
 /// The `log` section of the configuration.
@@ -67,12 +69,12 @@ impl FromStr for LogLevel {
             if bare && !LEVELS.iter().any(|level| level.eq_ignore_ascii_case(directive)) {
                 let hint = super::error::nearest(directive, LEVELS)
                     .map_or_else(help, |level| format!("did you mean `{level}`?"));
-                return Err(format!("{} is not a log level; {hint}", super::quoted(directive)));
+                return Err(format!("{} is not a log level; {hint}", quoted(directive)));
             }
         }
         match EnvFilter::builder().parse(text) {
             Ok(_) => Ok(Self(text.to_owned())),
-            Err(error) => Err(format!("{} is not a log filter ({error}); {}", super::quoted(text), help())),
+            Err(error) => Err(format!("{} is not a log filter ({error}); {}", quoted(text), help())),
         }
     }
 }

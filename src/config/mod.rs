@@ -8,12 +8,10 @@
 mod access;
 mod check;
 mod de;
-pub mod duration;
 mod error;
 mod layers;
 mod log;
 mod node;
-pub mod size;
 mod tree;
 mod yaml;
 
@@ -105,27 +103,6 @@ impl Config {
         }
         if problems.is_empty() { Ok(config) } else { Err(Error::new(problems)) }
     }
-}
-
-/// How a value is repeated in a message: short, and not at all when it could hold a password.
-fn quoted(text: &str) -> String {
-    if may_be_secret(text) { format!("the text {NOT_SHOWN}") } else { format!("`{}`", one_line(text, 60)) }
-}
-
-const NOT_SHOWN: &str = "(not shown: it may hold a password)";
-
-/// Whether a text could be a URL with a password, wherever it was put. No other value looks like one.
-fn may_be_secret(text: &str) -> bool {
-    text.contains('@') || text.contains("://")
-}
-
-/// At most `longest` characters of a text, none of them able to break the line.
-fn one_line(text: &str, longest: usize) -> String {
-    let mut line = String::new();
-    for c in text.chars().take(longest) {
-        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
-    }
-    line + if text.chars().nth(longest).is_some() { "..." } else { "" }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Tag};
 
 use super::error::{Error, MAX_PROBLEMS, Origin, Problem, Source};
-use super::quoted;
+use crate::units::quoted;
 
 /// The largest text read, in bytes. Some thousand access rules fit.
 pub(super) const MAX_BYTES: usize = 1 << 20;

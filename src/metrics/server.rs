@@ -156,3 +156,8 @@ fn spawn(
     })?;
     Ok(())
 }
+
+/// Completes when the server is told to stop, or nobody holds it any more.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|&stop| stop).await;
+}

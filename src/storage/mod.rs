@@ -27,10 +27,10 @@ pub struct Config {
     /// Which backend holds the data.
     pub backend: BackendKind,
     /// The longest key, in bytes.
-    #[serde(with = "crate::config::size")]
+    #[serde(with = "crate::units::size")]
     pub max_key_size: usize,
     /// The longest value, in bytes.
-    #[serde(with = "crate::config::size")]
+    #[serde(with = "crate::units::size")]
     pub max_value_size: usize,
     /// The embedded store.
     pub local: LocalConfig,
@@ -67,7 +67,7 @@ pub struct LocalConfig {
     /// The file; `None` means `store.redb` in the data directory.
     pub path: Option<PathBuf>,
     /// How much memory may cache pages, in bytes.
-    #[serde(with = "crate::config::size")]
+    #[serde(with = "crate::units::size")]
     pub cache_size: usize,
     /// Whether every page is checked when the store is opened, which reads the whole file. Without it,
     /// damage in the middle of the file is found only when it is read, if at all.
@@ -91,7 +91,7 @@ pub struct RedisConfig {
     /// Put in front of every key.
     pub key_prefix: String,
     /// The longest that one attempt may take.
-    #[serde(with = "crate::config::duration")]
+    #[serde(with = "crate::units::duration")]
     pub timeout: Duration,
     /// A PEM file with the certificates of a private CA, for `rediss://`; `None` means the system's.
     pub ca_file: Option<PathBuf>,

@@ -15,8 +15,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
 use super::Limits;
-use super::listen::stopped;
 use super::routes::Routes;
+use super::stopped;
 
 /// The most that the head of a request may hold: Prometheus sends about 500 bytes.
 const MAX_HEAD: usize = 16 * 1024;

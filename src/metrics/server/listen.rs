@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::routes::Routes;
-use super::{Limits, connection};
+use super::{Limits, connection, stopped};
 use crate::metrics::labels::Component;
 use crate::metrics::{Health, MetricsConfig};
 
@@ -123,11 +123,6 @@ impl Listener {
             listener = self.try_listen();
         }
     }
-}
-
-/// Completes when the server is told to stop, or nobody holds it any more.
-pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|&stop| stop).await;
 }
 
 fn bind(address: SocketAddr) -> io::Result<(StdListener, SocketAddr)> {

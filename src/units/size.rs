@@ -1,4 +1,4 @@
-//! Sizes such as `64KiB`, for `#[serde(with = "crate::config::size")]`.
+//! Sizes such as `64KiB`, for `#[serde(with = "crate::units::size")]`.
 
 use serde::de::{Error, Visitor};
 use serde::{Deserializer, Serializer};

@@ -1,4 +1,4 @@
-//! Durations such as `2s`, for `#[serde(with = "crate::config::duration")]`.
+//! Durations such as `2s`, for `#[serde(with = "crate::units::duration")]`.
 
 use std::time::Duration;
 

@@ -1,0 +1,156 @@
+//! The `network` section of the configuration, and the texts in it that become addresses and PeerIds.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use libp2p::multiaddr::Protocol;
+use libp2p::{Multiaddr, PeerId};
+use serde::{Deserialize, Serialize};
+
+/// The `network` section of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The addresses to listen on, for example `/ip4/0.0.0.0/tcp/4001`.
+    pub listen: Vec<ListenAddr>,
+    /// Peers to stay connected to: addresses that end in `/p2p/PEER_ID`.
+    pub bootstrap: Vec<BootstrapAddr>,
+    /// Whether to find peers on the local network by mDNS.
+    pub mdns: bool,
+    /// The most peers that may be connected at once.
+    pub max_peers: u32,
+    /// The file of the pre-shared key of a private network.
+    pub psk_file: Option<PathBuf>,
+    /// When given, only these peers may connect or be dialed.
+    pub allow_peers: Option<Vec<PeerIdText>>,
+    /// The most requests in flight to or from one peer.
+    pub max_in_flight: u32,
+    /// How long a request to a peer may take, in all.
+    #[serde(with = "crate::units::duration")]
+    pub request_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: vec![ListenAddr("/ip4/0.0.0.0/tcp/4001".parse().unwrap_or_else(|_| Multiaddr::empty()))],
+            bootstrap: Vec::new(),
+            mdns: false,
+            max_peers: 1024,
+            psk_file: None,
+            allow_peers: None,
+            max_in_flight: 256,
+            request_timeout: Duration::from_secs(15),
+        }
+    }
+}
+
+/// An address to listen on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenAddr(pub Multiaddr);
+
+/// Where a bootstrap peer is and who it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootstrapAddr {
+    /// Its PeerId.
+    pub peer: PeerId,
+    /// Its address, without the `/p2p` part.
+    pub address: Multiaddr,
+}
+
+/// A PeerId that (de)serialises as its base58 text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PeerIdText(pub PeerId);
+
+macro_rules! serde_by_text {
+    ($name:ident) => {
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+        impl Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+    };
+}
+serde_by_text!(ListenAddr);
+serde_by_text!(BootstrapAddr);
+serde_by_text!(PeerIdText);
+
+impl std::str::FromStr for ListenAddr {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let address = multiaddr(text, "/ip4/0.0.0.0/tcp/4001")?;
+        let parts: Vec<Protocol<'_>> = address.iter().collect();
+        match parts.as_slice() {
+            [Protocol::Ip4(_) | Protocol::Ip6(_), Protocol::Tcp(_)] => Ok(Self(address)),
+            [Protocol::Ip4(_) | Protocol::Ip6(_), Protocol::Udp(_), Protocol::QuicV1] if cfg!(feature = "quic") => {
+                Ok(Self(address))
+            }
+            [.., Protocol::QuicV1] => Err(format!("`{text}` needs a build with the cargo feature `quic`")),
+            _ => Err(format!(
+                "`{text}` is not an address to listen on, such as /ip4/0.0.0.0/tcp/4001 or /ip6/::/tcp/4001"
+            )),
+        }
+    }
+}
+
+impl std::fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::str::FromStr for BootstrapAddr {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut address = multiaddr(text, BOOTSTRAP_EXAMPLE)?;
+        let Some(Protocol::P2p(peer)) = address.pop() else {
+            return Err(format!("`{text}` does not end in /p2p/PEER_ID; write it like {BOOTSTRAP_EXAMPLE}"));
+        };
+        use Protocol::{Dns, Dns4, Dns6, Dnsaddr, Ip4, Ip6, QuicV1, Tcp, Udp};
+        let parts: Vec<Protocol<'_>> = address.iter().collect();
+        match parts.as_slice() {
+            [.., Tcp(0) | Udp(0)] | [.., Udp(0), QuicV1] => {
+                Err(format!("`{text}` has the port 0, which nobody listens on"))
+            }
+            [Dnsaddr(_)] | [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Tcp(_)] => Ok(Self { peer, address }),
+            [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Udp(_), QuicV1] if cfg!(feature = "quic") => {
+                Ok(Self { peer, address })
+            }
+            [.., QuicV1] => Err(format!("`{text}` needs a build with the cargo feature `quic`")),
+            _ => Err(format!("`{text}` is not an address to dial; write it like {BOOTSTRAP_EXAMPLE}")),
+        }
+    }
+}
+
+impl std::fmt::Display for BootstrapAddr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/p2p/{}", self.address, self.peer)
+    }
+}
+
+impl std::str::FromStr for PeerIdText {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|_| {
+            format!("`{text}` is not a PeerId, such as {EXAMPLE_PEER}; `peerscope id` prints the one of an agent")
+        })
+    }
+}
+
+impl std::fmt::Display for PeerIdText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+const EXAMPLE_PEER: &str = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
+const BOOTSTRAP_EXAMPLE: &str = "/ip4/203.0.113.1/tcp/4001/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
+
+fn multiaddr(text: &str, example: &str) -> Result<Multiaddr, String> {
+    text.parse().map_err(|error| format!("`{text}` is not a multiaddress ({error}); write it like {example}"))
+}
