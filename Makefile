@@ -1,0 +1,26 @@
+# The targets are thin: each is one command that can be typed as well.
+.PHONY: run test lint bench doc coverage
+
+# An agent with the default configuration.
+run:
+	cargo run --release -- run
+
+# All tests. Gets the programs that they run against first (tests/tools.sh).
+test:
+	tests/run.sh
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets --no-default-features -- -D warnings
+
+# The names of the benchmarks; `make bench NAME=storage` runs one.
+bench:
+	cargo run --release -p peerscope-bench -- $(or $(NAME),--help)
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --open
+
+# Needs cargo-tarpaulin (`cargo install cargo-tarpaulin`).
+coverage:
+	eval "$$(tests/tools.sh)" && cargo tarpaulin --engine llvm --out html --output-dir target/coverage

@@ -1,0 +1,16 @@
+#!/bin/sh
+# All tests, as `make test` and CI run them. Arguments go to the first `cargo test`.
+#
+# tests/tools.sh first gets the programs that the tests run against (Redis, Prometheus, nftables, ...)
+# from Debian packages; as root, with sudo that asks for no password, or unpacked into target/tools.
+set -eu
+cd "$(dirname "$0")/.."
+
+tools=$(tests/tools.sh)
+eval "$tools"
+
+echo "tests: with the default features, documentation tests included" >&2
+cargo test "$@"
+
+echo "tests: without metrics" >&2
+cargo test --no-default-features --lib --test integration_agent
