@@ -23,4 +23,4 @@ doc:
 
 # Needs cargo-tarpaulin (`cargo install cargo-tarpaulin`).
 coverage:
-	eval "$$(tests/tools.sh)" && cargo tarpaulin --engine llvm --out html --output-dir target/coverage
+	eval "$$(tests/tools.sh)" && cargo tarpaulin --engine llvm --follow-exec --timeout 600 --out html --output-dir target/coverage
