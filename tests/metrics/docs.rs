@@ -1,6 +1,7 @@
-//! `docs/metrics.md` says what the catalogue says, and no page links to nowhere.
+//! The documentation and what is there to be copied are true: tables, links, names, alerts.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use peerscope::metrics::catalogue;
 
@@ -69,4 +70,41 @@ fn every_local_link_leads_somewhere() {
     }
     assert!(local >= 10, "only {local} links were found: is `links` broken?");
     assert!(broken.is_empty(), "links to nowhere:\n{}", broken.join("\n"));
+}
+
+/// Alerts, queries and tables go silent when they name a family that is not there.
+#[test]
+fn every_family_that_is_named_exists() {
+    let prefixes = ["agent_", "http_", "message_", "messages_", "process_", "scrape_", "storage_"];
+    let known: Vec<&str> = catalogue::ALL.iter().map(|family| family.name).collect();
+    let mut unknown = Vec::new();
+    for file in ["README.md", "docs/metrics.md", "docs/operations.md", "deploy/peerscope.rules.yml"] {
+        let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "_.".contains(c)));
+        // `scrape_configs` and functions such as `message_handled` are no families; units and suffixes tell.
+        let named = words.filter(|word| prefixes.iter().any(|prefix| word.starts_with(prefix)));
+        let named = named.filter(|word| {
+            ["_total", "_seconds", "_bytes", "_info", "_fds", "_ready", "_connected"]
+                .iter()
+                .any(|end| family(word).ends_with(end))
+        });
+        unknown.extend(named.filter(|word| !known.contains(&family(word))).map(|word| format!("{file}: {word}")));
+    }
+    assert!(unknown.is_empty(), "no such families:\n{}", unknown.join("\n"));
+}
+
+/// The family of a series' name.
+fn family(series: &str) -> &str {
+    ["_bucket", "_sum", "_count"].iter().find_map(|end| series.strip_suffix(end)).unwrap_or(series)
+}
+
+/// Prometheus itself takes the configuration and the alerts that operators copy.
+#[test]
+fn prometheus_takes_the_configuration_and_the_alerts() {
+    let promtool = std::env::var_os("PEERSCOPE_PROMTOOL").unwrap_or_else(|| "promtool".into());
+    let mut command = Command::new(promtool);
+    let output = command.args(["check", "config", "deploy/prometheus.yml"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let output = output.output().expect("promtool starts; tests/tools.sh gets it");
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && said.contains("8 rules found"), "{said}");
 }
