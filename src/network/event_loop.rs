@@ -11,6 +11,7 @@ use libp2p::swarm::{DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns};
 use tokio::sync::{mpsc, oneshot};
 
+use super::addresses::is_usual_stack;
 use super::behaviour::{Behaviour, BehaviourEvent, KAD_PROTOCOL};
 use super::link::{self, LinkError};
 use super::peers::{Dial, Direction, Input, PeerInfo, Peers};
@@ -26,7 +27,8 @@ const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Callers that may wait for one peer to be dialed.
 const MAX_WAITING: usize = 256;
-/// Addresses of one peer that are believed: it says them itself.
+/// Addresses of one peer that are believed at a time: it says them itself. Twice as many are kept, for those that
+/// the configuration or a connection gave.
 const MAX_PEER_ADDRESSES: usize = 8;
 
 /// What the handle asks of the loop.
@@ -62,6 +64,8 @@ pub struct Driver {
     #[cfg(feature = "metrics-prometheus")]
     telemetry: Telemetry,
     links_drained: bool,
+    /// From now on nobody is dialed.
+    stopping: bool,
 }
 
 impl Driver {
@@ -89,6 +93,7 @@ impl Driver {
             #[cfg(feature = "metrics-prometheus")]
             telemetry: Telemetry::new(registry),
             links_drained: false,
+            stopping: false,
         };
         for target in &config.bootstrap {
             driver.swarm.behaviour_mut().kad.add_address(&target.peer, target.address.clone());
@@ -203,14 +208,32 @@ impl Driver {
             BehaviourEvent::Links(link::Event::Drained) => self.links_drained = true,
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
                 if info.protocols.contains(&KAD_PROTOCOL) {
-                    for address in info.listen_addrs.into_iter().take(MAX_PEER_ADDRESSES) {
-                        self.swarm.behaviour_mut().kad.add_address(&peer_id, address);
-                    }
+                    self.remember(peer_id, info.listen_addrs);
                 }
                 self.tell(Input::Identified { peer: peer_id, agent: info.agent_version });
             }
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => self.on_discovered(found),
             _ => {}
+        }
+    }
+
+    /// Keeps the addresses that a peer says it has, at most so many of the newest: it can say it again and
+    /// again, with others each time, and Kademlia itself forgets none.
+    fn remember(&mut self, peer: PeerId, said: Vec<Multiaddr>) {
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        for address in said.into_iter().filter(is_usual_stack).take(MAX_PEER_ADDRESSES) {
+            kad.add_address(&peer, address);
+        }
+        let known: Vec<Multiaddr> = kad
+            .kbucket(peer)
+            .into_iter()
+            .flat_map(|bucket| {
+                let entry = bucket.iter().find(|entry| entry.node.key.preimage() == &peer);
+                entry.map(|entry| entry.node.value.iter().cloned().collect::<Vec<_>>()).unwrap_or_default()
+            })
+            .collect();
+        for oldest in known.iter().take(known.len().saturating_sub(2 * MAX_PEER_ADDRESSES)) {
+            kad.remove_address(&peer, oldest);
         }
     }
 
@@ -243,6 +266,9 @@ impl Driver {
     fn tell(&mut self, input: Input) {
         let dials = self.peers.handle(input, Instant::now());
         self.metrics.set_peers_connected(self.peers.count());
+        if self.stopping {
+            return;
+        }
         for Dial { peer, addresses } in dials {
             let options = DialOpts::peer_id(peer).condition(PeerCondition::DisconnectedAndNotDialing);
             match self.swarm.dial(options.addresses(addresses).build()) {
@@ -294,6 +320,7 @@ impl Driver {
     }
 
     async fn shut_down(&mut self, grace: Duration) {
+        self.stopping = true;
         for (id, _) in std::mem::take(&mut self.listeners) {
             self.swarm.remove_listener(id);
         }
@@ -310,7 +337,6 @@ impl Driver {
         let deadline = tokio::time::Instant::now() + limit;
         while !done(self) {
             match tokio::time::timeout_at(deadline, self.swarm.select_next_some()).await {
-                Ok(SwarmEvent::OutgoingConnectionError { .. }) => {} // nobody is dialed again
                 Ok(event) => self.on_event(event),
                 Err(_) => {
                     tracing::warn!(?limit, "stopping although not everything had ended");

@@ -31,8 +31,10 @@ use tokio::sync::{mpsc, watch};
 use self::handler::{Command, LinkHandler};
 pub(crate) use self::requester::Outgoing;
 use super::RequestHandler;
+use super::addresses::is_usual_stack;
 use super::protocol::{FrameError, RemoteError};
 use crate::metrics::MetricsCollector;
+use crate::metrics::labels::FailureReason;
 
 /// How many frames one poll of a link handles before other tasks get their turn.
 const FRAMES_PER_TURN: usize = 256;
@@ -71,6 +73,19 @@ pub(crate) enum LinkError {
     GaveUp(RemoteError),
     #[error("nothing was heard from the peer for {0:?}")]
     Silent(Duration),
+    #[error("the peer did not take up the link in time")]
+    NotOpened,
+}
+
+impl LinkError {
+    /// The label under which the metrics count what the peer sent; `None` when it sent nothing wrong.
+    fn reason(&self) -> Option<FailureReason> {
+        match self {
+            Self::Frame(FrameError::TooLarge { .. }) => Some(FailureReason::TooLarge),
+            Self::Frame(FrameError::Malformed(_)) => Some(FailureReason::Malformed),
+            Self::Closed | Self::Io(_) | Self::GaveUp(_) | Self::Silent(_) | Self::NotOpened => None,
+        }
+    }
 }
 
 /// The links that are up. A caller takes the queue of one from here and talks to it directly.
@@ -85,8 +100,8 @@ pub(crate) struct LinkTable {
 #[derive(Debug, Default)]
 struct Table {
     up: HashMap<PeerId, Vec<Entry>>,
-    /// Connected peers that speak no link.
-    unsupported: HashSet<PeerId>,
+    /// Connections to peers that speak no link.
+    unsupported: HashSet<(PeerId, ConnectionId)>,
 }
 
 #[derive(Debug)]
@@ -115,7 +130,7 @@ impl LinkTable {
     /// Whether `peer` is connected but speaks no link.
     pub(crate) fn is_unsupported(&self, peer: &PeerId) -> bool {
         let table = self.read();
-        table.unsupported.contains(peer) && !table.up.contains_key(peer)
+        !table.up.contains_key(peer) && table.unsupported.iter().any(|(unsupported, _)| unsupported == peer)
     }
 
     /// Sees every change of the table.
@@ -127,15 +142,15 @@ impl LinkTable {
         self.change(|table| table.up.entry(peer).or_default().push(Entry { connection, queue }));
     }
 
-    fn set_unsupported(&self, peer: PeerId) {
+    fn set_unsupported(&self, peer: PeerId, connection: ConnectionId) {
         self.change(|table| {
-            table.unsupported.insert(peer);
+            table.unsupported.insert((peer, connection));
         });
     }
 
     fn remove(&self, peer: &PeerId, connection: ConnectionId) {
         self.change(|table| {
-            table.unsupported.remove(peer);
+            table.unsupported.remove(&(*peer, connection));
             if let Some(entries) = table.up.get_mut(peer) {
                 entries.retain(|entry| entry.connection != connection);
                 if entries.is_empty() {
@@ -179,10 +194,16 @@ pub(crate) struct Links {
     events: VecDeque<ToSwarm<Event, Command>>,
 }
 
-/// Why a connection is refused: there are `network.max_peers` already.
+/// Why a connection is refused.
 #[derive(Debug, thiserror::Error)]
-#[error("{0} peers are connected already (network.max_peers)")]
-struct TooManyPeers(usize);
+enum Denied {
+    #[error("{0} peers are connected already (network.max_peers)")]
+    TooManyPeers(usize),
+    #[error("this agent is shutting down")]
+    ShuttingDown,
+    #[error("{0} is no address that an agent listens on")]
+    OddAddress(Multiaddr),
+}
 
 impl Links {
     pub(crate) fn new(context: Arc<LinkContext>) -> Self {
@@ -223,8 +244,11 @@ impl Links {
     }
 
     fn check_room(&self, peer: &PeerId) -> Result<(), ConnectionDenied> {
+        if self.draining.is_some() {
+            return Err(ConnectionDenied::new(Denied::ShuttingDown));
+        }
         if self.connections.len() >= self.context.limits.max_peers && !self.connections.contains_key(peer) {
-            return Err(ConnectionDenied::new(TooManyPeers(self.connections.len())));
+            return Err(ConnectionDenied::new(Denied::TooManyPeers(self.connections.len())));
         }
         Ok(())
     }
@@ -255,11 +279,16 @@ impl NetworkBehaviour for Links {
         &mut self,
         connection: ConnectionId,
         peer: PeerId,
-        _: &Multiaddr,
+        address: &Multiaddr,
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
         self.check_room(&peer)?;
+        // A peer can spread odd addresses of its own that lead to it all the same, and the protocol stack
+        // of a connection's address becomes a label of libp2p's metrics.
+        if !is_usual_stack(address) {
+            return Err(ConnectionDenied::new(Denied::OddAddress(address.clone())));
+        }
         Ok(self.handler(connection, peer))
     }
 
@@ -306,7 +335,7 @@ impl NetworkBehaviour for Links {
             }
             handler::Event::Unsupported => {
                 self.queues.remove(&connection);
-                self.context.table.set_unsupported(peer_id);
+                self.context.table.set_unsupported(peer_id, connection);
                 Event::Unsupported(peer_id)
             }
             handler::Event::Drained => return self.drained(connection),

@@ -3,6 +3,7 @@
 //! [`Network::bind`] opens the listeners; [`Driver::run`] serves until it is told to stop. The network
 //! knows no storage: each request of a peer goes to the [`RequestHandler`] it was given, which answers.
 
+mod addresses;
 mod behaviour;
 mod config;
 mod event_loop;
@@ -255,7 +256,10 @@ impl Network {
     pub async fn request(&self, peer: PeerId, request: Request) -> Result<Response, RequestError> {
         let timer = Timer::start();
         let kind = request.message_type();
-        let result = self.exchange(peer, request).await;
+        let result = match self.exchange(peer, request).await {
+            Ok(response) if !response.answers(kind) => Err(RequestError::Unexpected),
+            result => result,
+        };
         if matches!(result, Ok(_) | Err(RequestError::Remote(_))) {
             self.shared.metrics.message_sent(kind, timer);
         }
@@ -290,10 +294,11 @@ impl Network {
             None => self.connect(peer).await?,
         };
         let (reply, answer) = oneshot::channel();
+        let patience = BUSY_AFTER.min(self.shared.request_timeout);
         match queue.try_send(Outgoing { request, reply, deadline }) {
             Ok(()) => {}
             Err(TrySendError::Closed(_)) => return Err(RequestError::LinkLost),
-            Err(TrySendError::Full(outgoing)) => match tokio::time::timeout(BUSY_AFTER, queue.send(outgoing)).await {
+            Err(TrySendError::Full(outgoing)) => match tokio::time::timeout(patience, queue.send(outgoing)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(RequestError::LinkLost),
                 Err(_) => return Err(RequestError::Busy),
@@ -324,7 +329,8 @@ impl Network {
                 }
             }
         };
-        let late = || unreachable(&format!("no link came up within {CONNECT_TIMEOUT:?}"));
-        tokio::time::timeout(CONNECT_TIMEOUT, attempt).await.unwrap_or_else(|_| Err(late()))
+        let patience = CONNECT_TIMEOUT.min(self.shared.request_timeout);
+        let late = || unreachable(&format!("no link came up within {patience:?}"));
+        tokio::time::timeout(patience, attempt).await.unwrap_or_else(|_| Err(late()))
     }
 }

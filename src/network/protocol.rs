@@ -83,6 +83,18 @@ pub enum Response {
     Pong(Bytes),
 }
 
+impl Response {
+    /// Whether it is an answer to a request of this type. A peer can send any.
+    pub(crate) fn answers(&self, kind: MessageType) -> bool {
+        match self {
+            Self::Value(_) => kind == MessageType::Get,
+            Self::Stored => kind == MessageType::Put,
+            Self::Deleted(_) => kind == MessageType::Delete,
+            Self::Pong(_) => kind == MessageType::Ping,
+        }
+    }
+}
+
 /// Why a peer did not do what it was asked. The numbers are part of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, prost::Enumeration)]
 #[repr(i32)]

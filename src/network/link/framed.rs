@@ -9,8 +9,9 @@ use libp2p::Stream;
 use super::LinkError;
 use crate::network::protocol::{self, FrameReader};
 
-/// Past this many bytes that wait to be written, nothing more is started for the peer: it has to
-/// read first. One large value may stand above it.
+/// Past this many bytes that wait to be written, nothing more is started for the peer: it has to read
+/// first. What was started before may still come on top: one frame where requests are answered at once
+/// (the embedded store's reads, refusals, pings), at most `max_in_flight` frames where they wait.
 pub(super) const HIGH_WATER: usize = 256 * 1024;
 
 /// A buffer that grew past this is given back when it is empty.

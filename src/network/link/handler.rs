@@ -1,6 +1,7 @@
 //! The libp2p connection handler of the link: one on each connection, polled in that connection's own
 //! task, so that a message crosses no thread between the socket and the request handler.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,18 +10,22 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 use libp2p::core::upgrade::ReadyUpgrade;
 use libp2p::swarm::handler::{ConnectionEvent, FullyNegotiatedInbound, FullyNegotiatedOutbound};
-use libp2p::swarm::{ConnectionHandler, ConnectionHandlerEvent, ConnectionId, StreamProtocol, SubstreamProtocol};
+use libp2p::swarm::{
+    ConnectionHandler, ConnectionHandlerEvent, ConnectionId, StreamProtocol, StreamUpgradeError, SubstreamProtocol,
+};
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
 use super::requester::{Outgoing, Requester};
 use super::responder::Responder;
 use super::{LinkContext, LinkError};
+use crate::metrics::labels::FailedMessage;
 use crate::network::protocol::PROTOCOL;
 
 /// How often each side asks for a sign of life.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// How long a peer may be silent. With [`HEARTBEAT`] on top, a dead path is noticed within 25 s.
+/// How long a peer may be silent. What was received is noted once a [`HEARTBEAT`], so that a dead path
+/// is noticed after 20 to 25 s.
 const DEAD_AFTER: Duration = Duration::from_secs(20);
 /// How exactly request deadlines are kept while requests are under way.
 const DEADLINE_PRECISION: Duration = Duration::from_millis(250);
@@ -60,9 +65,9 @@ pub(crate) struct LinkHandler {
     timer: Pin<Box<Sleep>>,
     /// Whether the timer runs at [`DEADLINE_PRECISION`].
     precise: bool,
-    /// The last event, told one poll later than it arose, so that frames written in the same poll
-    /// reach the socket first.
-    last_words: Option<Event>,
+    /// Events that are told one poll later than they arose, so that frames written in the same poll
+    /// reach the socket first. At most one of each kind.
+    last_words: VecDeque<Event>,
 }
 
 enum Outbound {
@@ -100,7 +105,7 @@ impl LinkHandler {
             next_heartbeat: now + HEARTBEAT,
             timer: Box::pin(tokio::time::sleep(HEARTBEAT)),
             precise: false,
-            last_words: None,
+            last_words: VecDeque::new(),
         }
     }
 
@@ -117,6 +122,9 @@ impl LinkHandler {
         if let Outbound::Open(requester) = &mut self.outbound {
             if let Poll::Ready(error) = requester.poll(cx) {
                 self.outbound = Outbound::Gone;
+                if let Some(reason) = error.reason() {
+                    self.context.metrics.message_failed(FailedMessage::Unknown, reason);
+                }
                 return Poll::Ready(Event::Lost(error));
             }
             if requester.is_up() && !self.up {
@@ -143,16 +151,22 @@ impl LinkHandler {
             if has_link && now - self.last_alive >= DEAD_AFTER {
                 return Poll::Ready(Event::Lost(LinkError::Silent(DEAD_AFTER)));
             }
+            let heartbeat_due = now >= self.next_heartbeat;
+            if heartbeat_due {
+                self.next_heartbeat = now + HEARTBEAT;
+            }
             if let Outbound::Open(requester) = &mut self.outbound {
-                requester.expire(now);
-                if now >= self.next_heartbeat {
+                let made_room = requester.expire(now);
+                if heartbeat_due {
                     requester.heartbeat();
-                    self.next_heartbeat = now + HEARTBEAT;
-                    cx.waker().wake_by_ref(); // the streams were polled before: let the heartbeat out
+                }
+                if made_room || heartbeat_due {
+                    cx.waker().wake_by_ref(); // the streams were polled before: let out what can go now
                 }
             }
             self.precise = wants_precision;
-            self.reset_timer(if self.precise { DEADLINE_PRECISION } else { HEARTBEAT });
+            let until_heartbeat = self.next_heartbeat - now;
+            self.reset_timer(if self.precise { DEADLINE_PRECISION.min(until_heartbeat) } else { until_heartbeat });
         }
         Poll::Pending
     }
@@ -184,7 +198,7 @@ impl ConnectionHandler for LinkHandler {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<Self::OutboundProtocol, (), Event>> {
-        if let Some(event) = self.last_words.take() {
+        if let Some(event) = self.last_words.pop_front() {
             return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(event));
         }
         self.outbound = match std::mem::replace(&mut self.outbound, Outbound::Gone) {
@@ -202,7 +216,7 @@ impl ConnectionHandler for LinkHandler {
         match event {
             Poll::Ready(Event::Up) => return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(Event::Up)),
             Poll::Ready(event) => {
-                self.last_words = Some(event);
+                self.last_words.push_back(event);
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -210,7 +224,7 @@ impl ConnectionHandler for LinkHandler {
         }
         if self.draining == Draining::Yes && self.responder.as_ref().is_none_or(Responder::is_idle) {
             self.draining = Draining::Done;
-            self.last_words = Some(Event::Drained);
+            self.last_words.push_back(Event::Drained);
             cx.waker().wake_by_ref();
         }
         Poll::Pending
@@ -254,7 +268,12 @@ impl ConnectionHandler for LinkHandler {
             ConnectionEvent::DialUpgradeError(error) => {
                 tracing::debug!(peer = %self.peer, error = %error.error, "no link with this peer");
                 self.outbound = Outbound::Gone;
-                self.last_words = Some(Event::Unsupported);
+                self.last_words.push_back(match error.error {
+                    StreamUpgradeError::NegotiationFailed => Event::Unsupported,
+                    StreamUpgradeError::Io(error) => Event::Lost(error.into()),
+                    // Too slow this time is not "does not speak it": a new connection may do better.
+                    StreamUpgradeError::Timeout | StreamUpgradeError::Apply(_) => Event::Lost(LinkError::NotOpened),
+                });
             }
             _ => {}
         }

@@ -1,6 +1,6 @@
 //! The side of a link that asks: takes requests from callers, matches the answers to them by id.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -35,6 +35,8 @@ pub(super) struct Requester {
     context: Arc<LinkContext>,
     queue: mpsc::Receiver<Outgoing>,
     batch: Vec<Outgoing>,
+    /// Taken from the queue and not sent yet, since the peer has to read first; at most `max_in_flight`.
+    taken: VecDeque<Outgoing>,
     pending: HashMap<u64, Pending>,
     last_id: u64,
     /// What the peer takes; nothing is asked before it has said so.
@@ -46,7 +48,16 @@ impl Requester {
         let mut framed = Framed::new(stream, context.limits.max_frame);
         let hello = Hello { max_frame: context.limits.max_frame as u64, max_in_flight: 0 };
         framed.push(&RequestFrame { id: 0, body: Some(RequestBody::Hello(hello)) });
-        Self { framed, context, queue, batch: Vec::new(), pending: HashMap::new(), last_id: 0, peer: None }
+        Self {
+            framed,
+            context,
+            queue,
+            batch: Vec::new(),
+            taken: VecDeque::new(),
+            pending: HashMap::new(),
+            last_id: 0,
+            peer: None,
+        }
     }
 
     /// Does all that can be done now. It ends only with an error.
@@ -84,8 +95,9 @@ impl Requester {
         self.peer.is_some()
     }
 
+    /// Whether nothing waits whose deadline has to be watched.
     pub(super) fn is_idle(&self) -> bool {
-        self.pending.is_empty()
+        self.pending.is_empty() && self.taken.is_empty() && (self.peer.is_none() || self.free() > 0)
     }
 
     pub(super) fn heartbeat(&mut self) {
@@ -94,32 +106,51 @@ impl Requester {
         }
     }
 
-    /// Tells the callers whose time is up.
-    pub(super) fn expire(&mut self, now: Instant) {
-        let late = self.pending.extract_if(|_, pending| pending.deadline <= now);
-        for (_, pending) in late {
-            let _caller_gone = pending.reply.send(Err(RequestError::Timeout(self.context.limits.request_timeout)));
+    /// Tells the callers whose time is up, and says whether that made room for others.
+    pub(super) fn expire(&mut self, now: Instant) -> bool {
+        let time_is_up = || Err(RequestError::Timeout(self.context.limits.request_timeout));
+        let before = self.pending.len();
+        for (_, pending) in self.pending.extract_if(|_, pending| pending.deadline <= now) {
+            let _caller_gone = pending.reply.send(time_is_up());
         }
+        let made_room = self.pending.len() < before;
+        // The queue is in the order of the deadlines, but for callers that waited for the connection or
+        // for a place in it: those may be told that much later.
+        while let Some(outgoing) = self.taken.pop_front().or_else(|| self.queue.try_recv().ok()) {
+            if outgoing.deadline > now && !outgoing.reply.is_closed() {
+                self.taken.push_front(outgoing);
+                break;
+            }
+            let _caller_gone = outgoing.reply.send(time_is_up());
+        }
+        made_room || !self.taken.is_empty()
     }
 
     pub(super) fn take_received(&mut self) -> bool {
         self.framed.take_received()
     }
 
+    /// How many more requests can be sent now.
+    fn free(&self) -> usize {
+        let Some(peer) = self.peer else { return 0 };
+        let most = self.context.limits.max_in_flight.min(peer.max_in_flight) as usize;
+        if self.framed.backlog() >= HIGH_WATER { 0 } else { most.saturating_sub(self.pending.len()) }
+    }
+
     fn take_requests(&mut self, cx: &mut Context<'_>) {
         let Some(peer) = self.peer else { return };
-        let most = self.context.limits.max_in_flight.min(peer.max_in_flight) as usize;
         loop {
-            let free = most.saturating_sub(self.pending.len());
-            if free == 0 || self.framed.backlog() >= HIGH_WATER {
-                return; // an answer, or the peer's reading, wakes this again
-            }
-            let Poll::Ready(1..) = self.queue.poll_recv_many(cx, &mut self.batch, free) else { return };
-            let mut batch = std::mem::take(&mut self.batch);
-            for outgoing in batch.drain(..) {
+            while self.free() > 0
+                && let Some(outgoing) = self.taken.pop_front()
+            {
                 self.send(outgoing, peer);
             }
-            self.batch = batch;
+            let free = self.free();
+            if free == 0 {
+                return; // an answer, the peer's reading, or a passed deadline wakes this again
+            }
+            let Poll::Ready(1..) = self.queue.poll_recv_many(cx, &mut self.batch, free) else { return };
+            self.taken.extend(self.batch.drain(..));
         }
     }
 

@@ -14,8 +14,8 @@ use super::framed::{Framed, HIGH_WATER};
 use super::{FRAMES_PER_TURN, LinkContext, LinkError};
 use crate::metrics::labels::{FailedMessage, FailureReason};
 use crate::network::protocol::{
-    ErrorBody, ErrorCode, FRAME_OVERHEAD, FrameError, Hello, RemoteError, Request, RequestBody, RequestFrame,
-    ResponseBody, ResponseFrame,
+    ErrorBody, ErrorCode, FRAME_OVERHEAD, Hello, RemoteError, Request, RequestBody, RequestFrame, ResponseBody,
+    ResponseFrame,
 };
 use crate::network::{Answer, Receipt};
 
@@ -115,6 +115,11 @@ impl Responder {
             Some(RequestBody::Ping(payload)) => Request::Ping { payload },
             None => {
                 let receipt = Receipt::begin_unknown(self.context.metrics.clone());
+                if id == 0 {
+                    // Some newer version's word about the link itself. It wants no answer, and an error
+                    // with id 0 would mean that this side gives up on the link.
+                    return receipt.complete(Err(ErrorCode::Unsupported));
+                }
                 let error = RemoteError::new(ErrorCode::Unsupported, "this agent does not know a request of this type");
                 return self.answer(id, Answer { result: Err(error), receipt });
             }
@@ -152,10 +157,10 @@ impl Responder {
 
     /// Counts what the peer did wrong and tells it, as far as the link still takes that.
     fn on_error(&mut self, error: LinkError, cx: &mut Context<'_>) -> LinkError {
-        let (reason, code) = match &error {
-            LinkError::Frame(FrameError::TooLarge { .. }) => (FailureReason::TooLarge, ErrorCode::TooLarge),
-            LinkError::Frame(FrameError::Malformed(_)) => (FailureReason::Malformed, ErrorCode::Malformed),
-            _ => return error,
+        let Some(reason) = error.reason() else { return error };
+        let code = match reason {
+            FailureReason::TooLarge => ErrorCode::TooLarge,
+            _ => ErrorCode::Malformed,
         };
         self.context.metrics.message_failed(FailedMessage::Unknown, reason);
         let body = ErrorBody::from(RemoteError::new(code, error.to_string()));
