@@ -208,7 +208,7 @@ impl ControlServer {
                 () = stopped(&mut stop) => break,
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
                 accepted = self.listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                    Ok((stream, _)) => drop(connections.spawn(serve(stream, Arc::clone(&self.api)))),
+                    Ok((stream, _)) => drop(connections.spawn(serve(stream, Arc::clone(&self.api), stop.clone()))),
                     Err(error) => {
                         tracing::warn!(%error, "the control socket cannot accept");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -230,18 +230,28 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|&stop| stop).await;
 }
 
-async fn serve(stream: tokio::net::UnixStream, api: Arc<Api>) {
+async fn serve(stream: tokio::net::UnixStream, api: Arc<Api>, mut stop: watch::Receiver<bool>) {
     let service = service_fn(move |request| {
         let api = Arc::clone(&api);
         async move { Ok::<_, std::convert::Infallible>(api.answer(request).await) }
     });
-    // One request a connection: a short command has no second one, and a stop need not wait for idle clients.
+    // One request a connection: a short command has no second one.
     let connection = http1::Builder::new()
         .keep_alive(false)
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = connection.await {
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        biased; // what has arrived is read before the stop is looked at
+        ended = connection.as_mut() => ended,
+        () = stopped(&mut stop) => {
+            // Ends at once for a client that has said nothing yet: a stop need not wait for it.
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
         tracing::debug!(%error, "a client of the control socket went away");
     }
 }

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::{Failure, PeerFlag, client, print, print_json};
 use crate::config::Config;
 use crate::control;
+use crate::storage;
 
 #[derive(Debug, Args)]
 pub(super) struct Get {
@@ -59,7 +60,7 @@ pub(super) fn get(config: &Config, get: &Get, as_json: bool) -> Result<(), Failu
 
 pub(super) fn put(config: &Config, put: &Put, as_json: bool) -> Result<(), Failure> {
     let value = match put.value.as_str() {
-        "-" => read_value(config.storage.max_value_size)?,
+        "-" => read_value()?,
         value => Bytes::copy_from_slice(value.as_bytes()),
     };
     let size = value.len();
@@ -76,10 +77,11 @@ pub(super) fn delete(config: &Config, delete: &Delete, as_json: bool) -> Result<
     if deleted { Ok(()) } else { Err(not_found(&delete.key)) }
 }
 
-/// Standard input, up to one byte over the limit: the agent then says what the limit is.
-fn read_value(limit: usize) -> Result<Bytes, Failure> {
+/// Standard input, up to one byte more than any agent takes: that one then says what its limit is. The
+/// limit in this command's own configuration need not be the running agent's, so nothing is cut off at it.
+fn read_value() -> Result<Bytes, Failure> {
     let mut value = Vec::new();
-    let read = io::stdin().lock().take(limit as u64 + 1).read_to_end(&mut value);
+    let read = io::stdin().lock().take(storage::LARGEST_VALUE as u64 + 1).read_to_end(&mut value);
     read.map_err(|error| Failure::failed(format!("cannot read the value from standard input: {error}")))?;
     Ok(value.into())
 }

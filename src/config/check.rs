@@ -80,7 +80,7 @@ impl Check<'_> {
 
     fn storage(&mut self, storage: &storage::Config) {
         self.range("storage.max_key_size", storage.max_key_size, 1..=64 * KIB, "64KiB");
-        self.range("storage.max_value_size", storage.max_value_size, 1..=16 * MIB, "16MiB");
+        self.range("storage.max_value_size", storage.max_value_size, 1..=storage::LARGEST_VALUE, "16MiB");
         let cache = storage.local.cache_size;
         if cache < MIB {
             self.refuse(

@@ -134,10 +134,11 @@ impl Api {
 
     async fn body(&self, request: Request<Incoming>) -> Result<Bytes, Problem> {
         let limit = self.storage.max_value_size();
-        let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(request.into_body(), limit).collect());
-        match body.await {
+        let mut body = request.into_body();
+        match tokio::time::timeout(BODY_TIMEOUT, Limited::new(&mut body, limit).collect()).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                let _ = tokio::time::timeout(BODY_TIMEOUT, discard(&mut body)).await;
                 let error = format!("the value has more than the {limit} bytes that storage.max_value_size allows");
                 Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", error))
             }
@@ -163,6 +164,17 @@ impl Api {
     async fn metrics(&self, _: &Request<Incoming>) -> Result<Answer, Problem> {
         let error = "this agent was built without metrics (cargo feature metrics-prometheus)";
         Err(Problem::new(StatusCode::NOT_IMPLEMENTED, "no_metrics", error))
+    }
+}
+
+/// Reads the rest of a value that is refused, as far as any client's could go: closing the connection on one
+/// that is still sending would break it before its client sees the answer.
+async fn discard(body: &mut Incoming) {
+    let mut left = storage::LARGEST_VALUE;
+    while left > 0
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
     }
 }
 

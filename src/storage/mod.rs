@@ -50,6 +50,9 @@ impl Default for Config {
     }
 }
 
+/// The most that [`Config::max_value_size`] may be, in bytes: no agent takes a longer value.
+pub const LARGEST_VALUE: usize = 16 * 1024 * 1024;
+
 /// Which backend holds the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
