@@ -1,14 +1,17 @@
 //! Owns the swarm: commands in, events out.
 
 use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use futures::{FutureExt as _, StreamExt as _};
 use libp2p::core::ConnectedPoint;
 use libp2p::core::transport::ListenerId;
+use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns};
+use socket2::{Domain, Socket, Type};
 use tokio::sync::{mpsc, oneshot};
 
 use super::addresses::is_usual_stack;
@@ -108,6 +111,11 @@ impl Driver {
     }
 
     async fn listen(&mut self, config: &Config) -> Result<(), Error> {
+        // All before the first: two configured addresses may share a port.
+        for address in &config.listen {
+            check_free(&address.0)
+                .map_err(|error| Error::Listen { address: address.0.clone(), reason: error.to_string() })?;
+        }
         for address in &config.listen {
             let refused = |reason: String| Error::Listen { address: address.0.clone(), reason };
             let id = self.swarm.listen_on(address.0.clone()).map_err(|error| refused(innermost(&error)))?;
@@ -256,8 +264,12 @@ impl Driver {
     }
 
     fn on_dial_failed(&mut self, peer: PeerId, error: &DialError) {
-        let reason = innermost(error);
-        tracing::debug!(%peer, reason, "dialing failed");
+        let reason = dial_problem(error);
+        if self.peers.is_first_failure(&peer) {
+            tracing::warn!(%peer, reason, "A bootstrap peer cannot be reached; trying again until it can");
+        } else {
+            tracing::debug!(%peer, reason, "dialing failed");
+        }
         self.answer_waiting(peer, || Err(RequestError::Unreachable { peer, reason: reason.clone() }));
         self.tell(Input::DialFailed { peer });
     }
@@ -284,6 +296,10 @@ impl Driver {
             return;
         }
         let unreachable = |reason: String| Err(RequestError::Unreachable { peer, reason });
+        if peer == *self.swarm.local_peer_id() {
+            let _caller_gone = reply.send(unreachable("it is this agent itself; ask without naming a peer".into()));
+            return;
+        }
         let options = DialOpts::peer_id(peer).condition(PeerCondition::DisconnectedAndNotDialing);
         match self.swarm.dial(options.build()) {
             Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => {}
@@ -292,7 +308,7 @@ impl Driver {
                 return;
             }
             Err(error) => {
-                let _caller_gone = reply.send(unreachable(innermost(&error)));
+                let _caller_gone = reply.send(unreachable(dial_problem(&error)));
                 return;
             }
         }
@@ -350,6 +366,43 @@ impl Driver {
 impl std::fmt::Debug for Driver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Driver").field("addresses", &self.addresses).finish_non_exhaustive()
+    }
+}
+
+/// Whether nobody else listens on a TCP address. libp2p-tcp listens with `SO_REUSEPORT`, so that a second
+/// agent on the same port would be let in and the system would deal out connections between the two.
+fn check_free(address: &Multiaddr) -> std::io::Result<()> {
+    let mut parts = address.iter();
+    let ip = match parts.next() {
+        Some(Protocol::Ip4(ip)) => IpAddr::V4(ip),
+        Some(Protocol::Ip6(ip)) => IpAddr::V6(ip),
+        _ => return Ok(()),
+    };
+    let Some(Protocol::Tcp(port @ 1..)) = parts.next() else { return Ok(()) };
+    let socket = Socket::new(Domain::for_address((ip, port).into()), Type::STREAM, None)?;
+    if ip.is_ipv6() {
+        socket.set_only_v6(true)?; // as libp2p-tcp does
+    }
+    // What is left of closed connections is no listener.
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::new(ip, port).into())
+}
+
+/// Why a peer could not be dialed, in one line.
+fn dial_problem(error: &DialError) -> String {
+    match error {
+        DialError::Transport(attempts) => {
+            let attempts = attempts.iter().map(|(address, error)| {
+                // libp2p-dns lists the attempts behind one name, a line each.
+                let reason = innermost(error);
+                let last = reason.lines().last().unwrap_or_default().trim_start_matches([' ', '-', ':']);
+                format!("{address}: {last}")
+            });
+            attempts.collect::<Vec<_>>().join("; ")
+        }
+        DialError::WrongPeerId { obtained, address } => format!("{address}: the peer there is {obtained}"),
+        DialError::Denied { cause } => innermost(cause),
+        error => innermost(error),
     }
 }
 

@@ -123,6 +123,11 @@ impl Peers {
         self.connected.contains_key(peer)
     }
 
+    /// Whether `peer` is one to stay connected to, and nothing has gone wrong with it since it last worked.
+    pub(super) fn is_first_failure(&self, peer: &PeerId) -> bool {
+        self.targets.get(peer).is_some_and(|target| target.failures == 0)
+    }
+
     pub(super) fn list(&self) -> impl Iterator<Item = &PeerInfo> {
         self.connected.values()
     }

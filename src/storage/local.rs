@@ -193,7 +193,7 @@ impl LocalStorageBackend {
 
     /// One line for people: what and where the store is.
     pub fn describe(&self) -> String {
-        format!("local store {}", self.path.display())
+        format!("local {}", self.path.display())
     }
 
     /// Refuses new work, waits until every write in the queue is durable, and closes the file. It can be

@@ -105,7 +105,7 @@ async fn a_new_store_is_private_and_says_where_it_is() {
     assert_eq!(mode(&path), 0o600);
     assert_eq!(mode(path.parent().unwrap()), 0o700);
     assert_eq!(mode(&folder.path().join("made")), 0o700);
-    assert_eq!(opened.storage.describe(), format!("local store {}", path.display()));
+    assert_eq!(opened.storage.describe(), format!("local {}", path.display()));
     assert_eq!(problem(&opened.health), None);
     let names = std::fs::read_dir(path.parent().unwrap()).unwrap();
     assert_eq!(names.count(), 1, "the making leaves no other file");

@@ -186,7 +186,7 @@ fn refused(path: &Path, error: DatabaseError) -> OpenError {
             OpenError::Io { path: path.to_owned(), source }
         }
         // redb has one error for every format that it does not know; it names the version.
-        error => damaged(path, error.to_string()),
+        error => damaged(path, error.to_string().trim_start_matches("I/O error: ")),
     }
 }
 
