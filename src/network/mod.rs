@@ -171,7 +171,9 @@ impl RequestError {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A listener could not be opened.
-    #[error("cannot listen on {address} (network.listen): {reason}")]
+    #[error(
+        "cannot listen for peers on {address}: {reason}; stop what listens there, or choose another address (network.listen, --listen)"
+    )]
     Listen {
         /// The configured address.
         address: Multiaddr,
