@@ -10,6 +10,8 @@
 mod support;
 
 mod metrics {
+    #[cfg(feature = "metrics-prometheus")]
+    mod agent;
     mod docs;
     #[cfg(feature = "metrics-prometheus")]
     mod fixture;

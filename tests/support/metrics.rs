@@ -1,5 +1,7 @@
 //! Reads single series out of an exposition, so that a test can compare values before and after.
 
+use std::collections::BTreeMap;
+
 use peerscope::metrics::Registry;
 
 type Labels = Vec<(String, String)>;
@@ -24,6 +26,21 @@ pub(crate) fn find(text: &str, name: &str, labels: &[(&str, &str)]) -> Option<f6
 /// Like [`find`], for a series that has to be there.
 pub(crate) fn value(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
     find(text, name, labels).unwrap_or_else(|| panic!("no series {name} with the labels {labels:?} in:\n{text}"))
+}
+
+/// Every series of the families with one of these `prefixes` whose value is another one in `after`, and
+/// by how much. Of a histogram only its `_count` is looked at: sums and buckets follow the clock.
+pub(crate) fn moved(before: &str, after: &str, prefixes: &[&str]) -> BTreeMap<String, f64> {
+    let samples = |text: &str| -> BTreeMap<String, f64> {
+        let lines = text.lines().filter(|line| prefixes.iter().any(|prefix| line.starts_with(prefix)));
+        let samples = lines.map(|line| line.rsplit_once(' ').unwrap());
+        let samples = samples.map(|(series, value)| (series.to_owned(), value.parse().unwrap()));
+        samples.filter(|(series, _)| !series.contains("_bucket{") && !series.contains("_sum")).collect()
+    };
+    let (before, after) = (samples(before), samples(after));
+    assert!(!before.is_empty() && before.keys().eq(after.keys()), "the series are the same from the start");
+    let differences = after.into_iter().map(|(series, value)| (value - before[&series], series));
+    differences.filter(|(by, _)| *by != 0.0).map(|(by, series)| (series, by)).collect()
 }
 
 /// Takes one sample line apart. The classic text format and OpenMetrics agree on what is read here; a

@@ -1,6 +1,8 @@
 //! What several test binaries share.
 #![allow(dead_code, reason = "every test binary compiles this module and uses only its own part of it")]
 
+pub(crate) mod agent;
+pub(crate) mod http;
 #[cfg(feature = "metrics-prometheus")]
 pub(crate) mod metrics;
 pub(crate) mod redis;

@@ -1,0 +1,46 @@
+//! The agent is killed at any moment, again and again on one data directory.
+
+use std::time::Duration;
+
+use rand::RngExt as _;
+
+use super::load::{Load, assert_kept};
+use crate::support::agent::TestAgent;
+
+const KILLS: usize = 12;
+
+#[test]
+fn no_kill_loses_an_acknowledged_put() {
+    let mut rng = rand::rng();
+    let mut agent = TestAgent::start();
+    let id = agent.peer_id();
+    let mut kept = Vec::new();
+    for round in 0..KILLS {
+        let load = Load::start(&agent, round);
+        // The first ones come when hardly anything has been written.
+        load.await_acknowledged(rng.random_range(if round < 3 { 0..5 } else { 5..200 }));
+        // A moment that is tied to nothing that the process does.
+        std::thread::sleep(Duration::from_micros(rng.random_range(0..3000)));
+        agent.kill();
+        let acknowledged = load.finish();
+        agent.restart();
+        assert_kept(&agent, &acknowledged);
+        kept.extend(acknowledged);
+    }
+    assert!(kept.len() > KILLS * 20, "only {} puts were acknowledged", kept.len());
+    assert_kept(&agent, &kept);
+    assert_eq!(agent.peer_id(), id);
+    assert_eq!(agent.stop().code(), Some(0));
+}
+
+/// What a killed agent leaves behind does not stop the next one.
+#[test]
+fn the_socket_and_the_lock_of_a_killed_agent_are_taken_over() {
+    let mut agent = TestAgent::start();
+    agent.kill();
+    assert!(agent.control_socket().exists());
+    let message = agent.cli(&["status"]).failed(69);
+    assert!(message.starts_with("no agent is running on the data directory"), "{message}");
+    agent.restart();
+    assert_eq!(agent.status()["ready"], true);
+}

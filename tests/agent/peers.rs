@@ -1,0 +1,101 @@
+//! Peers come and go; each agent always says how many are connected, and finds the others again by itself.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::support::agent::{TestAgent, eventually, within};
+use crate::support::metrics::value;
+
+fn connected(agent: &TestAgent) -> f64 {
+    value(&agent.scrape(), "agent_peers_connected", &[])
+}
+
+/// The first one, and the second one that has it as its bootstrap peer; connected within two seconds.
+fn pair() -> (TestAgent, TestAgent) {
+    let first = TestAgent::start();
+    assert_eq!(connected(&first), 0.0);
+    let second = TestAgent::prepare().bootstrap(&first).started();
+    within(Duration::from_secs(2), "both are connected", || connected(&first) == 1.0 && connected(&second) == 1.0);
+    (first, second)
+}
+
+#[test]
+fn the_dialed_agent_stops_and_comes_back() {
+    let (mut first, second) = pair();
+    let id = first.peer_id();
+    for kill in [false, true] {
+        if kill {
+            first.kill()
+        } else {
+            assert_eq!(first.stop().code(), Some(0))
+        }
+        within(Duration::from_secs(2), "the second one is alone", || connected(&second) == 0.0);
+        assert_eq!(second.status()["peers_connected"], 0);
+        assert_eq!(second.cli(&["peers"]).ok(), b"no peers are connected\n");
+
+        first.restart();
+        assert_eq!(first.peer_id(), id);
+        eventually("they are connected again", || connected(&first) == 1.0 && connected(&second) == 1.0);
+        assert_eq!(second.status()["peers_connected"], 1);
+    }
+}
+
+#[test]
+fn the_dialing_agent_stops_and_comes_back() {
+    let (first, mut second) = pair();
+    for kill in [false, true] {
+        if kill {
+            second.kill()
+        } else {
+            assert_eq!(second.stop().code(), Some(0))
+        }
+        within(Duration::from_secs(2), "the first one is alone", || connected(&first) == 0.0);
+        second.restart();
+        within(Duration::from_secs(2), "connected again", || connected(&first) == 1.0 && connected(&second) == 1.0);
+    }
+}
+
+/// A process that hangs closes no connection: only its silence tells.
+#[test]
+fn a_frozen_peer_is_noticed_and_found_again() {
+    let (first, second) = pair();
+    first.signal(Signal::STOP);
+    within(Duration::from_secs(30), "the silence is noticed", || connected(&second) == 0.0);
+    first.signal(Signal::CONT);
+    eventually("they are connected again", || connected(&first) == 1.0 && connected(&second) == 1.0);
+}
+
+#[test]
+fn both_sides_tell_whom_they_are_connected_to() {
+    let (first, second) = pair();
+    eventually("both know each other's software", || {
+        [&first, &second].iter().all(|agent| agent.cli(&["peers", "--json"]).json()[0]["agent"].is_string())
+    });
+    let (here, there) = (first.cli(&["peers", "--json"]).json(), second.cli(&["peers", "--json"]).json());
+    for (peers, other, direction) in [(&here, &second, "inbound"), (&there, &first, "outbound")] {
+        assert_eq!(peers.as_array().unwrap().len(), 1, "{peers}");
+        assert_eq!(peers[0]["peer_id"], other.peer_id().as_str());
+        assert_eq!(peers[0]["direction"], direction);
+        assert_eq!(peers[0]["agent"], concat!("peerscope/", env!("CARGO_PKG_VERSION")));
+        assert_eq!(peers[0]["link"], true);
+    }
+    let dialed = there[0]["address"].as_str().unwrap();
+    assert!(first.listen_address().starts_with(dialed), "{dialed}");
+    let table = second.cli(&["peers"]).text();
+    let line = table.lines().nth(1).unwrap();
+    assert!(line.starts_with(&first.peer_id()) && line.contains("outbound") && line.ends_with(dialed), "{table}");
+}
+
+/// An agent may find its peer after it: the bootstrap peer is not there yet when the agent starts.
+#[test]
+fn the_order_of_the_starts_does_not_matter() {
+    let mut first = TestAgent::start();
+    let second = TestAgent::prepare().bootstrap(&first);
+    assert!(first.stop().success());
+    let second = second.started();
+    assert_eq!(connected(&second), 0.0);
+    assert_eq!(second.http("/ready").status, 200, "an agent without peers is ready");
+    first.restart();
+    eventually("they are connected", || connected(&first) == 1.0 && connected(&second) == 1.0);
+}

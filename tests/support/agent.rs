@@ -1,0 +1,447 @@
+//! A real agent: the built binary as a process of its own, with a data directory, a loopback address and
+//! a log that are nobody else's.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::http::{self, Reply};
+
+/// No test waits longer than this for anything that should come.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What an agent that is ready tells systemd (`sd_notify(3)`).
+const READY: &str = "READY=1";
+
+/// An agent that runs or did run; killed when this is dropped.
+pub(crate) struct TestAgent {
+    home: TempDir,
+    address: Ipv4Addr,
+    /// 0 until the first start; a restart comes back on the same ports.
+    peer_port: u16,
+    metrics_port: u16,
+    flags: Vec<String>,
+    process: Option<Process>,
+}
+
+/// How one command of the command line ended.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) code: i32,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: String,
+}
+
+impl Done {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.stdout.clone()).unwrap()
+    }
+
+    /// Its output as JSON, on one line.
+    #[track_caller]
+    pub(crate) fn json(&self) -> serde_json::Value {
+        assert_eq!((self.code, self.stderr.as_str()), (0, ""), "{self:?}");
+        let text = self.text();
+        assert_eq!(text.matches('\n').count(), 1, "{text}");
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
+    }
+
+    /// The output of a command that did what it was asked to.
+    #[track_caller]
+    pub(crate) fn ok(self) -> Vec<u8> {
+        assert_eq!((self.code, self.stderr.as_str()), (0, ""), "{}", String::from_utf8_lossy(&self.stdout));
+        self.stdout
+    }
+
+    /// The message of a command that failed with `code`: said once, and nothing on standard output.
+    #[track_caller]
+    pub(crate) fn failed(self, code: i32) -> String {
+        assert_eq!(self.code, code, "{self:?}");
+        assert!(self.stdout.is_empty(), "{self:?}");
+        let message = self.stderr.strip_prefix("peerscope: ").unwrap_or_else(|| panic!("{self:?}"));
+        assert_eq!(message.matches("peerscope: ").count(), 0, "said once: {message}");
+        message.trim_end().to_owned()
+    }
+}
+
+impl TestAgent {
+    /// With an empty data directory and the default configuration, but for ports and addresses.
+    pub(crate) fn prepare() -> Self {
+        Self {
+            home: tempfile::Builder::new().prefix("ps").tempdir().unwrap(),
+            address: own_address(),
+            peer_port: 0,
+            metrics_port: 0,
+            flags: Vec::new(),
+            process: None,
+        }
+    }
+
+    pub(crate) fn start() -> Self {
+        Self::prepare().started()
+    }
+
+    /// With this configuration file.
+    pub(crate) fn start_with(config: &str) -> Self {
+        Self::prepare().configured(config).started()
+    }
+
+    pub(crate) fn configured(self, config: &str) -> Self {
+        std::fs::write(self.config_file(), config).unwrap();
+        self
+    }
+
+    pub(crate) fn flag(mut self, flag: &str) -> Self {
+        self.flags.push(flag.to_owned());
+        self
+    }
+
+    pub(crate) fn on_metrics_port(mut self, port: u16) -> Self {
+        self.metrics_port = port;
+        self
+    }
+
+    /// Knows `other` as its bootstrap peer.
+    pub(crate) fn bootstrap(self, other: &Self) -> Self {
+        self.flag("--bootstrap").flag(&other.listen_address())
+    }
+
+    pub(crate) fn started(mut self) -> Self {
+        self.restart();
+        self
+    }
+
+    /// Starts the process (again), on the ports that it had, and waits until it says that it is ready.
+    pub(crate) fn restart(&mut self) {
+        self.spawn();
+        self.await_ready();
+    }
+
+    /// Starts the process without waiting for it.
+    pub(crate) fn spawn(&mut self) {
+        assert!(self.process.is_none(), "the agent runs already");
+        let mut command = self.command(&["run"]);
+        let listen = format!("/ip4/{}/tcp/{}", self.address, self.peer_port);
+        command.args(["--listen", &listen, "--metrics-address", &self.address.to_string()]);
+        command.args(["--metrics-port", &self.metrics_port.to_string()]).args(&self.flags);
+        self.process = Some(Process::spawn(command, &self.home.path().join("notify.sock")));
+    }
+
+    /// Waits for `READY=1`, and then learns the ports from the log.
+    pub(crate) fn await_ready(&mut self) {
+        let said = self.process().await_notification();
+        assert_eq!(said, READY);
+        let listening = self.await_log("Listening for peers on ");
+        let (_, port) = listening.split_once("/tcp/").unwrap();
+        self.peer_port = port.split('/').next().unwrap().parse().unwrap();
+        let log = &self.process().log;
+        let line = log.await_any(&["Metrics at http://", "no metrics endpoint yet", "Metrics endpoint disabled"]);
+        if let Some((_, url)) = line.split_once("Metrics at http://") {
+            let address: SocketAddr = url.split('/').next().unwrap().parse().unwrap();
+            self.metrics_port = address.port();
+        }
+    }
+
+    /// Asks it to stop with SIGTERM and waits for the end.
+    pub(crate) fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.ended()
+    }
+
+    /// Kills it as a crash would.
+    pub(crate) fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.ended();
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.process().child), signal).unwrap();
+    }
+
+    /// Waits until the process has ended.
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        self.process.take().expect("the agent runs").ended(PATIENCE)
+    }
+
+    pub(crate) fn notification(&self) -> String {
+        self.process().await_notification()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process().child.id()
+    }
+
+    pub(crate) fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    pub(crate) fn peer_socket(&self) -> SocketAddr {
+        (self.address, self.peer_port).into()
+    }
+
+    pub(crate) fn metrics_socket(&self) -> SocketAddr {
+        (self.address, self.metrics_port).into()
+    }
+
+    pub(crate) fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.home.path().join("data")
+    }
+
+    pub(crate) fn control_socket(&self) -> PathBuf {
+        self.data_dir().join("control.sock")
+    }
+
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.home.path().join("peerscope.yaml")
+    }
+
+    /// Its PeerId, as the command line tells it. The key is made by the first start.
+    pub(crate) fn peer_id(&self) -> String {
+        String::from_utf8(self.cli(&["id"]).ok()).unwrap().trim_end().to_owned()
+    }
+
+    /// Where peers reach it, with its PeerId.
+    pub(crate) fn listen_address(&self) -> String {
+        format!("/ip4/{}/tcp/{}/p2p/{}", self.address, self.peer_port, self.peer_id())
+    }
+
+    /// What it logged so far, without colours and without line ends.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.process().log.lines.lock().unwrap().0.clone()
+    }
+
+    /// Waits for a line of the log that contains `text`.
+    #[track_caller]
+    pub(crate) fn await_log(&self, text: &str) -> String {
+        self.process().log.await_line(text)
+    }
+
+    /// Runs a command on this agent's data directory and configuration.
+    pub(crate) fn cli(&self, args: &[&str]) -> Done {
+        run(self.command(args), b"")
+    }
+
+    /// Like [`cli`](Self::cli), with something on standard input.
+    pub(crate) fn cli_with_input(&self, args: &[&str], input: &[u8]) -> Done {
+        run(self.command(args), input)
+    }
+
+    /// The binary, with this agent's data directory and configuration.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = peerscope();
+        command.args(args).arg("--data-dir").arg(self.data_dir());
+        if self.config_file().exists() {
+            command.arg("--config").arg(self.config_file());
+        }
+        command
+    }
+
+    /// Asks its endpoint.
+    pub(crate) fn http(&self, path: &str) -> Reply {
+        http::exchange(connect(self.metrics_socket()).unwrap(), "GET", path, b"").unwrap()
+    }
+
+    /// The metrics page.
+    pub(crate) fn scrape(&self) -> String {
+        let reply = self.http("/metrics");
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.text()
+    }
+
+    /// Opens a connection to its control socket.
+    pub(crate) fn connect_control(&self) -> io::Result<UnixStream> {
+        let stream = UnixStream::connect(self.control_socket())?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(stream)
+    }
+
+    /// Asks its control socket.
+    pub(crate) fn control(&self, method: &str, target: &str, body: &[u8]) -> io::Result<Reply> {
+        http::exchange(self.connect_control()?, method, target, body)
+    }
+
+    /// `peerscope status --json`
+    pub(crate) fn status(&self) -> serde_json::Value {
+        self.cli(&["status", "--json"]).json()
+    }
+
+    fn process(&self) -> &Process {
+        self.process.as_ref().expect("the agent runs")
+    }
+}
+
+/// The binary under test, in an environment without settings of ours.
+pub(crate) fn peerscope() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_peerscope"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PEERSCOPE_")) {
+        command.env_remove(name);
+    }
+    command.env_remove("NOTIFY_SOCKET").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Runs a command to its end.
+pub(crate) fn run(mut command: Command, input: &[u8]) -> Done {
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_owned();
+    // On a thread of its own: a command may answer before it has read everything, or read nothing at all.
+    let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    Done {
+        code: output.status.code().expect("no signal ended it"),
+        stdout: output.stdout,
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+pub(crate) fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Asks again until the answer is yes.
+#[track_caller]
+pub(crate) fn eventually(what: &str, check: impl FnMut() -> bool) {
+    within(PATIENCE, what, check);
+}
+
+#[track_caller]
+pub(crate) fn within(limit: Duration, what: &str, mut check: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !check() {
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// An address of the loopback network that no other agent of these tests has: what one of them frees,
+/// no other can take.
+pub(crate) fn own_address() -> Ipv4Addr {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 16 + high % 200, low, NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A port of `address` that nothing listens on. With an address of one's own nobody else will.
+pub(crate) fn free_port(address: Ipv4Addr) -> u16 {
+    TcpListener::bind((address, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// A running `peerscope run`, whatever its arguments.
+pub(crate) struct Process {
+    pub(crate) child: Child,
+    pub(crate) log: Arc<Log>,
+    notify: UnixDatagram,
+}
+
+impl Process {
+    /// `notify_path` becomes its `NOTIFY_SOCKET`.
+    pub(crate) fn spawn(mut command: Command, notify_path: &Path) -> Self {
+        let _none_yet = std::fs::remove_file(notify_path);
+        let notify = UnixDatagram::bind(notify_path).unwrap();
+        command.env("NOTIFY_SOCKET", notify_path);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = Arc::new(Log::default());
+        let (stderr, reader) = (child.stderr.take().unwrap(), Arc::clone(&log));
+        std::thread::spawn(move || reader.read(stderr));
+        Self { child, log, notify }
+    }
+
+    /// The next message that it sends to systemd.
+    fn await_notification(&self) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        self.notify.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let mut message = [0; 256];
+        loop {
+            match self.notify.recv(&mut message) {
+                Ok(length) => return String::from_utf8(message[..length].to_vec()).unwrap().trim_end().to_owned(),
+                Err(_) => assert!(
+                    Instant::now() < deadline && !self.log.lines.lock().unwrap().1,
+                    "no notification came; the log: {:#?}",
+                    self.log.lines.lock().unwrap().0
+                ),
+            }
+        }
+    }
+
+    /// Whether any message to systemd is waiting to be read.
+    pub(crate) fn has_notified(&self) -> bool {
+        self.notify.set_nonblocking(true).unwrap();
+        self.notify.recv(&mut [0; 256]).is_ok()
+    }
+
+    /// Waits until the process has ended. Its log ends with it.
+    pub(crate) fn ended(mut self, limit: Duration) -> ExitStatus {
+        let lines = self.log.lines.lock().unwrap();
+        let (lines, late) = self.log.changed.wait_timeout_while(lines, limit, |lines| !lines.1).unwrap();
+        assert!(!late.timed_out(), "the agent did not end within {limit:?}; its log: {:#?}", lines.0);
+        drop(lines);
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a process wrote to standard error.
+#[derive(Default)]
+pub(crate) struct Log {
+    /// The lines, and whether there will be no more.
+    lines: Mutex<(Vec<String>, bool)>,
+    changed: Condvar,
+}
+
+impl Log {
+    fn read(&self, stderr: ChildStderr) {
+        for line in BufReader::new(stderr).lines() {
+            let Ok(line) = line else { break };
+            self.lines.lock().unwrap().0.push(line);
+            self.changed.notify_all();
+        }
+        self.lines.lock().unwrap().1 = true;
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.lines.lock().unwrap().0.clone()
+    }
+
+    /// Waits for a line that contains `text`.
+    #[track_caller]
+    pub(crate) fn await_line(&self, text: &str) -> String {
+        self.await_any(&[text])
+    }
+
+    /// Waits for a line that contains one of `texts`.
+    #[track_caller]
+    fn await_any(&self, texts: &[&str]) -> String {
+        let is_it = |line: &&String| texts.iter().any(|text| line.contains(text));
+        let found = |lines: &[String]| lines.iter().find(is_it).cloned();
+        let lines = self.lines.lock().unwrap();
+        let waited = self.changed.wait_timeout_while(lines, PATIENCE, |lines| found(&lines.0).is_none() && !lines.1);
+        let (lines, _) = waited.unwrap();
+        found(&lines.0).unwrap_or_else(|| panic!("no line with one of {texts:?} in {:#?}", lines.0))
+    }
+}

@@ -1,0 +1,69 @@
+//! One HTTP/1.1 request on a connection of its own, by hand: what a test sends is what goes out.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+
+/// One answer.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Reply {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.body.clone()).unwrap()
+    }
+
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {}", self.text()))
+    }
+}
+
+/// Sends a request's head, which announces a body of `length` bytes.
+pub(crate) fn send_head(stream: &mut impl Write, method: &str, target: &str, length: usize) -> io::Result<()> {
+    let head = format!("{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes())
+}
+
+/// Sends a whole request and reads the answer.
+pub(crate) fn exchange(stream: impl Read + Write, method: &str, target: &str, body: &[u8]) -> io::Result<Reply> {
+    let mut stream = stream;
+    send_head(&mut stream, method, target, body.len())?;
+    stream.write_all(body)?;
+    read_reply(stream)
+}
+
+/// Reads one answer; an answer that is cut off anywhere is an error.
+pub(crate) fn read_reply(stream: impl Read) -> io::Result<Reply> {
+    let mut stream = BufReader::new(stream);
+    let status = line(&mut stream)?.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(cut_off)?;
+    let mut headers = Vec::new();
+    loop {
+        let line = line(&mut stream)?;
+        if line.is_empty() {
+            break;
+        }
+        let (name, value) = line.split_once(": ").ok_or_else(cut_off)?;
+        headers.push((name.to_owned(), value.to_owned()));
+    }
+    let mut reply = Reply { status, headers, body: Vec::new() };
+    let length = reply.header("content-length").map_or(0, |length| length.parse().unwrap());
+    reply.body.resize(length, 0);
+    stream.read_exact(&mut reply.body)?;
+    Ok(reply)
+}
+
+fn line(stream: &mut impl BufRead) -> io::Result<String> {
+    let mut line = String::new();
+    stream.read_line(&mut line)?;
+    line.strip_suffix("\r\n").map(str::to_owned).ok_or_else(cut_off)
+}
+
+fn cut_off() -> io::Error {
+    io::ErrorKind::UnexpectedEof.into()
+}
