@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use futures::{FutureExt as _, StreamExt as _};
 use libp2p::core::ConnectedPoint;
 use libp2p::core::transport::ListenerId;
+use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns};
@@ -23,6 +24,8 @@ use crate::metrics::{Health, MetricsCollector, Registry};
 
 /// How long the listeners may take to learn their addresses.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long after the last answers the connections stay open.
+const FAREWELL: Duration = Duration::from_millis(100);
 /// How long closed connections may take to say goodbye when the agent stops.
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Callers that may wait for one peer to be dialed.
@@ -110,6 +113,7 @@ impl Driver {
     async fn listen(&mut self, config: &Config) -> Result<(), Error> {
         for address in &config.listen {
             let refused = |reason: String| Error::Listen { address: address.0.clone(), reason };
+            check_free(&address.0).map_err(|error| refused(error.to_string()))?;
             let id = self.swarm.listen_on(address.0.clone()).map_err(|error| refused(innermost(&error)))?;
             self.listeners.insert(id, address.0.clone());
         }
@@ -326,11 +330,23 @@ impl Driver {
         }
         self.swarm.behaviour_mut().links.drain();
         self.serve_until(grace, |driver| driver.links_drained).await;
+        if self.peers.count() > 0 {
+            self.let_answers_arrive().await;
+        }
         let connected: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
         for peer in connected {
             let _already_gone = self.swarm.disconnect_peer_id(peer);
         }
         self.serve_until(GOODBYE, |driver| driver.peers.count() == 0).await;
+    }
+
+    /// A peer that finds the last answers and the end of the connection in one read drops both: libp2p ends
+    /// its connection before the link has read from it. So the end comes a little later.
+    async fn let_answers_arrive(&mut self) {
+        let deadline = tokio::time::Instant::now() + FAREWELL;
+        while let Ok(event) = tokio::time::timeout_at(deadline, self.swarm.select_next_some()).await {
+            self.on_event(event);
+        }
     }
 
     async fn serve_until(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) {
@@ -350,6 +366,21 @@ impl Driver {
 impl std::fmt::Debug for Driver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Driver").field("addresses", &self.addresses).finish_non_exhaustive()
+    }
+}
+
+/// Whether nobody listens on the address yet. libp2p sets `SO_REUSEPORT` on its listeners: of two agents of
+/// one user on one port each would get some of the connections, and neither would be told.
+fn check_free(address: &Multiaddr) -> std::io::Result<()> {
+    let mut parts = address.iter();
+    let ip: std::net::IpAddr = match parts.next() {
+        Some(Protocol::Ip4(ip)) => ip.into(),
+        Some(Protocol::Ip6(ip)) => ip.into(),
+        _ => return Ok(()),
+    };
+    match parts.next() {
+        Some(Protocol::Tcp(port)) if port != 0 => std::net::TcpListener::bind((ip, port)).map(drop),
+        _ => Ok(()),
     }
 }
 
