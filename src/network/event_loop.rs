@@ -26,6 +26,8 @@ use crate::metrics::{Health, MetricsCollector, Registry};
 
 /// How long the listeners may take to learn their addresses.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long after the last answers the connections stay open.
+const FAREWELL: Duration = Duration::from_millis(100);
 /// How long closed connections may take to say goodbye when the agent stops.
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Callers that may wait for one peer to be dialed.
@@ -342,11 +344,23 @@ impl Driver {
         }
         self.swarm.behaviour_mut().links.drain();
         self.serve_until(grace, |driver| driver.links_drained).await;
+        if self.peers.count() > 0 {
+            self.let_answers_arrive().await;
+        }
         let connected: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
         for peer in connected {
             let _already_gone = self.swarm.disconnect_peer_id(peer);
         }
         self.serve_until(GOODBYE, |driver| driver.peers.count() == 0).await;
+    }
+
+    /// A peer that finds the last answers and the end of the connection in one read drops both: libp2p ends
+    /// its connection before the link has read from it. So the end comes a little later.
+    async fn let_answers_arrive(&mut self) {
+        let deadline = tokio::time::Instant::now() + FAREWELL;
+        while let Ok(event) = tokio::time::timeout_at(deadline, self.swarm.select_next_some()).await {
+            self.on_event(event);
+        }
     }
 
     async fn serve_until(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) {

@@ -92,7 +92,7 @@ fn status_tells_what_the_agent_is() {
     assert_eq!(status["peer_id"], agent.peer_id().as_str());
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(status["listen"], serde_json::json!([agent.listen_address()]));
-    let store = format!("local store {}", agent.data_dir().join("store.redb").display());
+    let store = format!("local {}", agent.data_dir().join("store.redb").display());
     assert_eq!(status["store"], store.as_str());
     assert_eq!(status["ready"], true);
     assert_eq!(status["peers_connected"], 0);

@@ -110,7 +110,7 @@ fn the_log_can_be_json() {
             line["message"].as_str().unwrap().to_owned()
         })
         .collect();
-    for (message, beginning) in messages.iter().zip(["PeerId 12D3", "Listening for peers on ", "Store local store "]) {
+    for (message, beginning) in messages.iter().zip(["PeerId 12D3", "Listening for peers on ", "Store local "]) {
         assert!(message.starts_with(beginning), "{messages:?}");
     }
 }

@@ -78,7 +78,7 @@ fn without_any_configuration_the_agent_runs_and_can_be_scraped() {
     let local = format!("/ip4/127.0.0.1/tcp/4001/p2p/{peer_id}");
     assert!(listening.split(", ").any(|address| address == local), "{listening}");
     let store = home.path().join("state/peerscope/store.redb");
-    assert_eq!(message(&lines[2]), format!("Store local store {}", store.display()));
+    assert_eq!(message(&lines[2]), format!("Store local {}", store.display()));
     assert_eq!(message(&lines[3]), format!("Metrics at http://{ENDPOINT}/metrics"));
 
     // Everything it keeps is in one directory of its own, for its owner only.

@@ -35,7 +35,8 @@ pub(super) struct Requester {
     context: Arc<LinkContext>,
     queue: mpsc::Receiver<Outgoing>,
     batch: Vec<Outgoing>,
-    /// Taken from the queue and not sent yet, since the peer has to read first; at most `max_in_flight`.
+    /// Taken from the queue and not sent yet, since the peer has to read first or since the deadline of the
+    /// first has to be watched; at most `max_in_flight`.
     taken: VecDeque<Outgoing>,
     pending: HashMap<u64, Pending>,
     last_id: u64,
