@@ -32,7 +32,6 @@ pub(crate) struct Agent {
     pub(crate) peer: PeerId,
     pub(crate) network: Network,
     pub(crate) handler: Arc<Handler>,
-    pub(crate) health: Health,
     registry: Arc<Registry>,
     driver: JoinHandle<()>,
 }
@@ -49,13 +48,13 @@ impl Agent {
     ) -> Result<Self, network::Error> {
         let mut registry = Registry::default();
         let collector = MetricsCollector::new(&mut registry, &agent_info());
-        let (health, peer) = (Health::default(), key.public().to_peer_id());
+        let peer = key.public().to_peer_id();
         let handler = Arc::new(Handler::new(collector.clone()));
         let requests = Arc::clone(&handler) as Arc<dyn RequestHandler>;
         let (network, driver) =
-            Network::bind(&config, key, max_payload, requests, collector, &mut registry, health.clone()).await?;
+            Network::bind(&config, key, max_payload, requests, collector, &mut registry, Health::default()).await?;
         let driver = tokio::spawn(driver.run());
-        Ok(Self { peer, network, handler, health, registry: Arc::new(registry), driver })
+        Ok(Self { peer, network, handler, registry: Arc::new(registry), driver })
     }
 
     /// Where it listens, without its PeerId.

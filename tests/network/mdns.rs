@@ -12,11 +12,13 @@ const SCRIPT: &str = r#"
 set -eu
 ip link set lo up
 ip link add name va type veth peer name vb
-unshare -n cat <&0 &
+exec 3<&0 # a job in the background would get /dev/null
+unshare -n cat <&3 &
 other=$!
 # The namespace is there when the process is no longer in ours.
 until [ "$(readlink /proc/$other/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do :; done
 ip link set vb netns $other
+exec 3<&-
 there="nsenter -t $other -n"
 ip addr add 10.9.9.1/24 dev va && ip link set va up && ip route add 224.0.0.0/4 dev va
 $there ip link set lo up
