@@ -1,0 +1,28 @@
+//! Stories of the network: what it promises to good peers, and what hostile ones cannot do to it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+
+#[cfg(feature = "metrics-prometheus")]
+mod support;
+
+// What happened is read from the metrics, as an operator would.
+#[cfg(feature = "metrics-prometheus")]
+mod network {
+    mod access;
+    mod backpressure;
+    mod connections;
+    mod discovery;
+    mod fixture;
+    mod hostile;
+    mod link;
+    mod mdns;
+    mod raw_peer;
+    mod series;
+    mod shutdown;
+    mod silence;
+}

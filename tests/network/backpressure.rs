@@ -1,0 +1,145 @@
+//! What happens when a peer is slow: callers wait, then hear `busy` or that time is up; nothing piles up.
+
+use std::time::Duration;
+
+use peerscope::network::protocol::{Hello, PROTOCOL, RequestBody, RequestFrame, ResponseBody, ResponseFrame};
+use peerscope::network::{Config, RequestError};
+use tokio::time::Instant;
+
+use super::fixture::{Agent, MAX_FRAME, PATIENCE, config, eventually, pair_of, pong};
+use super::raw_peer::{Link, RawPeer, request};
+
+#[tokio::test]
+async fn a_full_queue_makes_callers_wait_and_then_says_busy_until_it_flows_again() {
+    let few = || Config { max_in_flight: 4, ..config() };
+    let (server, client) = pair_of(few(), few()).await;
+    // Four in flight, four in the queue, and one that was taken out to watch its deadline.
+    let held: Vec<_> = (0..9)
+        .map(|_| {
+            let (network, to) = (client.network.clone(), server.peer);
+            tokio::spawn(async move { network.request(to, super::fixture::get("hold:1")).await })
+        })
+        .collect();
+    eventually("four requests begun", || async { server.handler.begun() == 4 }).await;
+    let asked = Instant::now();
+    let error = client.ping(server.peer).await.unwrap_err();
+    assert!(matches!(error, RequestError::Busy), "{error}");
+    assert!(asked.elapsed() >= Duration::from_secs(1), "it waited for a place first");
+    assert_eq!(client.value("messages_send_failures_total", &[("type", "ping"), ("reason", "busy")]), 1.0);
+    assert_eq!(server.handler.begun(), 4, "the peer never sees more than it said it takes");
+    // The other direction has its own places.
+    assert_eq!(server.ping(client.peer).await.unwrap(), pong(b"x"));
+
+    server.handler.release(1);
+    for answer in held {
+        answer.await.unwrap().unwrap();
+    }
+    assert_eq!(client.ping(server.peer).await.unwrap(), pong(b"x"));
+    assert_eq!(server.value("messages_received_total", &[("type", "get")]), 9.0);
+}
+
+#[tokio::test]
+async fn a_request_that_is_never_answered_ends_in_time_and_the_link_works_on() {
+    let timeout = Duration::from_millis(600);
+    let (server, client) = pair_of(config(), Config { request_timeout: timeout, ..config() }).await;
+    let asked = Instant::now();
+    let (never, others) = tokio::join!(client.get(server.peer, "never"), async {
+        for _ in 0..20 {
+            client.ping(server.peer).await.unwrap();
+        }
+        asked.elapsed()
+    });
+    let error = never.unwrap_err();
+    assert!(matches!(error, RequestError::Timeout(after) if after == timeout), "{error}");
+    let took = asked.elapsed();
+    assert!(took >= timeout && took < timeout + Duration::from_secs(2), "{took:?}");
+    assert!(others < timeout, "the others did not wait for it: {others:?}");
+    assert_eq!(client.value("messages_send_failures_total", &[("type", "get"), ("reason", "timeout")]), 1.0);
+    assert_eq!(client.ping(server.peer).await.unwrap(), pong(b"x"));
+}
+
+/// Requests wait in the queue while the peer has as many as it takes, and nothing looked at their
+/// deadlines there: a caller behind a peer that never answered waited for ever.
+#[tokio::test]
+async fn a_request_that_waits_in_the_queue_ends_in_time_too() {
+    let (server, client) =
+        pair_of(config(), Config { max_in_flight: 1, request_timeout: Duration::from_millis(600), ..config() }).await;
+    let all = async { tokio::join!(client.get(server.peer, "never"), client.get(server.peer, "never")) };
+    let (sent, queued) = tokio::time::timeout(PATIENCE, all).await.expect("both end");
+    assert!(matches!(sent.unwrap_err(), RequestError::Timeout(_)));
+    assert!(matches!(queued.unwrap_err(), RequestError::Timeout(_)));
+    assert_eq!(client.value("messages_send_failures_total", &[("type", "get"), ("reason", "timeout")]), 2.0);
+    // The places are free again, here and there.
+    assert_eq!(client.ping(server.peer).await.unwrap(), pong(b"x"));
+}
+
+/// A peer may say that it takes no requests at all, or stop reading: that costs its callers their time
+/// and no more.
+#[tokio::test]
+async fn a_peer_that_takes_nothing_cannot_hold_callers_for_ever() {
+    let agent = Agent::start(Config { request_timeout: Duration::from_millis(600), ..config() }).await;
+    let mut raw = RawPeer::dial(&agent).await;
+    let mut link = Link::new(raw.accept(PROTOCOL.as_ref()).await);
+    let hello = Hello { max_frame: MAX_FRAME as u64, max_in_flight: 0 };
+    link.send(&ResponseFrame { id: 0, body: Some(ResponseBody::Hello(hello)) }).await;
+    agent.connected(1).await;
+    let answer = tokio::time::timeout(PATIENCE, agent.ping(raw.peer)).await.expect("it ends");
+    assert!(matches!(answer.unwrap_err(), RequestError::Timeout(_)));
+}
+
+/// 500 requests whose answers make half a gigabyte, and none of the answers is read. The agent works on
+/// as many as it takes to fill what Yamux lets through and the high-water mark, and then stops reading.
+#[tokio::test]
+async fn a_peer_that_reads_no_answers_is_not_worked_for() {
+    let agent = Agent::start(config()).await;
+    let raw = RawPeer::dial(&agent).await;
+    let mut link = raw.link().await;
+    link.send(&request(0, Some(RequestBody::Hello(Hello { max_frame: MAX_FRAME as u64, max_in_flight: 0 })))).await;
+    for id in 1..=500 {
+        link.send(&request(id, Some(RequestBody::Get("big:1048576".into())))).await;
+    }
+    // Another peer is served meanwhile.
+    let good = RawPeer::dial(&agent).await;
+    let mut other = good.link_with_hello().await;
+    for id in 1..=50 {
+        other.send(&request(id, Some(RequestBody::Ping("hello".into())))).await;
+        assert_eq!(other.answer().await.unwrap().id, id);
+    }
+    let gets = agent.value("messages_received_total", &[("type", "get")]);
+    assert!((1.0..=2.0).contains(&gets), "{gets} answers of 1 MiB are buffered for a peer that reads none");
+
+    // It is not lost: as soon as the peer reads, all come.
+    let mut ids = Vec::new();
+    while ids.len() < 500 {
+        ids.push(link.answer().await.unwrap().id);
+    }
+    assert_eq!(ids, (1..=500).collect::<Vec<_>>(), "each once; what is answered at once keeps its order");
+    assert_eq!(agent.value("messages_received_total", &[("type", "get")]), 500.0);
+}
+
+/// The peer says hello and then never reads a request again: what waits for it stays bounded, callers
+/// hear that time is up, and with requests too many to queue, `busy`.
+#[tokio::test]
+async fn a_peer_that_reads_no_requests_costs_its_callers_only_their_time() {
+    let agent = Agent::start(Config { max_in_flight: 16, request_timeout: Duration::from_secs(3), ..config() }).await;
+    let mut raw = RawPeer::dial(&agent).await;
+    let mut link = Link::new(raw.accept(PROTOCOL.as_ref()).await);
+    let hello: RequestFrame = link.read().await.unwrap();
+    assert!(matches!(hello.body, Some(RequestBody::Hello(_))));
+    let hello = Hello { max_frame: MAX_FRAME as u64, max_in_flight: 16 };
+    link.send(&ResponseFrame { id: 0, body: Some(ResponseBody::Hello(hello)) }).await;
+    agent.connected(1).await;
+    let large = super::fixture::ping(&vec![1; 1 << 20]);
+    let callers = (0..100).map(|_| agent.network.request(raw.peer, large.clone()));
+    let ends = tokio::time::timeout(PATIENCE, futures::future::join_all(callers)).await.expect("all end");
+    let late = ends.iter().filter(|end| matches!(end, Err(RequestError::Timeout(_)))).count();
+    let busy = ends.iter().filter(|end| matches!(end, Err(RequestError::Busy))).count();
+    assert_eq!(late + busy, 100, "{ends:?}");
+    // 16 in the queue, and at most 16 that were taken from it, behind the one that filled the buffer.
+    assert!((16..=32).contains(&late), "{late} were taken");
+    // Another peer is served.
+    let good = RawPeer::dial(&agent).await;
+    let mut other = good.link_with_hello().await;
+    other.send(&request(1, Some(RequestBody::Ping("hello".into())))).await;
+    assert_eq!(other.answer().await.unwrap().id, 1);
+}

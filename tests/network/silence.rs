@@ -1,0 +1,93 @@
+//! A path that goes dead without a word: no packet says that the peer is gone.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use peerscope::network::{BootstrapAddr, Config, RequestError};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::fixture::{Agent, config, get, pong, within};
+use super::raw_peer::RawPeer;
+
+/// Passes bytes between its clients and one server, or holds them back without closing anything.
+struct Proxy {
+    address: SocketAddr,
+    open: Arc<watch::Sender<bool>>,
+}
+
+impl Proxy {
+    async fn to(port: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let (address, open) = (listener.local_addr().unwrap(), Arc::new(watch::Sender::new(true)));
+        let gate = Arc::clone(&open);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { continue };
+                let ((client_in, client_out), (server_in, server_out)) = (client.into_split(), server.into_split());
+                tokio::spawn(pass(client_in, server_out, gate.subscribe()));
+                tokio::spawn(pass(server_in, client_out, gate.subscribe()));
+            }
+        });
+        Self { address, open }
+    }
+}
+
+/// Not even the end of a stream gets past a closed gate.
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut gate: watch::Receiver<bool>) {
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(n @ 1..) = from.read(&mut buffer).await {
+        if gate.wait_for(|open| *open).await.is_err() || to.write_all(&buffer[..n]).await.is_err() {
+            return;
+        }
+    }
+    let _ended = gate.wait_for(|open| *open).await;
+}
+
+/// The one slow test of the network: a heartbeat every 5 s and 20 s of patience are the agent's own.
+#[tokio::test]
+async fn a_dead_path_is_noticed_within_30_seconds_and_mended_when_it_works_again() {
+    let server = Agent::start(config()).await;
+    let proxy = Proxy::to(server.port()).await;
+    let address = format!("/ip4/127.0.0.1/tcp/{}", proxy.address.port()).parse().unwrap();
+    // It listens nowhere, so that the server cannot dial it past the proxy.
+    let behind = Config {
+        listen: Vec::new(),
+        bootstrap: vec![BootstrapAddr { peer: server.peer, address }],
+        request_timeout: Duration::from_secs(60),
+        ..config()
+    };
+    let client = Agent::start(behind).await;
+    server.connected(1).await;
+    client.connected(1).await;
+    assert_eq!(client.ping(server.peer).await.unwrap(), pong(b"x"));
+    // A peer that took up a link and never says a word is as dead as one whose path is.
+    let mut mute = RawPeer::dial(&server).await;
+    let _link = mute.link().await;
+    super::fixture::eventually("both connected", || async { server.peers_connected() == 2.0 }).await;
+
+    let (network, to) = (client.network.clone(), server.peer);
+    let in_flight = tokio::spawn(async move { network.request(to, get("never")).await });
+    super::fixture::eventually("begun", || async { server.handler.begun() == 2 }).await;
+    proxy.open.send_replace(false);
+    let silent_since = Instant::now();
+    let limit = Duration::from_secs(30);
+    within(limit, "the client notices", || async { client.peers_connected() == 0.0 }).await;
+    within(limit, "the server notices both", || async { server.peers_connected() == 0.0 }).await;
+    let noticed = silent_since.elapsed();
+    assert!(noticed >= Duration::from_secs(15) && noticed <= limit, "{noticed:?}");
+    assert!(matches!(in_flight.await.unwrap().unwrap_err(), RequestError::LinkLost));
+    mute.closed().await;
+    println!("noticed after {noticed:?}");
+
+    proxy.open.send_replace(true);
+    // An attempt that was stuck in the proxy may have to run into its 10 s first, and then the backoff.
+    within(limit, "connected again", || async { client.peers_connected() == 1.0 && server.peers_connected() == 1.0 })
+        .await;
+    client.connected(1).await;
+    assert_eq!(client.ping(server.peer).await.unwrap(), pong(b"x"));
+}
