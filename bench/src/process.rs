@@ -1,0 +1,76 @@
+//! The processes that a run starts: each is ended, by its own handle, when its guard is dropped.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::Result;
+
+/// A child process that does not outlive the run.
+pub(crate) struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself; there is nothing to do about that here.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts this binary as the server side of `contender`, and returns the address that it prints.
+pub(crate) fn serve(contender: &str, at: Option<&str>) -> Result<(Process, String)> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("--serve").arg(contender).stdin(Stdio::piped()).stdout(Stdio::piped());
+    if let Some(at) = at {
+        command.arg("--at").arg(at);
+    }
+    let mut process = Process(command.spawn()?);
+    let stdout = process.0.stdout.take().ok_or("the server side has no stdout")?;
+    let mut address = String::new();
+    BufReader::new(stdout).read_line(&mut address)?;
+    if address.trim().is_empty() {
+        return Err(format!("the server side of {contender} ended before it was ready").into());
+    }
+    Ok((process, address.trim().to_owned()))
+}
+
+/// The server side's half: prints the address, and returns when the bench closes stdin or is gone.
+pub(crate) fn announce_and_wait(address: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{address}")?;
+    stdout.flush()?;
+    drop(stdout);
+    std::io::stdin().lock().read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+/// Starts a `nats-server` on a port of its own choice and returns its URL.
+pub(crate) fn nats_server(dir: &Path) -> Result<(Process, String)> {
+    let mut command = Command::new("nats-server");
+    // It writes the port that it got into this folder.
+    command.args(["--addr", "127.0.0.1", "--port", "-1", "--ports_file_dir"]).arg(dir);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let process =
+        Process(command.spawn().map_err(|error| format!("cannot start nats-server: {error}; Debian has it in `nats-server`"))?);
+    let ports = dir.join(format!("nats-server_{}.ports", process.0.id()));
+    let url = wait_for("nats-server's ports file", || {
+        let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(&ports).ok()?).ok()?;
+        Some(ports.get("nats")?.get(0)?.as_str()?.to_owned())
+    })?;
+    Ok((process, url))
+}
+
+/// Polls until `ready` gives something, 10 s at most: for what offers no event to wait on.
+pub(crate) fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(value) = ready() {
+            return Ok(value);
+        }
+        if Instant::now() > deadline {
+            return Err(format!("{what} did not come within 10 s").into());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
