@@ -30,7 +30,7 @@ struct Args {
     /// Three short rounds: to see that everything works, not to quote.
     #[arg(long)]
     quick: bool,
-    /// Measure only the contenders whose name contains this; may be repeated.
+    /// Measure only this contender; may be repeated.
     #[arg(long, value_name = "WHO")]
     only: Vec<String>,
     /// Measure only the cases whose name contains this; may be repeated.
@@ -70,7 +70,7 @@ impl Plan {
     }
 
     pub(crate) fn wants(&self, who: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|part| who.contains(part))
+        self.only.is_empty() || self.only.iter().any(|name| who == name)
     }
 
     pub(crate) fn wants_case(&self, case: &str) -> bool {

@@ -51,8 +51,11 @@ pub(crate) fn nats_server(dir: &Path) -> Result<(Process, String)> {
     // It writes the port that it got into this folder.
     command.args(["--addr", "127.0.0.1", "--port", "-1", "--ports_file_dir"]).arg(dir);
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    let process =
-        Process(command.spawn().map_err(|error| format!("cannot start nats-server: {error}; Debian has it in `nats-server`"))?);
+    let process = Process(
+        command
+            .spawn()
+            .map_err(|error| format!("cannot start nats-server: {error}; Debian has it in `nats-server`"))?,
+    );
     let ports = dir.join(format!("nats-server_{}.ports", process.0.id()));
     let url = wait_for("nats-server's ports file", || {
         let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(&ports).ok()?).ok()?;

@@ -102,14 +102,8 @@ impl Flavour {
 }
 
 /// The names of the contenders, in the order in which they are measured.
-const CONTENDERS: [&str; 6] = [
-    "request-response",
-    "nats",
-    "substream",
-    "substream, one task",
-    "substream, one thread",
-    "substream, one thread and task",
-];
+const CONTENDERS: [&str; 5] =
+    ["request-response", "nats", "substream, two tasks", "substream, one task", "substream, one thread"];
 
 /// The server side of a contender, in a process of its own.
 pub(crate) fn serve(contender: &str, at: Option<&str>) -> Result<()> {
