@@ -4,6 +4,7 @@ mod measure;
 mod messages;
 mod process;
 mod report;
+mod storage;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -48,6 +49,8 @@ struct Args {
 enum Bench {
     /// Requests between two processes over loopback.
     Messages,
+    /// Durable puts and gets, on the embedded store and on Redis.
+    Storage,
 }
 
 /// How long and how often to measure, and what.
@@ -95,6 +98,7 @@ fn run(args: &Args) -> Result<()> {
     let plan = Plan::new(args);
     let report = match args.bench {
         Some(Bench::Messages) => messages::run(&plan)?,
+        Some(Bench::Storage) => storage::run(&plan)?,
         None => return Ok(()),
     };
     report.print(args.json)

@@ -86,6 +86,38 @@ where
     window.round(all)
 }
 
+/// As [`closed_loop`], with a thread a caller: for what blocks.
+pub(crate) fn closed_loop_of_threads(
+    callers: usize,
+    window: Window,
+    operation: impl Fn(usize) -> Result<()> + Sync,
+) -> Result<Round> {
+    let call = &|caller: usize| {
+        let mut taken = Vec::with_capacity(1 << 16);
+        let mut begin = Instant::now();
+        let mut number = caller;
+        while begin < window.to {
+            operation(number)?;
+            number += callers;
+            let end = Instant::now();
+            if window.contains(end) {
+                taken.push(nanos(end - begin));
+            }
+            begin = end;
+        }
+        Ok::<_, Error>(taken)
+    };
+    let mut all = Vec::new();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..callers).map(|caller| scope.spawn(move || call(caller))).collect();
+        for thread in threads {
+            all.extend(thread.join().map_err(|_| "a caller's thread panicked")??);
+        }
+        Ok::<_, Error>(())
+    })?;
+    window.round(all)
+}
+
 /// The middle value; of an even number of values, the mean of the two in the middle.
 pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();

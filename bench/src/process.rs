@@ -1,6 +1,7 @@
 //! The processes that a run starts: each is ended, by its own handle, when its guard is dropped.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -62,6 +63,20 @@ pub(crate) fn nats_server(dir: &Path) -> Result<(Process, String)> {
         Some(ports.get("nats")?.get(0)?.as_str()?.to_owned())
     })?;
     Ok((process, url))
+}
+
+/// Starts a `redis-server` that persists nothing, and returns its URL.
+pub(crate) fn redis_server() -> Result<(Process, String)> {
+    // Redis cannot be asked to choose a port; between this and its start another process could take it.
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let mut command = Command::new("redis-server");
+    command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"]).arg(port.to_string());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let start = command.spawn();
+    let process =
+        Process(start.map_err(|error| format!("cannot start redis-server: {error}; Debian has it in `redis-server`"))?);
+    wait_for("redis-server", || TcpStream::connect(("127.0.0.1", port)).ok())?;
+    Ok((process, format!("redis://127.0.0.1:{port}")))
 }
 
 /// Polls until `ready` gives something, 10 s at most: for what offers no event to wait on.
