@@ -14,7 +14,12 @@
 //! - [`storage`]: `get`, `put` and `delete` on the embedded store or on Redis.
 //! - [`metrics`]: what is recorded, and the endpoint that shows it.
 
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod identity;
 pub mod metrics;
 pub mod network;
+pub mod node;
+pub mod signal;
 pub mod storage;

@@ -106,6 +106,8 @@ catalogue! {
     MESSAGES_SENT: Counter "messages_sent_total" ["type"] by "network/mod.rs `Network::request`";
     /// Time from a request of our own to the peer's answer
     MESSAGE_ROUND_TRIP: Histogram "message_round_trip_duration_seconds" ["type"] by "network/mod.rs `Network::request`";
+    /// Requests of our own that failed, those that the peer answered with an error included
+    MESSAGES_SEND_FAILURES: Counter "messages_send_failures_total" ["type", "reason"] by "network/mod.rs `Network::request`";
     /// Storage operations that failed
     STORAGE_ERRORS: Counter "storage_operation_errors_total" ["operation", "backend", "reason"] by "storage/mod.rs `Storage::measured`";
     /// Storage operations under way

@@ -8,8 +8,11 @@ use prometheus_client::registry::Registry;
 
 use super::AgentInfo;
 use super::catalogue as c;
-use super::instruments::{By, By2, By3, Counter, Gauge, Histogram, register, single};
-use super::labels::{Backend, FailureReason, HttpCode, HttpHandler, MessageType, Operation, StorageErrorReason};
+use super::instruments::{By, Counter, Gauge, Histogram, register, single};
+use super::labels::{
+    Backend, FailedMessage, FailureReason, HttpCode, HttpHandler, MessageType, Operation, SendFailure,
+    StorageErrorReason,
+};
 
 /// Records what the agent does. Cloning shares the same numbers.
 #[derive(Debug, Clone)]
@@ -22,17 +25,18 @@ struct Families {
     peers_connected: Gauge,
     messages_received: By<MessageType, Counter>,
     message_processing: By<MessageType, Histogram>,
-    messages_failed: By2<MessageType, FailureReason, Counter>,
+    messages_failed: By<(FailedMessage, FailureReason), Counter>,
     messages_sent: By<MessageType, Counter>,
     message_round_trip: By<MessageType, Histogram>,
-    storage_operations: By2<Operation, Backend, Counter>,
-    storage_duration: By2<Operation, Backend, Histogram>,
-    storage_errors: By3<Operation, Backend, StorageErrorReason, Counter>,
+    send_failures: By<(MessageType, SendFailure), Counter>,
+    storage_operations: By<(Operation, Backend), Counter>,
+    storage_duration: By<(Operation, Backend), Histogram>,
+    storage_errors: By<(Operation, Backend, StorageErrorReason), Counter>,
     storage_in_flight: By<Backend, Gauge>,
     local_batch: Histogram,
     redis_reconnects: Counter,
     redis_retries: Counter,
-    http_requests: By2<HttpHandler, HttpCode, Counter>,
+    http_requests: By<(HttpHandler, HttpCode), Counter>,
     http_in_flight: By<HttpHandler, Gauge>,
     scrape_duration: Histogram,
 }
@@ -77,22 +81,27 @@ impl MetricsCollector {
     /// Registers every family in `registry`.
     pub fn new(registry: &mut Registry, agent: &AgentInfo) -> Self {
         register(registry, &c::BUILD_INFO, Info::new(build_labels()));
-        register(registry, &c::AGENT_INFO, Info::new(vec![("peer_id", agent.peer_id.clone()), ("name", agent.name.clone())]));
+        register(
+            registry,
+            &c::AGENT_INFO,
+            Info::new(vec![("peer_id", agent.peer_id.clone()), ("name", agent.name.clone())]),
+        );
         let families = Families {
             peers_connected: single(registry, &c::PEERS_CONNECTED),
             messages_received: By::new(registry, &c::MESSAGES_RECEIVED),
             message_processing: By::new(registry, &c::MESSAGE_PROCESSING),
-            messages_failed: By2::new(registry, &c::MESSAGES_FAILED),
+            messages_failed: By::new(registry, &c::MESSAGES_FAILED),
             messages_sent: By::new(registry, &c::MESSAGES_SENT),
             message_round_trip: By::new(registry, &c::MESSAGE_ROUND_TRIP),
-            storage_operations: By2::new(registry, &c::STORAGE_OPERATIONS),
-            storage_duration: By2::new(registry, &c::STORAGE_DURATION),
-            storage_errors: By3::new(registry, &c::STORAGE_ERRORS),
+            send_failures: By::new(registry, &c::MESSAGES_SEND_FAILURES),
+            storage_operations: By::new(registry, &c::STORAGE_OPERATIONS),
+            storage_duration: By::new(registry, &c::STORAGE_DURATION),
+            storage_errors: By::new(registry, &c::STORAGE_ERRORS),
             storage_in_flight: By::new(registry, &c::STORAGE_IN_FLIGHT),
             local_batch: single(registry, &c::STORAGE_LOCAL_BATCH),
             redis_reconnects: single(registry, &c::STORAGE_REDIS_RECONNECTS),
             redis_retries: single(registry, &c::STORAGE_REDIS_RETRIES),
-            http_requests: By2::new(registry, &c::HTTP_REQUESTS),
+            http_requests: By::new(registry, &c::HTTP_REQUESTS),
             http_in_flight: By::new(registry, &c::HTTP_IN_FLIGHT),
             scrape_duration: single(registry, &c::SCRAPE_DURATION),
         };
@@ -113,8 +122,8 @@ impl MetricsCollector {
 
     /// A message from a peer could not be handled.
     #[inline]
-    pub fn message_failed(&self, kind: MessageType, reason: FailureReason) {
-        self.families.messages_failed.of(kind, reason).inc();
+    pub fn message_failed(&self, kind: FailedMessage, reason: FailureReason) {
+        self.families.messages_failed.of((kind, reason)).inc();
     }
 
     /// A peer answered a request of ours; `timer` started when the request was made.
@@ -122,6 +131,12 @@ impl MetricsCollector {
     pub fn message_sent(&self, kind: MessageType, timer: Timer) {
         self.families.messages_sent.of(kind).inc();
         self.families.message_round_trip.of(kind).observe(timer.seconds());
+    }
+
+    /// A request of ours failed.
+    #[inline]
+    pub fn send_failed(&self, kind: MessageType, reason: SendFailure) {
+        self.families.send_failures.of((kind, reason)).inc();
     }
 
     /// A storage operation begins; it counts as under way until the guard is dropped.
@@ -139,10 +154,10 @@ impl MetricsCollector {
         timer: Timer,
         outcome: Result<(), StorageErrorReason>,
     ) {
-        self.families.storage_operations.of(operation, backend).inc();
-        self.families.storage_duration.of(operation, backend).observe(timer.seconds());
+        self.families.storage_operations.of((operation, backend)).inc();
+        self.families.storage_duration.of((operation, backend)).observe(timer.seconds());
         if let Err(reason) = outcome {
-            self.families.storage_errors.of(operation, backend, reason).inc();
+            self.families.storage_errors.of((operation, backend, reason)).inc();
         }
     }
 
@@ -169,7 +184,7 @@ impl MetricsCollector {
 
     /// The endpoint answered a request.
     pub fn http_answered(&self, handler: HttpHandler, code: HttpCode) {
-        self.families.http_requests.of(handler, code).inc();
+        self.families.http_requests.of((handler, code)).inc();
     }
 
     /// One exposition was made; `timer` started with it.

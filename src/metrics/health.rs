@@ -21,8 +21,11 @@ pub struct ComponentState {
 #[derive(Debug, Clone, Default)]
 pub struct Health {
     // A std lock: held for a copy of a few strings, never across an await.
-    board: Arc<RwLock<[Option<Result<(), String>>; Component::ALL.len()]>>,
+    board: Arc<RwLock<Board>>,
 }
+
+/// What each component said last, by [`Label::index`].
+type Board = [Option<Result<(), String>>; Component::ALL.len()];
 
 impl Health {
     /// Says that `component` is ready.

@@ -2,7 +2,7 @@
 //! compiled, and nothing that a remote peer says can become a label value.
 
 /// A label whose values are known at compile time.
-pub trait Label: Copy + 'static {
+pub trait Label: Copy + std::fmt::Debug + 'static {
     /// The label's name in the exposition.
     const NAME: &'static str;
     /// All values, in the order of [`Label::index`].
@@ -48,8 +48,33 @@ label! {
         Delete = "delete",
         /// Echo a payload.
         Ping = "ping",
-        /// A message whose type cannot be told: malformed, or from a newer protocol.
+    }
+}
+
+label! {
+    /// The type of a message that could not be handled, as far as it can be told.
+    FailedMessage = "type" {
+        /// Read a value.
+        Get = "get",
+        /// Write a value.
+        Put = "put",
+        /// Remove a value.
+        Delete = "delete",
+        /// Echo a payload.
+        Ping = "ping",
+        /// Malformed, or of a type that this version does not know.
         Unknown = "unknown",
+    }
+}
+
+impl From<MessageType> for FailedMessage {
+    fn from(kind: MessageType) -> Self {
+        match kind {
+            MessageType::Get => Self::Get,
+            MessageType::Put => Self::Put,
+            MessageType::Delete => Self::Delete,
+            MessageType::Ping => Self::Ping,
+        }
     }
 }
 
@@ -68,8 +93,26 @@ label! {
         Timeout = "timeout",
         /// The storage backend failed.
         Storage = "storage",
-        /// The link was lost before the answer could be sent.
+        /// The link was lost, or the agent was stopping, before it could be answered.
         Cancelled = "cancelled",
+    }
+}
+
+label! {
+    /// Why a request of our own to a peer failed.
+    SendFailure = "reason" {
+        /// The peer is not connected and could not be reached, or speaks no link.
+        Unreachable = "unreachable",
+        /// Too many requests to this peer are waiting.
+        Busy = "busy",
+        /// The peer did not answer in time.
+        Timeout = "timeout",
+        /// The link was lost before the answer came.
+        LinkLost = "link_lost",
+        /// The request is larger than the peer takes.
+        TooLarge = "too_large",
+        /// The peer answered with an error.
+        Remote = "remote",
     }
 }
 
@@ -110,6 +153,8 @@ label! {
         Timeout = "timeout",
         /// The backend answered with an error, or its data is damaged.
         Backend = "backend",
+        /// The caller went away before the operation was done.
+        Cancelled = "cancelled",
     }
 }
 
@@ -175,7 +220,9 @@ mod tests {
     #[test]
     fn every_label_counts_its_values_in_order() {
         consistent::<MessageType>();
+        consistent::<FailedMessage>();
         consistent::<FailureReason>();
+        consistent::<SendFailure>();
         consistent::<Operation>();
         consistent::<Backend>();
         consistent::<StorageErrorReason>();

@@ -14,23 +14,62 @@ pub mod labels;
 #[cfg(feature = "metrics-prometheus")]
 mod collector;
 #[cfg(feature = "metrics-prometheus")]
+pub mod exposition;
+#[cfg(feature = "metrics-prometheus")]
 mod instruments;
 #[cfg(not(feature = "metrics-prometheus"))]
 mod noop;
+#[cfg(feature = "metrics-prometheus")]
+mod process;
+#[cfg(feature = "metrics-prometheus")]
+mod readiness;
+#[cfg(feature = "metrics-prometheus")]
+mod scrape_time;
+#[cfg(feature = "metrics-prometheus")]
+mod server;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock};
 
 #[cfg(feature = "metrics-prometheus")]
 pub use collector::{InFlight, MetricsCollector, Timer};
 pub use health::{ComponentState, Health};
 #[cfg(not(feature = "metrics-prometheus"))]
-pub use noop::{InFlight, MetricsCollector, Registry, Timer};
+pub use noop::{InFlight, MetricsCollector, MetricsServer, Registry, Timer};
 /// The registry that all families of one agent are in.
 #[cfg(feature = "metrics-prometheus")]
 pub use prometheus_client::registry::Registry;
+#[cfg(feature = "metrics-prometheus")]
+pub use server::{Limits, MetricsServer};
 
 /// Whether this build can serve metrics at all (the cargo feature `metrics-prometheus`).
 pub const BUILT_IN: bool = cfg!(feature = "metrics-prometheus");
+
+/// Adds the families whose values are read at scrape time: `process_*`, and `agent_component_ready` as
+/// `health` has it. Once per registry.
+#[cfg(feature = "metrics-prometheus")]
+pub fn register_scrape_time(registry: &mut Registry, health: &Health) {
+    registry.register_collector(Box::new(process::ProcessCollector::new()));
+    registry.register_collector(Box::new(readiness::ReadinessCollector(health.clone())));
+}
+
+/// Does nothing in a build without the cargo feature `metrics-prometheus`.
+#[cfg(not(feature = "metrics-prometheus"))]
+pub fn register_scrape_time(_: &mut Registry, _: &Health) {}
+
+/// Tells where the metrics page is, as soon as the endpoint could listen.
+#[derive(Debug, Clone, Default)]
+pub struct UrlReader {
+    address: Arc<OnceLock<SocketAddr>>,
+    path: String,
+}
+
+impl UrlReader {
+    /// The URL of the metrics page; `None` while the endpoint does not listen, and when it is off.
+    pub fn url(&self) -> Option<String> {
+        self.address.get().map(|address| format!("http://{address}{}", self.path))
+    }
+}
 
 /// What constant text the info metrics carry.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,12 +1,19 @@
 //! The same API as `collector.rs` for builds without the cargo feature `metrics-prometheus`:
 //! zero-sized, and every call compiles to nothing.
 
-use super::AgentInfo;
-use super::labels::{Backend, FailureReason, HttpCode, HttpHandler, MessageType, Operation, StorageErrorReason};
+use std::sync::Arc;
+
+use super::labels::{
+    Backend, FailedMessage, FailureReason, HttpCode, HttpHandler, MessageType, Operation, SendFailure,
+    StorageErrorReason,
+};
+use super::{AgentInfo, Health, MetricsConfig, UrlReader};
 
 /// Stands where the registry would.
 #[derive(Debug, Default)]
-pub struct Registry;
+pub struct Registry {
+    _private: (),
+}
 
 /// Records nothing.
 #[derive(Debug, Clone)]
@@ -39,9 +46,11 @@ impl MetricsCollector {
     #[inline(always)]
     pub fn message_handled(&self, _: MessageType, _: Timer) {}
     #[inline(always)]
-    pub fn message_failed(&self, _: MessageType, _: FailureReason) {}
+    pub fn message_failed(&self, _: FailedMessage, _: FailureReason) {}
     #[inline(always)]
     pub fn message_sent(&self, _: MessageType, _: Timer) {}
+    #[inline(always)]
+    pub fn send_failed(&self, _: MessageType, _: SendFailure) {}
     #[inline(always)]
     pub fn storage_started(&self, _: Backend) -> InFlight {
         InFlight
@@ -62,4 +71,28 @@ impl MetricsCollector {
     pub fn http_answered(&self, _: HttpHandler, _: HttpCode) {}
     #[inline(always)]
     pub fn scraped(&self, _: Timer) {}
+}
+
+/// Serves nothing: the configuration refuses `metrics.enabled: true` in this build.
+#[derive(Debug)]
+pub struct MetricsServer;
+
+#[allow(
+    clippy::unused_self,
+    clippy::unused_async,
+    missing_docs,
+    reason = "the API and its documentation are server.rs's"
+)]
+impl MetricsServer {
+    pub fn start(_: &MetricsConfig, _: &AgentInfo, _: Arc<Registry>, _: MetricsCollector, _: Health) -> Self {
+        tracing::warn!("this build has no metrics endpoint: it was made without the cargo feature metrics-prometheus");
+        Self
+    }
+    pub fn url(&self) -> Option<String> {
+        None
+    }
+    pub fn url_reader(&self) -> UrlReader {
+        UrlReader::default()
+    }
+    pub async fn shutdown(self) {}
 }

@@ -5,6 +5,7 @@
 
 mod local;
 mod redis;
+mod redis_url;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,8 +16,9 @@ use serde::{Deserialize, Serialize};
 
 pub use self::local::LocalStorageBackend;
 pub use self::redis::RedisStorageBackend;
+pub use self::redis_url::RedisUrl;
 use crate::metrics::labels::{Backend, Operation, StorageErrorReason};
-use crate::metrics::{Health, MetricsCollector, Timer};
+use crate::metrics::{Health, InFlight, MetricsCollector, Timer};
 
 /// The `storage` section of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -25,8 +27,10 @@ pub struct Config {
     /// Which backend holds the data.
     pub backend: BackendKind,
     /// The longest key, in bytes.
+    #[serde(with = "crate::config::size")]
     pub max_key_size: usize,
     /// The longest value, in bytes.
+    #[serde(with = "crate::config::size")]
     pub max_value_size: usize,
     /// The embedded store.
     pub local: LocalConfig,
@@ -63,6 +67,7 @@ pub struct LocalConfig {
     /// The file; `None` means `store.redb` in the data directory.
     pub path: Option<PathBuf>,
     /// How much memory may cache pages, in bytes.
+    #[serde(with = "crate::config::size")]
     pub cache_size: usize,
 }
 
@@ -85,6 +90,8 @@ pub struct RedisConfig {
     /// The longest that one attempt may take.
     #[serde(with = "crate::config::duration")]
     pub timeout: Duration,
+    /// A PEM file with the certificates of a private CA, for `rediss://`; `None` means the system's.
+    pub ca_file: Option<PathBuf>,
 }
 
 impl Default for RedisConfig {
@@ -94,13 +101,10 @@ impl Default for RedisConfig {
             cluster: None,
             key_prefix: "peerscope:".into(),
             timeout: Duration::from_secs(2),
+            ca_file: None,
         }
     }
 }
-
-/// A `redis://` or `rediss://` URL that was parsed once. `Display`, `Debug` and `Serialize` mask the password.
-#[derive(Clone, PartialEq, Eq)]
-pub struct RedisUrl(String);
 
 /// Why a storage operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -248,9 +252,16 @@ impl Storage {
     pub async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, Error> {
         self.measured(Operation::Get, async {
             self.check_key(key)?;
-            match &*self.engine {
+            let value = match &*self.engine {
                 Engine::Local(local) => local.get(key).await,
                 Engine::Redis(redis) => redis.get(key).await,
+            }?;
+            match value {
+                // Somebody else wrote it, or the limit was higher then: it would not fit into an answer.
+                Some(value) if value.len() > self.max_value_size => {
+                    Err(Error::ValueTooLarge { len: value.len(), max: self.max_value_size })
+                }
+                value => Ok(value),
             }
         })
         .await
@@ -297,6 +308,11 @@ impl Storage {
         self.backend
     }
 
+    /// The longest value, in bytes.
+    pub fn max_value_size(&self) -> usize {
+        self.max_value_size
+    }
+
     /// One line for people: the backend and where it is, without secrets.
     pub fn describe(&self) -> String {
         match &*self.engine {
@@ -315,12 +331,21 @@ impl Storage {
 
     /// The one place that measures storage: every operation that a caller began is counted when it
     /// completes, with its duration and, when it failed, the reason.
-    async fn measured<T>(&self, operation: Operation, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let timer = Timer::start();
-        let in_flight = self.metrics.storage_started(self.backend);
+    async fn measured<T>(
+        &self,
+        operation: Operation,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let mut measure = Measure {
+            metrics: &self.metrics,
+            operation,
+            backend: self.backend,
+            timer: Timer::start(),
+            _in_flight: self.metrics.storage_started(self.backend),
+            outcome: Err(StorageErrorReason::Cancelled),
+        };
         let result = work.await;
-        self.metrics.storage_completed(operation, self.backend, timer, result.as_ref().map(drop).map_err(Error::reason));
-        drop(in_flight);
+        measure.outcome = result.as_ref().map(drop).map_err(Error::reason);
         result
     }
 
@@ -333,24 +358,19 @@ impl Storage {
     }
 }
 
-impl Default for RedisUrl {
-    fn default() -> Self {
-        Self("redis://127.0.0.1:6379".into())
-    }
+/// Counts its operation when it is dropped: also when the caller went away before the end, which may
+/// have been after the backend did the work.
+struct Measure<'a> {
+    metrics: &'a MetricsCollector,
+    operation: Operation,
+    backend: Backend,
+    timer: Timer,
+    _in_flight: InFlight,
+    outcome: Result<(), StorageErrorReason>,
 }
 
-impl std::fmt::Debug for RedisUrl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("RedisUrl")
-    }
-}
-impl<'de> Deserialize<'de> for RedisUrl {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self(String::deserialize(deserializer)?))
-    }
-}
-impl Serialize for RedisUrl {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("redis://***")
+impl Drop for Measure<'_> {
+    fn drop(&mut self) {
+        self.metrics.storage_completed(self.operation, self.backend, self.timer, self.outcome);
     }
 }

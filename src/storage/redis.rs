@@ -1,16 +1,305 @@
-//! placeholder: being written
+//! The data in Redis: one server or a cluster, by redis-rs.
+//!
+//! All operations share one multiplexed connection (of a cluster: one a node). A background task owns
+//! it: it connects, probes it every second while nothing else proves it alive, and reconnects with
+//! backoff, so that readiness is true and recovery takes seconds also without traffic. Operations look
+//! at what the task last published and take no lock across an await.
+//!
+//! # What an operation does when Redis does not answer
+//!
+//! An attempt takes at most `storage.redis.timeout`. When it fails because of the connection, by
+//! timeout, or because Redis says that it cannot do it now (LOADING, TRYAGAIN, CLUSTERDOWN, MASTERDOWN,
+//! READONLY, BUSY), the operation tries again up to three times, after a random wait of at most 100,
+//! 200 and 400 ms; a new connection ends the wait early. Then it fails with [`Error::Timeout`] or
+//! [`Error::Unavailable`], and the log says `Redis connection failed after 3 retries`: once an outage,
+//! and again every 30 s while it lasts.
+//!
+//! Once the task knows that Redis is away, an attempt fails at once: an operation then ends within
+//! 700 ms, the sum of the waits. The bound in all cases is four timeouts and 700 ms. At most
+//! [`MAX_WAITING`] operations wait for a retry and [`MAX_IN_FLIGHT`] are under way; past that they fail
+//! at once with [`Error::Busy`].
+//!
+//! What a retry cannot mend is not retried and is an [`Error::Backend`] in Redis's own words: a key of
+//! another type (WRONGTYPE), no memory (OOM), no disk (MISCONF), no right (NOAUTH, WRONGPASS, NOPERM).
+//!
+//! # What a retry means for the data
+//!
+//! A command whose answer was lost may have been carried out, and is then carried out twice. `get` and
+//! `put` come to the same by that, unless another writer wrote between the two; `delete` says `false`
+//! when its first attempt had removed the value already. After an error a `put` or `delete` may or may
+//! not have happened.
+
+mod backoff;
+mod connection;
+mod failure;
+mod supervisor;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use bytes::Bytes;
+use redis::{Cmd, Value};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::task::AbortHandle;
+
+use self::backoff::{RETRY_CAPS, retry_wait};
+use self::connection::Connector;
+use self::failure::{Failure, Kind};
+use self::supervisor::{Link, Shared, Supervisor};
 use super::{Error, OpenError, RedisConfig};
+use crate::metrics::labels::Component;
 use crate::metrics::{Health, MetricsCollector};
-/// Redis.
-#[derive(Debug)]
-pub struct RedisStorageBackend;
-#[allow(missing_docs, clippy::unused_async)]
+
+/// The most operations under way at once. Far above what saturates a server, low enough that their
+/// copies of keys and values stay within memory.
+const MAX_IN_FLIGHT: usize = 4096;
+/// The most operations that wait for a retry at once: an outage may not gather every caller there is.
+const MAX_WAITING: usize = 1024;
+/// How long `close` waits for the operations under way.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Redis, single or cluster.
+pub struct RedisStorageBackend {
+    connector: Arc<Connector>,
+    shared: Arc<Shared>,
+    /// Operations under way. Closed when the storage is.
+    in_flight: Semaphore,
+    /// Operations that wait for a retry.
+    waiting: Semaphore,
+    closing: AtomicBool,
+    supervisor: AbortHandle,
+    key_prefix: Vec<u8>,
+    timeout: Duration,
+    description: String,
+    metrics: MetricsCollector,
+    health: Health,
+}
+
+impl std::fmt::Debug for RedisStorageBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("RedisStorageBackend").field(&self.description).finish()
+    }
+}
+
 impl RedisStorageBackend {
-    pub async fn open(_c: &RedisConfig, _m: MetricsCollector, _h: Health) -> Result<Self, OpenError> { Ok(Self) }
-    pub async fn get(&self, _key: &Bytes) -> Result<Option<Bytes>, Error> { Ok(None) }
-    pub async fn put(&self, _key: &Bytes, _value: &Bytes) -> Result<(), Error> { Ok(()) }
-    pub async fn delete(&self, _key: &Bytes) -> Result<bool, Error> { Ok(false) }
-    pub fn describe(&self) -> String { String::new() }
-    pub async fn close(&self) {}
+    /// Checks the configuration and starts to connect in the background. Until the first attempt is
+    /// decided, operations wait for it, at most for the configured timeout.
+    ///
+    /// # Errors
+    ///
+    /// When the URLs cannot be used together or the CA file cannot be used. A Redis that is away is no
+    /// error.
+    #[allow(clippy::unused_async, reason = "both backends open alike, and this one needs the runtime")]
+    pub async fn open(config: &RedisConfig, metrics: MetricsCollector, health: Health) -> Result<Self, OpenError> {
+        let connector = Arc::new(Connector::new(config)?);
+        let address = config.urls.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let description = if connector.classifier().cluster {
+            let seeds = config.urls.len();
+            format!("redis cluster of {seeds} seed{} {address}", if seeds == 1 { "" } else { "s" })
+        } else {
+            format!("redis {address}")
+        };
+        health.not_ready(Component::Storage, format!("Redis at {address}: connecting"));
+        let shared = Arc::new(Shared::new(address));
+        let supervisor = Supervisor {
+            connector: connector.clone(),
+            shared: shared.clone(),
+            metrics: metrics.clone(),
+            health: health.clone(),
+        };
+        Ok(Self {
+            connector,
+            shared,
+            in_flight: Semaphore::new(MAX_IN_FLIGHT),
+            waiting: Semaphore::new(MAX_WAITING),
+            closing: AtomicBool::new(false),
+            supervisor: tokio::spawn(supervisor.run()).abort_handle(),
+            key_prefix: config.key_prefix.clone().into_bytes(),
+            timeout: config.timeout,
+            description,
+            metrics,
+            health,
+        })
+    }
+
+    /// Reads the value under `key`.
+    ///
+    /// # Errors
+    ///
+    /// See the module's documentation.
+    pub async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, Error> {
+        let command = self.command("GET", key, 0);
+        match self.execute(&command).await? {
+            Value::Nil => Ok(None),
+            Value::BulkString(value) => Ok(Some(value.into())),
+            other => Err(unexpected("GET", &other)),
+        }
+    }
+
+    /// Writes `value` under `key`, without an expiry.
+    ///
+    /// # Errors
+    ///
+    /// See the module's documentation.
+    pub async fn put(&self, key: &Bytes, value: &Bytes) -> Result<(), Error> {
+        let mut command = self.command("SET", key, value.len());
+        command.arg(&value[..]);
+        match self.execute(&command).await? {
+            Value::Okay => Ok(()),
+            other => Err(unexpected("SET", &other)),
+        }
+    }
+
+    /// Removes `key`; `true` when this attempt removed a value (see the module's documentation on
+    /// retries).
+    ///
+    /// # Errors
+    ///
+    /// See the module's documentation.
+    pub async fn delete(&self, key: &Bytes) -> Result<bool, Error> {
+        match self.execute(&self.command("DEL", key, 0)).await? {
+            Value::Int(removed) => Ok(removed > 0),
+            other => Err(unexpected("DEL", &other)),
+        }
+    }
+
+    /// Where the data is, without secrets.
+    pub fn describe(&self) -> String {
+        self.description.clone()
+    }
+
+    /// Refuses new operations, waits up to five seconds for those under way, and disconnects.
+    pub async fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+        // Holding every permit means that no operation is under way. Past the timeout those that are
+        // left find their connection gone.
+        #[allow(clippy::cast_possible_truncation, reason = "the constant is small")]
+        let drained = self.in_flight.acquire_many(MAX_IN_FLIGHT as u32);
+        if tokio::time::timeout(CLOSE_TIMEOUT, drained).await.is_err() {
+            tracing::warn!(address = %self.shared.address, "Redis operations were still under way at the close");
+        }
+        self.in_flight.close();
+        self.supervisor.abort();
+        self.shared.link.send_replace(Link::Closed);
+        self.health.not_ready(Component::Storage, "the storage is closed");
+    }
+
+    fn command(&self, name: &str, key: &[u8], value_len: usize) -> Cmd {
+        // Three arguments, and the name has three letters.
+        let mut command = Cmd::with_capacity(3, name.len() + self.key_prefix.len() + key.len() + value_len);
+        command.arg(name).arg([self.key_prefix.as_slice(), key].concat());
+        command
+    }
+
+    /// Carries out one command with its retries.
+    async fn execute(&self, command: &Cmd) -> Result<Value, Error> {
+        let _under_way = self.admit()?;
+        match self.attempt(command).await {
+            Ok(value) => Ok(value),
+            Err(first) => self.retry(command, first).await,
+        }
+    }
+
+    fn admit(&self) -> Result<SemaphorePermit<'_>, Error> {
+        let permit = self.in_flight.try_acquire();
+        if self.closing.load(Ordering::Acquire) {
+            return Err(closed());
+        }
+        permit.map_err(|_| Error::Busy(MAX_IN_FLIGHT))
+    }
+
+    /// The cold part of [`execute`](Self::execute).
+    async fn retry(&self, command: &Cmd, first: (Option<u64>, Failure)) -> Result<Value, Error> {
+        let (mut tried, mut failure) = first;
+        if failure.is_retryable() {
+            let _waiting = self.waiting.try_acquire().map_err(|_| Error::Busy(MAX_WAITING))?;
+            for cap in RETRY_CAPS {
+                self.wait(retry_wait(cap), tried).await;
+                self.metrics.redis_retried();
+                match self.attempt(command).await {
+                    Ok(value) => return Ok(value),
+                    Err(next) => (tried, failure) = next,
+                }
+                if !failure.is_retryable() {
+                    break;
+                }
+            }
+        }
+        if failure.is_retryable() {
+            self.shared.log_exhausted(&failure);
+        }
+        Err(failure.into_error(self.timeout))
+    }
+
+    /// Tries once. The number in the error is the connection that was tried.
+    async fn attempt(&self, command: &Cmd) -> Result<Value, (Option<u64>, Failure)> {
+        let link = self.shared.link.borrow().clone();
+        let link = if matches!(link, Link::Connecting) { self.first_outcome().await } else { link };
+        let (generation, mut connection) = match link {
+            Link::Up(generation, connection) => (generation, connection),
+            Link::Down(failure) => return Err((None, failure)),
+            Link::Connecting => return Err((None, Failure::timeout(self.timeout))),
+            Link::Closed => return Err((None, Failure::new(Kind::Lost, CLOSED))),
+        };
+        match connection.send(command).await {
+            Ok(value) => {
+                self.shared.answered();
+                Ok(value)
+            }
+            Err(error) => {
+                let failure = self.connector.failure(&error);
+                if matches!(failure.kind, Kind::Lost | Kind::Timeout) {
+                    self.shared.suspect.notify_one();
+                }
+                Err((Some(generation), failure))
+            }
+        }
+    }
+
+    /// Waits until the first attempt to connect is decided, or the timeout has passed.
+    async fn first_outcome(&self) -> Link {
+        let mut link = self.shared.link.subscribe();
+        let decided = link.wait_for(|link| !matches!(link, Link::Connecting));
+        match tokio::time::timeout(self.timeout, decided).await {
+            Ok(Ok(link)) => link.clone(),
+            Ok(Err(_)) | Err(_) => Link::Connecting,
+        }
+    }
+
+    /// Waits before a retry, for less when another connection than the one just tried comes up.
+    async fn wait(&self, wait: Duration, tried: Option<u64>) {
+        let mut link = self.shared.link.subscribe();
+        let renewed = link.wait_for(|link| match link {
+            Link::Up(generation, _) => Some(*generation) != tried,
+            Link::Closed => true,
+            Link::Connecting | Link::Down(_) => false,
+        });
+        // An `Err` is the wait that has passed.
+        let _ = tokio::time::timeout(wait, renewed).await.map(drop);
+    }
+}
+
+impl Drop for RedisStorageBackend {
+    fn drop(&mut self) {
+        self.supervisor.abort();
+    }
+}
+
+const CLOSED: &str = "the storage is closed";
+
+fn closed() -> Error {
+    Error::Unavailable(CLOSED.into())
+}
+
+/// Redis cannot answer so; a proxy in between might. The answer itself is data and is not shown.
+fn unexpected(command: &str, value: &Value) -> Error {
+    let kind = match value {
+        Value::Nil => "nothing",
+        Value::Int(_) => "a number",
+        Value::BulkString(_) => "bytes",
+        Value::Okay | Value::SimpleString(_) => "a status",
+        _ => "a structure",
+    };
+    Error::Backend(format!("Redis answered {command} with {kind}"))
 }

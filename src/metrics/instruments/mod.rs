@@ -3,7 +3,8 @@
 
 use std::fmt::Debug;
 
-use prometheus_client::metrics::{counter, family::Family, gauge, histogram};
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::{MetricType, TypedMetric, counter, gauge, histogram};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::catalogue::Descriptor;
@@ -26,7 +27,7 @@ pub(super) const DURATION_BUCKETS: [f64; 16] = [
 pub(super) const BATCH_BUCKETS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
 /// Something that the registry can hold and that starts at zero.
-pub(super) trait Instrument: Clone + Debug + prometheus_client::encoding::EncodeMetric + prometheus_client::metrics::TypedMetric + Send + Sync + 'static {
+pub(super) trait Instrument: Clone + Debug + EncodeMetric + TypedMetric + Send + Sync + 'static {
     fn new(descriptor: &Descriptor) -> Self;
 }
 
@@ -59,7 +60,11 @@ pub(super) fn single<M: Instrument>(registry: &mut Registry, descriptor: &Descri
 }
 
 /// Puts `metric` into the registry under the name, unit and help of its descriptor.
-pub(super) fn register(registry: &mut Registry, descriptor: &Descriptor, metric: impl prometheus_client::registry::Metric) {
+pub(super) fn register(
+    registry: &mut Registry,
+    descriptor: &Descriptor,
+    metric: impl prometheus_client::registry::Metric,
+) {
     let name = descriptor.registered_name();
     match descriptor.unit() {
         Some("seconds") => registry.register_with_unit(name, descriptor.help, Unit::Seconds, metric),
@@ -68,85 +73,124 @@ pub(super) fn register(registry: &mut Registry, descriptor: &Descriptor, metric:
     }
 }
 
-/// A family over one closed label set: every series exists from the start.
-#[derive(Debug, Clone)]
-pub(super) struct By<A, M> {
-    cells: Box<[M]>,
-    label: std::marker::PhantomData<fn(A)>,
+/// A family over closed label sets: a cell for every combination, all there from the start and always
+/// in the same order. `L` is a label or a tuple of labels.
+#[derive(Debug)]
+pub(super) struct By<L, M> {
+    cells: std::sync::Arc<[M]>,
+    label: std::marker::PhantomData<fn(L)>,
 }
 
-impl<A: Label, M: Instrument> By<A, M> {
-    pub(super) fn new(registry: &mut Registry, descriptor: &'static Descriptor) -> Self {
-        let rows = A::ALL.iter().map(|a| vec![(A::NAME, a.as_str())]);
-        Self { cells: cells(registry, descriptor, rows), label: std::marker::PhantomData }
+// Derived, it would ask `L` to be `Clone`.
+impl<L, M> Clone for By<L, M> {
+    fn clone(&self) -> Self {
+        Self { cells: self.cells.clone(), label: std::marker::PhantomData }
+    }
+}
+
+impl<L: LabelSet, M: Instrument> By<L, M> {
+    pub(super) fn new(registry: &mut Registry, descriptor: &Descriptor) -> Self {
+        let cells = (0..L::COUNT).map(|_| M::new(descriptor)).collect();
+        let family = Self { cells, label: std::marker::PhantomData };
+        register(registry, descriptor, family.clone());
+        family
     }
 
     #[inline]
-    pub(super) fn of(&self, a: A) -> &M {
-        at(&self.cells, a.index())
+    #[allow(clippy::indexing_slicing, reason = "a label set's index is below its count, and there are as many cells")]
+    pub(super) fn of(&self, labels: L) -> &M {
+        &self.cells[labels.index()]
     }
 }
 
-/// A family over two closed label sets.
-#[derive(Debug, Clone)]
-pub(super) struct By2<A, B, M> {
-    cells: Box<[M]>,
-    labels: std::marker::PhantomData<fn(A, B)>,
+impl<L: LabelSet, M: Instrument> EncodeMetric for By<L, M> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        for (index, cell) in self.cells.iter().enumerate() {
+            let labels = L::labels(index);
+            cell.encode(encoder.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        M::TYPE
+    }
 }
 
-impl<A: Label, B: Label, M: Instrument> By2<A, B, M> {
-    pub(super) fn new(registry: &mut Registry, descriptor: &'static Descriptor) -> Self {
-        let rows = A::ALL.iter().flat_map(|a| B::ALL.iter().map(|b| vec![(A::NAME, a.as_str()), (B::NAME, b.as_str())]));
-        Self { cells: cells(registry, descriptor, rows), labels: std::marker::PhantomData }
-    }
+/// One label, or several together.
+pub(super) trait LabelSet: Debug + 'static {
+    /// How many combinations there are.
+    const COUNT: usize;
+
+    /// The position of this combination, below [`LabelSet::COUNT`].
+    fn index(&self) -> usize;
+    /// Names and values of the combination at `index`.
+    fn labels(index: usize) -> Labels;
+}
+
+impl<A: Label> LabelSet for A {
+    const COUNT: usize = A::ALL.len();
 
     #[inline]
-    pub(super) fn of(&self, a: A, b: B) -> &M {
-        at(&self.cells, a.index() * B::ALL.len() + b.index())
+    fn index(&self) -> usize {
+        Label::index(*self)
+    }
+
+    fn labels(index: usize) -> Labels {
+        A::ALL.get(index).map(|a| (A::NAME, a.as_str())).into_iter().collect()
     }
 }
 
-/// A family over three closed label sets.
-#[derive(Debug, Clone)]
-pub(super) struct By3<A, B, C, M> {
-    cells: Box<[M]>,
-    labels: std::marker::PhantomData<fn(A, B, C)>,
-}
-
-impl<A: Label, B: Label, C: Label, M: Instrument> By3<A, B, C, M> {
-    pub(super) fn new(registry: &mut Registry, descriptor: &'static Descriptor) -> Self {
-        let rows = A::ALL.iter().flat_map(|a| {
-            B::ALL.iter().flat_map(|b| {
-                C::ALL.iter().map(|c| vec![(A::NAME, a.as_str()), (B::NAME, b.as_str()), (C::NAME, c.as_str())])
-            })
-        });
-        Self { cells: cells(registry, descriptor, rows), labels: std::marker::PhantomData }
-    }
+impl<A: Label, B: Label> LabelSet for (A, B) {
+    const COUNT: usize = A::ALL.len() * B::ALL.len();
 
     #[inline]
-    pub(super) fn of(&self, a: A, b: B, c: C) -> &M {
-        at(&self.cells, (a.index() * B::ALL.len() + b.index()) * C::ALL.len() + c.index())
+    fn index(&self) -> usize {
+        Label::index(self.0) * B::ALL.len() + Label::index(self.1)
+    }
+
+    fn labels(index: usize) -> Labels {
+        [A::labels(index / B::ALL.len()), B::labels(index % B::ALL.len())].concat()
     }
 }
 
-fn cells<M: Instrument>(registry: &mut Registry, descriptor: &'static Descriptor, rows: impl Iterator<Item = Labels>) -> Box<[M]> {
-    let family = Family::<Labels, M, Maker>::new_with_constructor(Maker(descriptor));
-    register(registry, descriptor, family.clone());
-    rows.map(|row| family.get_or_create_owned(&row)).collect()
-}
+impl<A: Label, B: Label, C: Label> LabelSet for (A, B, C) {
+    const COUNT: usize = A::ALL.len() * <(B, C)>::COUNT;
 
-/// Makes a family's metrics as its descriptor asks.
-#[derive(Debug, Clone)]
-struct Maker(&'static Descriptor);
+    #[inline]
+    fn index(&self) -> usize {
+        Label::index(self.0) * <(B, C)>::COUNT + LabelSet::index(&(self.1, self.2))
+    }
 
-impl<M: Instrument> prometheus_client::metrics::family::MetricConstructor<M> for Maker {
-    fn new_metric(&self) -> M {
-        M::new(self.0)
+    fn labels(index: usize) -> Labels {
+        [A::labels(index / <(B, C)>::COUNT), <(B, C)>::labels(index % <(B, C)>::COUNT)].concat()
     }
 }
 
-#[inline]
-#[allow(clippy::indexing_slicing, reason = "the indices come from closed enums, and the array was built from those same enums")]
-fn at<M>(cells: &[M], index: usize) -> &M {
-    &cells[index]
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::labels::{Backend, Operation, StorageErrorReason};
+
+    #[test]
+    fn every_combination_has_a_place_of_its_own_and_finds_its_labels() {
+        let mut seen = Vec::new();
+        for &operation in Operation::ALL {
+            for &backend in Backend::ALL {
+                for &reason in StorageErrorReason::ALL {
+                    let set = (operation, backend, reason);
+                    let index = LabelSet::index(&set);
+                    let expected = vec![
+                        ("operation", operation.as_str()),
+                        ("backend", backend.as_str()),
+                        ("reason", reason.as_str()),
+                    ];
+                    assert_eq!(<(Operation, Backend, StorageErrorReason)>::labels(index), expected);
+                    seen.push(index);
+                }
+            }
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, (0..<(Operation, Backend, StorageErrorReason)>::COUNT).collect::<Vec<_>>());
+    }
 }

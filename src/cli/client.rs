@@ -1,0 +1,74 @@
+//! Talks to the running agent over its control socket.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::Failure;
+use crate::config::Config;
+use crate::control::{self, SOCKET_NAME};
+
+/// Longer than the agent needs for its slowest answer, one that waits for a peer.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What the agent answered.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) body: Bytes,
+}
+
+impl Answer {
+    pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        serde_json::from_slice(&self.body).map_err(|error| {
+            Failure::failed(format!("the agent's answer is not understood ({error}); is it of this version?"))
+        })
+    }
+}
+
+/// Asks the agent of this configuration. An answer that is no success becomes the failure it says,
+/// except 404, which is the caller's to judge.
+pub(super) fn ask(config: &Config, method: Method, target: &str, body: Bytes) -> Result<Answer, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
+    let dir = &config.node.data_dir;
+    let answer = runtime.block_on(async {
+        tokio::time::timeout(TIMEOUT, exchange(dir, method, target, body))
+            .await
+            .unwrap_or_else(|_| Err(Failure::unavailable(format!("the agent did not answer within {TIMEOUT:?}"))))
+    })?;
+    if answer.status.is_success() || answer.status == StatusCode::NOT_FOUND {
+        return Ok(answer);
+    }
+    Err(Failure::failed(answer.json::<control::Failure>()?.error))
+}
+
+async fn exchange(dir: &Path, method: Method, target: &str, body: Bytes) -> Result<Answer, Failure> {
+    let socket = dir.join(SOCKET_NAME);
+    let stream = UnixStream::connect(&socket).await.map_err(|error| {
+        let dir = dir.display();
+        match error.kind() {
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => Failure::unavailable(format!(
+                "no agent is running on the data directory {dir}; start one with: peerscope run --data-dir {dir}"
+            )),
+            _ => Failure::unavailable(format!("cannot reach the agent at {}: {error}", socket.display())),
+        }
+    })?;
+    let lost = |error: hyper::Error| Failure::unavailable(format!("the agent went away: {error}"));
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
+    let connection = tokio::spawn(connection);
+    let request = Request::builder().method(method).uri(target).header(hyper::header::HOST, "peerscope");
+    let request = request.body(Full::new(body)).map_err(|error| Failure::failed(error.to_string()))?;
+    let answer = sender.send_request(request).await.map_err(lost)?;
+    let status = answer.status();
+    let body = answer.into_body().collect().await.map_err(lost)?.to_bytes();
+    connection.abort();
+    Ok(Answer { status, body })
+}

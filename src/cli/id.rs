@@ -1,0 +1,25 @@
+//! `peerscope id`: who this agent is. It reads the key; no agent has to run.
+
+use std::io::ErrorKind;
+
+use serde_json::json;
+
+use super::{Failure, print, print_json};
+use crate::config::Config;
+use crate::identity::{self, Error, SecretError};
+
+pub(super) fn run(config: &Config, as_json: bool) -> Result<(), Failure> {
+    let path = config.node.data_dir.join(identity::FILE_NAME);
+    let key = identity::load(&path).map_err(|error| match &error {
+        Error::Unusable { problem: SecretError::Io(io), .. } if io.kind() == ErrorKind::NotFound => Failure::failed(
+            format!("there is no identity in {} yet; `peerscope run` makes one", config.node.data_dir.display()),
+        ),
+        _ => Failure::failed(error.to_string()),
+    })?;
+    let peer_id = key.public().to_peer_id();
+    if as_json {
+        print_json(&json!({ "peer_id": peer_id.to_string() }))
+    } else {
+        print(format!("{peer_id}\n").as_bytes())
+    }
+}

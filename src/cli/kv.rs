@@ -1,0 +1,97 @@
+//! `peerscope get`, `put` and `delete`, on the agent's own store or, with `--peer`, on a peer's.
+
+use std::io::{self, Read as _};
+
+use bytes::Bytes;
+use clap::Args;
+use hyper::{Method, StatusCode};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::json;
+
+use super::{Failure, PeerFlag, client, print, print_json};
+use crate::config::Config;
+use crate::control;
+
+#[derive(Debug, Args)]
+pub(super) struct Get {
+    /// The key
+    key: String,
+    #[command(flatten)]
+    peer: PeerFlag,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Put {
+    /// The key
+    key: String,
+    /// The value, or - to read it from standard input, byte for byte
+    #[arg(allow_hyphen_values = true)]
+    value: String,
+    #[command(flatten)]
+    peer: PeerFlag,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Delete {
+    /// The key
+    key: String,
+    #[command(flatten)]
+    peer: PeerFlag,
+}
+
+pub(super) fn get(config: &Config, get: &Get, as_json: bool) -> Result<(), Failure> {
+    let answer = client::ask(config, Method::GET, &target(&get.key, &get.peer), Bytes::new())?;
+    if answer.status == StatusCode::NOT_FOUND {
+        return Err(not_found(&get.key));
+    }
+    if !as_json {
+        return print(&answer.body);
+    }
+    // JSON has no bytes: a value that is no text is given in hexadecimal.
+    match std::str::from_utf8(&answer.body) {
+        Ok(text) => print_json(&json!({ "key": get.key, "value": text })),
+        Err(_) => {
+            let hex: String = answer.body.iter().map(|byte| format!("{byte:02x}")).collect();
+            print_json(&json!({ "key": get.key, "value_hex": hex }))
+        }
+    }
+}
+
+pub(super) fn put(config: &Config, put: &Put, as_json: bool) -> Result<(), Failure> {
+    let value = match put.value.as_str() {
+        "-" => read_value(config.storage.max_value_size)?,
+        value => Bytes::copy_from_slice(value.as_bytes()),
+    };
+    let size = value.len();
+    client::ask(config, Method::PUT, &target(&put.key, &put.peer), value)?;
+    if as_json { print_json(&json!({ "key": put.key, "size": size })) } else { Ok(()) }
+}
+
+pub(super) fn delete(config: &Config, delete: &Delete, as_json: bool) -> Result<(), Failure> {
+    let answer = client::ask(config, Method::DELETE, &target(&delete.key, &delete.peer), Bytes::new())?;
+    let control::Deleted { deleted } = answer.json()?;
+    if as_json {
+        return print_json(&json!({ "key": delete.key, "deleted": deleted }));
+    }
+    if deleted { Ok(()) } else { Err(not_found(&delete.key)) }
+}
+
+/// Standard input, up to one byte over the limit: the agent then says what the limit is.
+fn read_value(limit: usize) -> Result<Bytes, Failure> {
+    let mut value = Vec::new();
+    let read = io::stdin().lock().take(limit as u64 + 1).read_to_end(&mut value);
+    read.map_err(|error| Failure::failed(format!("cannot read the value from standard input: {error}")))?;
+    Ok(value.into())
+}
+
+fn target(key: &str, peer: &PeerFlag) -> String {
+    let key = utf8_percent_encode(key, NON_ALPHANUMERIC);
+    match peer.peer {
+        Some(peer) => format!("/v1/keys/{key}?peer={peer}"),
+        None => format!("/v1/keys/{key}"),
+    }
+}
+
+fn not_found(key: &str) -> Failure {
+    Failure::failed(format!("there is no key {key:?}"))
+}

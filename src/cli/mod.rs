@@ -1,0 +1,204 @@
+//! The commands of the `peerscope` binary. Each is one file; this one says what can be typed, and turns
+//! what went wrong into one message and one exit code.
+
+mod check;
+mod client;
+mod id;
+mod kv;
+mod logging;
+mod metrics;
+mod peers;
+mod run;
+mod status;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::config::{self, Config, Sources};
+use crate::network::PeerIdText;
+
+/// Exit codes, after sysexits.h.
+mod exit {
+    pub(super) const FAILED: u8 = 1;
+    pub(super) const USAGE: u8 = 64;
+    pub(super) const UNAVAILABLE: u8 = 69;
+    pub(super) const CONFIG: u8 = 78;
+}
+
+/// A peer-to-peer agent that its operator can see into.
+#[derive(Debug, Parser)]
+#[command(name = "peerscope", version, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 64 usage, 69 agent not reachable, 78 configuration.\n\
+    Every configuration key can also be set from the environment, as in PEERSCOPE_METRICS__PORT=9100.")]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// The configuration file; without one, the defaults hold
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// Where the key, the store and the control socket are [default: $XDG_STATE_HOME/peerscope]
+    #[arg(long, value_name = "DIR", global = true)]
+    data_dir: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent
+    Run(run::Flags),
+    /// Check the configuration and print it as it stands after file, environment and flags
+    Check(run::Flags),
+    /// Print this agent's PeerId
+    Id,
+    /// Show the running agent at a glance
+    Status,
+    /// List the connected peers
+    Peers,
+    /// Print the value under a key, byte for byte
+    Get(kv::Get),
+    /// Store a value under a key
+    Put(kv::Put),
+    /// Remove a key
+    Delete(kv::Delete),
+    /// Print the metrics of the running agent
+    Metrics(metrics::Flags),
+    /// Print a completion script
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Why a command failed: what is true and what to do next, and the exit code that says so.
+#[derive(Debug)]
+pub struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    fn failed(message: impl Into<String>) -> Self {
+        Self { code: exit::FAILED, message: message.into() }
+    }
+
+    fn unavailable(message: impl Into<String>) -> Self {
+        Self { code: exit::UNAVAILABLE, message: message.into() }
+    }
+
+    fn output(error: &io::Error) -> Self {
+        Self::failed(format!("cannot write the output: {error}"))
+    }
+}
+
+impl From<config::Error> for Failure {
+    fn from(error: config::Error) -> Self {
+        Self { code: exit::CONFIG, message: error.to_string() }
+    }
+}
+
+/// Runs the command line `args`, whose first element is the program's name.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Where the message cannot be written there is nobody to tell.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _ = writeln!(io::stderr(), "peerscope: {}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<(), Failure> {
+    let Cli { common, command } = cli;
+    match command {
+        Command::Run(flags) => run::run(&common.load(&flags)?),
+        Command::Check(flags) => check::run(&common.load(&flags)?, common.json),
+        Command::Id => id::run(&common.plain()?, common.json),
+        Command::Status => status::run(&common.plain()?, common.json),
+        Command::Peers => peers::run(&common.plain()?, common.json),
+        Command::Get(get) => kv::get(&common.plain()?, &get, common.json),
+        Command::Put(put) => kv::put(&common.plain()?, &put, common.json),
+        Command::Delete(delete) => kv::delete(&common.plain()?, &delete, common.json),
+        Command::Metrics(flags) => metrics::run(&common, &flags),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "peerscope", &mut script);
+            print(&script)
+        }
+    }
+}
+
+impl Common {
+    /// The configuration from file, environment and these flags.
+    fn load(&self, flags: &run::Flags) -> Result<Config, Failure> {
+        let mut overrides = flags.overrides();
+        if let Some(dir) = &self.data_dir {
+            let Some(dir) = dir.to_str() else {
+                return Err(Failure {
+                    code: exit::USAGE,
+                    message: format!("--data-dir: {} is not UTF-8", dir.display()),
+                });
+            };
+            overrides.push(("node.data_dir", run::text(dir), "--data-dir"));
+        }
+        let sources = Sources { file: self.config.clone(), env: std::env::vars_os().collect(), flags: overrides };
+        Ok(Config::load(&sources)?)
+    }
+
+    fn plain(&self) -> Result<Config, Failure> {
+        self.load(&run::Flags::default())
+    }
+}
+
+/// A peer to ask in place of this agent's own store.
+#[derive(Debug, Args)]
+struct PeerFlag {
+    /// Ask this peer, through the local agent, in place of the agent's own store
+    #[arg(long, value_name = "PEER_ID")]
+    peer: Option<PeerIdText>,
+}
+
+/// Writes to standard output, byte for byte.
+fn print(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        // `peerscope metrics | head` is no error.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.map_err(|error| Failure::output(&error)),
+    }
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let mut text = serde_json::to_vec(value).map_err(|error| Failure::failed(error.to_string()))?;
+    text.push(b'\n');
+    print(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,47 @@
+//! `peerscope status`: the running agent at a glance.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::Method;
+
+use super::{Failure, client, print};
+use crate::config::Config;
+use crate::control::Status;
+
+pub(super) fn run(config: &Config, json: bool) -> Result<(), Failure> {
+    let answer = client::ask(config, Method::GET, "/v1/status", Bytes::new())?;
+    let status: Status = answer.json()?;
+    if json {
+        return print(&[&answer.body[..], b"\n"].concat());
+    }
+    print(render(&status).as_bytes())
+}
+
+fn render(status: &Status) -> String {
+    let uptime = humantime::format_duration(Duration::from_secs(status.uptime_seconds));
+    let mut rows = vec![
+        ("agent", format!("{} ({} {})", status.name, status.version, status.revision)),
+        ("peer id", status.peer_id.clone()),
+        ("up for", uptime.to_string()),
+        ("ready", if status.ready { "yes".into() } else { "NO".into() }),
+        ("peers", status.peers_connected.to_string()),
+        ("store", status.store.clone()),
+    ];
+    let listening = status.components.iter().any(|c| c.component == "metrics");
+    rows.push((
+        "metrics",
+        status.metrics.clone().unwrap_or_else(|| if listening { "not listening" } else { "off" }.into()),
+    ));
+    rows.extend(status.listen.iter().map(|address| ("listening", address.clone())));
+    for component in &status.components {
+        let problem =
+            component.problem.as_ref().map_or_else(|| "ready".to_owned(), |problem| format!("NOT READY: {problem}"));
+        rows.push((component.component.as_str(), problem));
+    }
+    rows.iter().fold(String::new(), |mut out, (name, value)| {
+        let _infallible = writeln!(out, "{name:<10} {value}");
+        out
+    })
+}

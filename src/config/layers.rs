@@ -1,0 +1,194 @@
+//! Lays the environment over the file, and the flags over both.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::error::{Error, Origin, Problem, Source};
+use super::node::default_data_dir;
+use super::tree::{self, Entry, MAX_BYTES, MAX_DEPTH, Node, Step, Value};
+use super::{Config, Sources};
+
+/// What the names of our variables begin with.
+const PREFIX: &str = "PEERSCOPE_";
+
+/// The variable that names the file. It is no key.
+const FILE_VARIABLE: &str = "PEERSCOPE_CONFIG";
+
+/// One tree of all sources, and what was wrong with them that does not stop reading.
+///
+/// # Errors
+///
+/// When the file cannot be read or is no YAML.
+pub(super) fn assemble(sources: &Sources) -> Result<(Node, Vec<Problem>), Error> {
+    let mut problems = Vec::new();
+    let variable = |name: &str| sources.env.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_os_str());
+
+    let named = variable(FILE_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let mut tree = match sources.file.as_ref().or(named.as_ref()) {
+        Some(path) => {
+            let name = path.display().to_string();
+            let text = read(path).map_err(|problem| Problem::new(Origin::File(name.as_str().into()), "", problem))?;
+            let (tree, found) = tree::parse(&text, &Source::File(name.into()))?;
+            problems = found;
+            tree
+        }
+        None => Node::new(Value::Map(Vec::new()), Origin::Default),
+    };
+
+    // Sorted, so that a whole section comes before one key of it.
+    let mut variables: Vec<_> = sources.env.iter().filter_map(|(name, value)| Some((ours(name)?, value))).collect();
+    variables.sort();
+    for (name, value) in variables {
+        if name == FILE_VARIABLE || is_service_link(&name, value) {
+            continue;
+        }
+        let rest = name.strip_prefix(PREFIX).unwrap_or_default();
+        // Only capitals name a key; anything else is left to be refused as unknown.
+        let key = if rest.chars().any(char::is_lowercase) { rest.to_owned() } else { rest.to_lowercase() };
+        let key = key.replace("__", ".");
+        let origin = Origin::Env { name: name.as_str().into(), key: key.clone() };
+        match value.to_str() {
+            Some(value) => lay_over(&mut tree, &key, value, origin, &mut problems),
+            None => problems.push(Problem::new(origin, key, "the value is not valid UTF-8")),
+        }
+    }
+    for (key, value, flag) in &sources.flags {
+        lay_over(&mut tree, key, value, Origin::Flag { flag, key }, &mut problems);
+    }
+
+    let data_dir = [Step::Key("node".into()), Step::Key("data_dir".into())];
+    if data_dir.iter().try_fold(&tree, |node, step| node.child(step)).is_none() {
+        // The default follows the environment that was given, not the process's own.
+        if let Some(path) = default_data_dir(variable).to_str() {
+            let value = Node::new(Value::Scalar { text: path.to_owned(), plain: false }, Origin::Default);
+            let node = nest(["node", "data_dir"], value);
+            // Where `node` is no mapping, decoding says so; the default adds nothing to that.
+            merge(&mut tree, node, &mut Vec::new());
+        }
+    }
+    Ok((tree, problems))
+}
+
+fn ours(name: &OsStr) -> Option<String> {
+    let name = name.to_string_lossy();
+    name.starts_with(PREFIX).then(|| name.into_owned())
+}
+
+/// Kubernetes gives every container variables about the services beside it. A service called
+/// `peerscope` must not keep the agent from starting.
+fn is_service_link(name: &str, value: &OsString) -> bool {
+    if name.contains("__") {
+        return false;
+    }
+    let digits_and_protocol = |rest: &str| {
+        let mut parts = rest.split('_');
+        parts.next().is_some_and(|port| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
+            && matches!(parts.next(), Some("TCP" | "UDP" | "SCTP"))
+    };
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.split("_PORT_").skip(1).any(digits_and_protocol)
+        || (name.ends_with("_PORT") && value.to_str().is_some_and(|value| value.contains("://")))
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let unreadable = |error: io::Error| format!("cannot be read: {error}");
+    let mut bytes = Vec::new();
+    // One byte more than allowed shows that there is more.
+    let limit = MAX_BYTES as u64 + 1;
+    File::open(path).map_err(unreadable)?.take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() > MAX_BYTES {
+        return Err(format!("is larger than {MAX_BYTES} bytes"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let line = error.as_bytes().iter().take(error.utf8_error().valid_up_to()).filter(|b| **b == b'\n').count() + 1;
+        format!("is not valid UTF-8 (line {line}); save it as UTF-8")
+    })
+}
+
+/// Sets the dotted `key` to a value given as YAML.
+fn lay_over(tree: &mut Node, key: &str, value: &str, origin: Origin, problems: &mut Vec<Problem>) {
+    let keys: Vec<&str> = key.split('.').collect();
+    if keys.len() > MAX_DEPTH {
+        problems.push(Problem::new(origin, key, "sets no known key"));
+        return;
+    }
+    let mut node = match tree::parse(value, &Source::Value(origin.clone())) {
+        Ok((node, found)) => {
+            problems.extend(found.into_iter().map(|problem| Problem { key: key.to_owned(), ..problem }));
+            node
+        }
+        Err(error) => {
+            let why = error.problems().first().map(|problem| problem.message.clone()).unwrap_or_default();
+            Node::new(Value::Unreadable(why), origin.clone())
+        }
+    };
+    // Nothing at all reads as an empty mapping in a file; here it is an empty value.
+    if value.trim().is_empty() {
+        node.value = Value::Scalar { text: String::new(), plain: true };
+    }
+    node.raw = Some(value.to_owned());
+    merge(tree, nest(keys, node), problems);
+}
+
+/// `node` as the only content of the mappings that lead to it.
+fn nest<'a>(keys: impl IntoIterator<Item = &'a str, IntoIter: DoubleEndedIterator>, node: Node) -> Node {
+    keys.into_iter().rev().fold(node, |node, key| {
+        let origin = node.origin.clone();
+        Node::new(Value::Map(vec![Entry { key: key.to_owned(), key_origin: origin.clone(), node }]), origin)
+    })
+}
+
+/// Lays `over` on `base`: mappings key by key, everything else as a whole. The recursion is as deep
+/// as a tree may be.
+fn merge(base: &mut Node, over: Node, problems: &mut Vec<Problem>) {
+    let null = base.is_null();
+    match (&mut base.value, over) {
+        (Value::Map(existing), Node { value: Value::Map(entries), .. }) => {
+            for entry in entries {
+                match existing.iter_mut().find(|e| e.key == entry.key) {
+                    Some(found) => merge(&mut found.node, entry.node, problems),
+                    None => existing.push(entry),
+                }
+            }
+        }
+        // A mapping without a text of its own only leads to the key that is set.
+        (_, Node { value: Value::Map(_), raw: None, origin, .. }) if !null => {
+            let message = match &base.origin {
+                Origin::Default => format!("what contains this key is {}, not a mapping", base.describe()),
+                place => format!("what contains this key is {} ({place}), not a mapping", base.describe()),
+            };
+            let key = match &origin {
+                Origin::Env { key, .. } => key.clone(),
+                Origin::Flag { key, .. } => (*key).to_owned(),
+                _ => String::new(),
+            };
+            problems.push(Problem::new(origin, key, message));
+        }
+        (_, over) => *base = over,
+    }
+}
+
+/// Every key that is not a section, dotted. They are those of the default configuration, so none can be forgotten.
+pub(super) fn known_keys() -> Vec<String> {
+    fn walk(value: &serde_json::Value, path: &str, keys: &mut Vec<String>) {
+        match value {
+            serde_json::Value::Object(map) => {
+                for (key, value) in map {
+                    walk(value, &if path.is_empty() { key.clone() } else { format!("{path}.{key}") }, keys);
+                }
+            }
+            _ => keys.push(path.to_owned()),
+        }
+    }
+    let mut keys = Vec::new();
+    walk(&serde_json::to_value(Config::default()).unwrap_or_default(), "", &mut keys);
+    keys
+}
+
+/// The variable that sets a dotted key.
+pub(super) fn env_name(key: &str) -> String {
+    format!("{PREFIX}{}", key.replace('.', "__").to_uppercase())
+}

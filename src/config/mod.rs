@@ -1,0 +1,121 @@
+//! File, environment and flags, made into one valid [`Config`].
+//!
+//! Raw input becomes valid types here and nowhere else. The file is parsed into a small tree whose
+//! every node knows where it came from (`tree.rs`); environment and flags are laid over it
+//! (`layers.rs`); serde reads the sections from it (`de.rs`); what only makes sense together is
+//! checked at the end (`check.rs`). Every [`Problem`] names its origin.
+
+mod access;
+mod check;
+mod de;
+pub mod duration;
+mod error;
+mod layers;
+mod log;
+mod node;
+pub mod size;
+mod tree;
+mod yaml;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::access::{AccessRule, PeerSelector, Permission};
+pub use self::error::{Error, Origin, Problem};
+pub use self::log::{LogConfig, LogFormat, LogLevel};
+pub use self::node::NodeConfig;
+use self::tree::Node;
+use crate::{metrics, network, storage};
+
+/// Everything that can be configured. Each module owns its section.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Who this agent is and where it keeps its files.
+    pub node: NodeConfig,
+    /// What it logs.
+    pub log: LogConfig,
+    /// The metrics endpoint.
+    pub metrics: metrics::MetricsConfig,
+    /// Where the data is.
+    pub storage: storage::Config,
+    /// The peer-to-peer network.
+    pub network: network::Config,
+    /// Which peer may do what here. Empty: nobody may do anything.
+    pub access: Vec<AccessRule>,
+}
+
+/// Where a configuration comes from. Later fields go over earlier ones.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// The YAML file. When `None`, the variable `PEERSCOPE_CONFIG` may name one; without either, there is none.
+    pub file: Option<PathBuf>,
+    /// The whole environment, as `std::env::vars_os().collect()` gives it.
+    pub env: Vec<(OsString, OsString)>,
+    /// The flags: the dotted key that each sets, its value, and the flag as the user knows it, such as
+    /// `("metrics.port", "9100", "--metrics-port")`.
+    pub flags: Vec<(&'static str, String, &'static str)>,
+}
+
+impl Config {
+    /// Reads all sources and checks the result.
+    ///
+    /// # Errors
+    ///
+    /// All problems found, each with its origin.
+    pub fn load(sources: &Sources) -> Result<Self, Error> {
+        let (tree, problems) = layers::assemble(sources)?;
+        Self::decode(tree, problems)
+    }
+
+    /// Reads one YAML text, without environment or flags; `name` stands for the file in messages.
+    ///
+    /// # Errors
+    ///
+    /// All problems found, each with its position.
+    pub fn from_yaml(name: &str, text: &str) -> Result<Self, Error> {
+        let (tree, problems) = tree::parse(text, &error::Source::File(name.into()))?;
+        Self::decode(tree, problems)
+    }
+
+    /// This configuration as YAML that loads again, every secret masked.
+    pub fn to_yaml_masked(&self) -> String {
+        yaml::write(self)
+    }
+
+    /// Decodes, and for as long as something is wrong notes it, takes it out of the tree and decodes
+    /// again: so one run shows all mistakes.
+    fn decode(mut tree: Node, mut problems: Vec<Problem>) -> Result<Self, Error> {
+        let config = loop {
+            match de::decode::<Self>(&tree) {
+                Ok(config) => break config,
+                Err(_) if problems.len() >= error::MAX_PROBLEMS => return Err(Error::new(problems)),
+                Err(failure) => problems.extend(failure.take_out_of(&mut tree)),
+            }
+        };
+        let found_so_far = problems.len();
+        for problem in check::check(&config, &tree, metrics::BUILT_IN) {
+            // A section with a rejected value holds a default in its place: what the check says about
+            // it could be about nothing that the user wrote.
+            if !problems.iter().take(found_so_far).any(|earlier| earlier.section() == problem.section()) {
+                problems.push(problem);
+            }
+        }
+        if problems.is_empty() { Ok(config) } else { Err(Error::new(problems)) }
+    }
+}
+
+/// How a value is repeated in a message: short, and not at all when it could hold a password.
+fn quoted(text: &str) -> String {
+    const LONGEST: usize = 60;
+    if text.contains('@') || text.contains("://") {
+        return "the text (not shown: it may hold a password)".into();
+    }
+    let shown: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    if text.chars().nth(LONGEST).is_some() { format!("`{shown}...`") } else { format!("`{shown}`") }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,249 @@
+//! What the control API answers to what.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use libp2p::PeerId;
+use percent_encoding::percent_decode_str;
+
+use super::{Api, ComponentStatus, Deleted, Failure, Peer, Status};
+use crate::network::RequestError;
+use crate::network::protocol::{self, ErrorCode};
+use crate::storage;
+
+type Answer = Response<Full<Bytes>>;
+
+/// How long a client may take to send a value.
+const BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// What went wrong, with the status that says so.
+struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    error: String,
+}
+
+impl Problem {
+    fn new(status: StatusCode, code: &'static str, error: impl Into<String>) -> Self {
+        Self { status, code, error: error.into() }
+    }
+
+    fn bad_request(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_request", error)
+    }
+}
+
+impl Api {
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
+        self.route(request).await.unwrap_or_else(|problem| {
+            json(problem.status, &Failure { code: problem.code.into(), error: problem.error })
+        })
+    }
+
+    async fn route(&self, request: Request<Incoming>) -> Result<Answer, Problem> {
+        let path = request.uri().path().to_owned();
+        match (request.method(), path.as_str()) {
+            (&Method::GET, "/v1/status") => Ok(json(StatusCode::OK, &self.status().await)),
+            (&Method::GET, "/v1/peers") => Ok(json(StatusCode::OK, &self.peers().await)),
+            (&Method::GET, "/v1/metrics") => self.metrics(&request).await,
+            (&Method::GET | &Method::PUT | &Method::DELETE, path) if path.starts_with("/v1/keys/") => {
+                let key = path.strip_prefix("/v1/keys/").unwrap_or_default();
+                let key = Bytes::from(percent_decode_str(key).collect::<Vec<u8>>());
+                let peer = peer(request.uri().query())?;
+                self.key(key, peer, request).await
+            }
+            (_, "/v1/status" | "/v1/peers" | "/v1/metrics") => Ok(method_not_allowed("GET")),
+            (_, path) if path.starts_with("/v1/keys/") => Ok(method_not_allowed("GET, PUT, DELETE")),
+            _ => Err(Problem::new(StatusCode::NOT_FOUND, "bad_request", format!("there is no {path} here"))),
+        }
+    }
+
+    async fn status(&self) -> Status {
+        let peer_id = &self.agent.peer_id;
+        let components = self.health.snapshot().into_iter().map(|state| ComponentStatus {
+            component: state.component.to_string(),
+            ready: state.problem.is_none(),
+            problem: state.problem,
+        });
+        Status {
+            peer_id: peer_id.clone(),
+            name: self.agent.name.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            revision: env!("PEERSCOPE_REVISION").into(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            listen: self.network.listen_addresses().iter().map(|address| format!("{address}/p2p/{peer_id}")).collect(),
+            store: self.storage.describe(),
+            metrics: self.metrics_url.url(),
+            peers_connected: self.network.peers().await.len(),
+            ready: self.health.is_ready(),
+            components: components.collect(),
+        }
+    }
+
+    async fn peers(&self) -> Vec<Peer> {
+        let peers = self.network.peers().await.into_iter();
+        peers
+            .map(|info| Peer {
+                peer_id: info.peer.to_string(),
+                address: info.address.to_string(),
+                direction: info.direction,
+                connections: info.connections,
+                connected_seconds: info.connected_at.elapsed().as_secs(),
+                agent: info.agent,
+                link: info.link,
+            })
+            .collect()
+    }
+
+    async fn key(&self, key: Bytes, peer: Option<PeerId>, request: Request<Incoming>) -> Result<Answer, Problem> {
+        let found = |value: Option<Bytes>| match value {
+            Some(value) => Ok(bytes(value)),
+            None => Err(Problem::new(StatusCode::NOT_FOUND, "not_found", "there is no such key")),
+        };
+        let method = request.method().clone();
+        let value = if method == Method::PUT { self.body(request).await? } else { Bytes::new() };
+        match peer {
+            None if method == Method::GET => found(self.storage.get(&key).await?),
+            None if method == Method::PUT => {
+                self.storage.put(key, value).await?;
+                Ok(no_content())
+            }
+            None => Ok(json(StatusCode::OK, &Deleted { deleted: self.storage.delete(key).await? })),
+            Some(peer) => {
+                let request = match method {
+                    Method::GET => protocol::Request::Get { key },
+                    Method::PUT => protocol::Request::Put { key, value },
+                    _ => protocol::Request::Delete { key },
+                };
+                let expected = request.message_type();
+                match self.network.request(peer, request).await? {
+                    protocol::Response::Value(value) => found(value),
+                    protocol::Response::Stored => Ok(no_content()),
+                    protocol::Response::Deleted(deleted) => Ok(json(StatusCode::OK, &Deleted { deleted })),
+                    protocol::Response::Pong(_) => Err(Problem::new(
+                        StatusCode::BAD_GATEWAY,
+                        "peer",
+                        format!("the peer answered a {expected} with a pong"),
+                    )),
+                }
+            }
+        }
+    }
+
+    async fn body(&self, request: Request<Incoming>) -> Result<Bytes, Problem> {
+        let limit = self.storage.max_value_size();
+        let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(request.into_body(), limit).collect());
+        match body.await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                let error = format!("the value has more than the {limit} bytes that storage.max_value_size allows");
+                Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", error))
+            }
+            Ok(Err(error)) => Err(Problem::bad_request(format!("the value did not arrive: {error}"))),
+            Err(_) => Err(Problem::bad_request(format!("the value did not arrive within {BODY_TIMEOUT:?}"))),
+        }
+    }
+
+    #[cfg(feature = "metrics-prometheus")]
+    async fn metrics(&self, request: &Request<Incoming>) -> Result<Answer, Problem> {
+        use crate::metrics::exposition::{negotiate, render};
+        let accept = request.headers().get(hyper::header::ACCEPT).and_then(|accept| accept.to_str().ok());
+        let format = negotiate(accept.unwrap_or_default());
+        let registry = std::sync::Arc::clone(&self.registry);
+        let text = tokio::task::spawn_blocking(move || render(&registry, format)).await;
+        let failed = |error: String| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "storage", error);
+        let text = text.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
+        Ok(with_type(text, HeaderValue::from_static(format.content_type())))
+    }
+
+    #[cfg(not(feature = "metrics-prometheus"))]
+    #[allow(clippy::unused_async, reason = "the same shape as with the feature")]
+    async fn metrics(&self, _: &Request<Incoming>) -> Result<Answer, Problem> {
+        let error = "this agent was built without metrics (cargo feature metrics-prometheus)";
+        Err(Problem::new(StatusCode::NOT_IMPLEMENTED, "no_metrics", error))
+    }
+}
+
+/// The `peer` of a query string.
+fn peer(query: Option<&str>) -> Result<Option<PeerId>, Problem> {
+    let Some(query) = query.filter(|query| !query.is_empty()) else { return Ok(None) };
+    let Some(text) = query.strip_prefix("peer=") else {
+        return Err(Problem::bad_request(format!("`?{query}` is not understood; only ?peer=PEER_ID is")));
+    };
+    let peer = text.parse().map_err(|_| Problem::bad_request(format!("`{text}` is not a PeerId")))?;
+    Ok(Some(peer))
+}
+
+impl From<storage::Error> for Problem {
+    fn from(error: storage::Error) -> Self {
+        use storage::Error as E;
+        let (status, code) = match &error {
+            E::KeyEmpty => (StatusCode::BAD_REQUEST, "bad_request"),
+            E::KeyTooLarge { .. } | E::ValueTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            E::Busy(_) => (StatusCode::TOO_MANY_REQUESTS, "busy"),
+            E::DiskFull(_) => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+            E::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            E::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
+            E::Backend(_) => (StatusCode::INTERNAL_SERVER_ERROR, "storage"),
+        };
+        Self::new(status, code, error.to_string())
+    }
+}
+
+impl From<RequestError> for Problem {
+    fn from(error: RequestError) -> Self {
+        use RequestError as E;
+        let (status, code) = match &error {
+            E::Unreachable { .. } | E::Unsupported(_) => (StatusCode::BAD_GATEWAY, "unreachable"),
+            E::Busy => (StatusCode::TOO_MANY_REQUESTS, "busy"),
+            E::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
+            E::LinkLost => (StatusCode::BAD_GATEWAY, "link_lost"),
+            E::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            E::Unexpected => (StatusCode::BAD_GATEWAY, "peer"),
+            E::Remote(error) => match error.code {
+                ErrorCode::Refused => (StatusCode::FORBIDDEN, "refused"),
+                ErrorCode::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+                ErrorCode::Busy => (StatusCode::TOO_MANY_REQUESTS, "busy"),
+                ErrorCode::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
+                ErrorCode::Malformed => (StatusCode::BAD_REQUEST, "bad_request"),
+                ErrorCode::Unspecified | ErrorCode::Unsupported | ErrorCode::Storage | ErrorCode::ShuttingDown => {
+                    (StatusCode::BAD_GATEWAY, "peer")
+                }
+            },
+        };
+        Self::new(status, code, error.to_string())
+    }
+}
+
+fn json(status: StatusCode, value: &impl serde::Serialize) -> Answer {
+    // The types of this module serialise; if one did not, an empty object would still be JSON.
+    let body = serde_json::to_vec(value).unwrap_or_else(|_| b"{}".to_vec());
+    let mut answer = with_type(body.into(), HeaderValue::from_static("application/json"));
+    *answer.status_mut() = status;
+    answer
+}
+
+fn bytes(value: Bytes) -> Answer {
+    with_type(value, HeaderValue::from_static("application/octet-stream"))
+}
+
+fn with_type(body: Bytes, content_type: HeaderValue) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    answer.headers_mut().insert(CONTENT_TYPE, content_type);
+    answer
+}
+
+fn no_content() -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::new()));
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    answer
+}
+
+fn method_not_allowed(allowed: &'static str) -> Answer {
+    let failure = Failure { code: "bad_request".into(), error: format!("only {allowed} is answered here") };
+    let mut answer = json(StatusCode::METHOD_NOT_ALLOWED, &failure);
+    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    answer
+}

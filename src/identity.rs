@@ -1,0 +1,195 @@
+//! The agent's key: made on the first start, kept in one file that only its owner may read, and never
+//! replaced. Losing or changing it would make the agent a stranger to its peers.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use libp2p::identity::Keypair;
+
+/// The name of the key file in the data directory.
+pub const FILE_NAME: &str = "identity.key";
+
+/// The most that a key file may hold, in bytes. An Ed25519 key takes 68 (libp2p's protobuf encoding).
+const MAX_SECRET: u64 = 4096;
+
+/// Why the key cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be used; it was left as it is.
+    #[error("cannot use the identity key {}: {problem}", .path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: SecretError,
+    },
+    /// The file does not hold an Ed25519 key; it was left as it is.
+    #[error(
+        "the identity key {} is damaged: {reason}. Restore it from a backup; or move it away, and the agent will make a new \
+         identity, with a new PeerId, on its next start",
+        .path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The file cannot be made.
+    #[error("cannot make the identity key {}: {source}", .path.display())]
+    Create {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Why a file that holds a secret is not read.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// Others than its owner may read it.
+    #[error("others may read it (its mode is {mode:04o}); make it private with: chmod 600 {}", .path.display())]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// It is far larger than any key.
+    #[error("it has more than {MAX_SECRET} bytes, which no key has")]
+    TooLarge,
+    /// The system does not let us read it.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// Loads the key from `data_dir`, making one when there is none.
+///
+/// # Errors
+///
+/// When the file is damaged or readable by others (it is left as it is), or cannot be made.
+pub fn load_or_create(data_dir: &Path) -> Result<Keypair, Error> {
+    let path = data_dir.join(FILE_NAME);
+    match load(&path) {
+        Err(Error::Unusable { problem: SecretError::Io(error), .. }) if error.kind() == io::ErrorKind::NotFound => {
+            create(&path)
+        }
+        loaded => loaded,
+    }
+}
+
+/// Loads the key from `path`.
+///
+/// # Errors
+///
+/// When there is none, or when it is damaged or readable by others.
+pub fn load(path: &Path) -> Result<Keypair, Error> {
+    let bytes = read_secret(path).map_err(|problem| Error::Unusable { path: path.to_owned(), problem })?;
+    let damaged = |reason: &str| Error::Damaged { path: path.to_owned(), reason: reason.into() };
+    if bytes.is_empty() {
+        return Err(damaged("it is empty"));
+    }
+    // The decoder's own message speaks of key types that this build has left out.
+    let key = Keypair::from_protobuf_encoding(&bytes).map_err(|_| damaged("it does not hold an Ed25519 key"))?;
+    key.clone().try_into_ed25519().map_err(|_| damaged("it holds a key of another type than Ed25519"))?;
+    Ok(key)
+}
+
+/// Writes a new key under another name first and links it into place: a crash on the way leaves no
+/// half-written key behind, and of two agents that start at once one wins and the other reads its key.
+fn create(path: &Path) -> Result<Keypair, Error> {
+    let error = |source| Error::Create { path: path.to_owned(), source };
+    let key = Keypair::generate_ed25519();
+    let bytes = key.to_protobuf_encoding().map_err(|e| error(io::Error::other(e)))?;
+    let draft = path.with_extension(format!("{}.new", std::process::id()));
+    let written = write_private(&draft, &bytes).and_then(|()| std::fs::hard_link(&draft, path));
+    let removed = std::fs::remove_file(&draft);
+    match written {
+        Err(source) if source.kind() == io::ErrorKind::AlreadyExists => load(path),
+        Err(source) => Err(error(source)),
+        Ok(()) => removed.and_then(|()| sync_folder(path)).map(|()| key).map_err(error),
+    }
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+}
+
+/// Reads a file that holds a secret, when only its owner may.
+pub(crate) fn read_secret(path: &Path) -> Result<Vec<u8>, SecretError> {
+    let file = File::open(path)?;
+    let mode = file.metadata()?.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(SecretError::Exposed { path: path.to_owned(), mode });
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_SECRET + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_SECRET {
+        return Err(SecretError::TooLarge);
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_key_is_made_once_and_is_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = load_or_create(dir.path()).unwrap();
+        let second = load_or_create(dir.path()).unwrap();
+        assert_eq!(first.public().to_peer_id(), second.public().to_peer_id());
+        let path = dir.path().join(FILE_NAME);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the draft is gone");
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_is_refused_and_left() {
+        let dir = tempfile::tempdir().unwrap();
+        load_or_create(dir.path()).unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let before = fs::read(&path).unwrap();
+        for mode in [0o644, 0o640, 0o604, 0o620] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let error = load_or_create(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("chmod 600") && error.contains(&format!("{mode:04o}")), "{error}");
+        }
+        assert_eq!(fs::read(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn a_damaged_key_is_refused_and_left() {
+        let dir = tempfile::tempdir().unwrap();
+        load_or_create(dir.path()).unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let good = fs::read(&path).unwrap();
+        let mut flipped = good.clone();
+        flipped[40] ^= 1; // the secret no longer matches the public half
+        let damages = [vec![], b"hello".to_vec(), good[..good.len() - 1].to_vec(), flipped, vec![0; 5000]];
+        for damage in damages {
+            fs::write(&path, &damage).unwrap();
+            let error = load_or_create(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("identity.key") && !error.contains("rsa"), "{error}");
+            assert_eq!(fs::read(&path).unwrap(), damage, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_folder_is_named() {
+        let error = load_or_create(Path::new("/nonexistent/peerscope")).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/peerscope/identity.key"), "{error}");
+    }
+}

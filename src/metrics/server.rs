@@ -1,0 +1,158 @@
+//! The HTTP server of the endpoint: the metrics page, `/live`, `/ready` and a small page with links.
+//!
+//! It runs on a thread and a runtime of its own, so that it answers even when the agent's runtime hangs
+//! on a disk: that is when somebody looks. Whatever goes wrong here never takes the agent down.
+
+mod connection;
+mod listen;
+mod pages;
+mod routes;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use self::routes::Routes;
+use super::labels::Component;
+use super::{AgentInfo, Health, MetricsCollector, MetricsConfig, Registry, UrlReader};
+
+/// The bounds of the endpoint. Tests shorten the times; nobody else needs other than the defaults.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Expositions that are made at once; further scrapes get 503.
+    pub scrapes: usize,
+    /// Open connections; further ones are closed as soon as they are accepted.
+    pub connections: usize,
+    /// The longest that a request's head may take from its first byte, or from the connection's start.
+    pub head: Duration,
+    /// The longest that a client may take to fetch an answer.
+    pub answer: Duration,
+    /// The longest that a connection may lie idle between two requests. Longer than any sensible scrape
+    /// interval, so that Prometheus keeps its connection.
+    pub idle: Duration,
+    /// How long to wait before trying again to listen.
+    pub retry: Duration,
+    /// How long a shutdown waits for answers under way.
+    pub shutdown: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            scrapes: 4,
+            connections: 64,
+            head: Duration::from_secs(10),
+            answer: Duration::from_secs(30),
+            idle: Duration::from_secs(5 * 60),
+            retry: Duration::from_secs(1),
+            shutdown: Duration::from_secs(5),
+        }
+    }
+}
+
+/// The running endpoint. Dropping it stops it without waiting; [`MetricsServer::shutdown`] waits.
+#[derive(Debug)]
+pub struct MetricsServer {
+    url: UrlReader,
+    limits: Limits,
+    // Dropped or set to true: stop.
+    stop: watch::Sender<bool>,
+    // Completes, with an error, when the thread has ended.
+    ended: oneshot::Receiver<()>,
+}
+
+impl MetricsServer {
+    /// Tries to listen, once, and starts to serve. Never fails: when the address cannot be listened on,
+    /// the log and `health` say why and what to change, and the server keeps trying until it can.
+    pub fn start(
+        config: &MetricsConfig,
+        agent: &AgentInfo,
+        registry: Arc<Registry>,
+        collector: MetricsCollector,
+        health: Health,
+    ) -> Self {
+        Self::start_with_limits(config, agent, registry, collector, health, Limits::default())
+    }
+
+    /// [`MetricsServer::start`] with other bounds than the default ones.
+    #[doc(hidden)]
+    pub fn start_with_limits(
+        config: &MetricsConfig,
+        agent: &AgentInfo,
+        registry: Arc<Registry>,
+        collector: MetricsCollector,
+        health: Health,
+        limits: Limits,
+    ) -> Self {
+        let address = Arc::new(OnceLock::new());
+        let (stop, stopped) = watch::channel(false);
+        let (running, ended) = oneshot::channel();
+        let routes = Routes {
+            path: config.path.clone(),
+            index: pages::index(&config.path, agent),
+            registry,
+            collector,
+            health: health.clone(),
+            scrapes: Arc::new(Semaphore::new(limits.scrapes)),
+            limits,
+        };
+        let listener = listen::Listener::new(config, health.clone(), Arc::clone(&address), limits);
+        if let Err(error) = spawn(listener, routes, stopped, running, limits) {
+            tracing::warn!("the metrics endpoint cannot start: {error}; the agent runs without it");
+            health.not_ready(Component::Metrics, format!("its thread cannot start: {error}"));
+        }
+        Self { url: UrlReader { address, path: config.path.clone() }, limits, stop, ended }
+    }
+
+    /// Where it listens; `None` until it could.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.url.address.get().copied()
+    }
+
+    /// The URL of the metrics page; `None` until it listens.
+    pub fn url(&self) -> Option<String> {
+        self.url.url()
+    }
+
+    /// What goes on telling the URL to others.
+    pub fn url_reader(&self) -> UrlReader {
+        self.url.clone()
+    }
+
+    /// Stops listening, lets the answers under way finish (5 s at most), and ends the thread.
+    pub async fn shutdown(self) {
+        // Nobody receives when the thread could not start: then there is nothing to stop.
+        let _ = self.stop.send(true);
+        // The server bounds itself; this bound only matters when an exposition hangs and the thread with it.
+        let _ = tokio::time::timeout(self.limits.shutdown + Duration::from_secs(1), self.ended).await;
+    }
+}
+
+fn spawn(
+    listener: listen::Listener,
+    routes: Routes,
+    stopped: watch::Receiver<bool>,
+    running: oneshot::Sender<()>,
+    limits: Limits,
+) -> std::io::Result<()> {
+    // Expositions are made on blocking threads, as many as may be made at once: a collector that hangs must
+    // not take `/live` and `/ready` with it.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .max_blocking_threads(limits.scrapes)
+        .thread_name("metrics-scrape")
+        .build()?;
+    let mut listener = listener;
+    // Here and not on the thread, so that the caller knows the address when it is known.
+    let first = listener.try_listen();
+    std::thread::Builder::new().name("metrics-http".into()).spawn(move || {
+        runtime.block_on(listener.serve(first, Arc::new(routes), stopped));
+        runtime.shutdown_background();
+        drop(running);
+    })?;
+    Ok(())
+}

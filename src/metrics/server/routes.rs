@@ -1,0 +1,163 @@
+//! Who asks for what, and what they get.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use tokio::sync::Semaphore;
+
+use super::{Limits, pages};
+use crate::metrics::exposition::{self, Format};
+use crate::metrics::labels::{HttpCode, HttpHandler};
+use crate::metrics::{Health, MetricsCollector, Registry, Timer};
+
+/// Everything that the pages show.
+pub(super) struct Routes {
+    pub(super) path: String,
+    pub(super) index: String,
+    pub(super) registry: Arc<Registry>,
+    pub(super) collector: MetricsCollector,
+    pub(super) health: Health,
+    /// One permit for each exposition that may be made at once. It is held while the text is made, not
+    /// while it is fetched: slow readers must not keep Prometheus out.
+    pub(super) scrapes: Arc<Semaphore>,
+    pub(super) limits: Limits,
+}
+
+/// A status, a body, and the headers that belong to it.
+struct Answer {
+    code: HttpCode,
+    body: Bytes,
+    headers: Vec<(HeaderName, &'static str)>,
+}
+
+impl Answer {
+    fn new(code: HttpCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
+        Self { code, body: body.into(), headers: vec![(header::CONTENT_TYPE, content_type)] }
+    }
+
+    fn text(code: HttpCode, body: impl Into<Bytes>) -> Self {
+        Self::new(code, pages::TEXT, body)
+    }
+
+    fn with(mut self, name: HeaderName, value: &'static str) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+}
+
+impl Routes {
+    /// Answers one request. A HEAD is answered like a GET; hyper leaves out the body.
+    pub(super) async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let handler = self.handler(request.uri().path());
+        let in_flight = self.collector.http_started(handler);
+        let answer = match (handler, request.method()) {
+            (HttpHandler::Other, _) => Answer::text(HttpCode::NotFound, pages::not_found(&self.path)),
+            (_, &Method::GET | &Method::HEAD) => self.page(handler, request.headers()).await,
+            _ => Answer::text(HttpCode::MethodNotAllowed, "Only GET and HEAD are answered here.\n")
+                .with(header::ALLOW, "GET, HEAD"),
+        };
+        drop(in_flight);
+        self.collector.http_answered(handler, answer.code);
+        response(answer)
+    }
+
+    fn handler(&self, path: &str) -> HttpHandler {
+        match path {
+            path if path == self.path => HttpHandler::Metrics,
+            "/live" => HttpHandler::Live,
+            "/ready" => HttpHandler::Ready,
+            "/" => HttpHandler::Index,
+            _ => HttpHandler::Other,
+        }
+    }
+
+    async fn page(&self, handler: HttpHandler, headers: &HeaderMap) -> Answer {
+        match handler {
+            HttpHandler::Metrics => self.scrape(headers).await.with(header::VARY, "Accept, Accept-Encoding"),
+            HttpHandler::Live => Answer::text(HttpCode::Ok, "live\n"),
+            HttpHandler::Ready => self.ready(headers).with(header::VARY, "Accept"),
+            HttpHandler::Index | HttpHandler::Other => Answer::new(HttpCode::Ok, pages::HTML, self.index.clone())
+                .with(header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'"),
+        }
+    }
+
+    fn ready(&self, headers: &HeaderMap) -> Answer {
+        let states = self.health.snapshot();
+        let ready = self.health.is_ready();
+        let code = if ready { HttpCode::Ok } else { HttpCode::ServiceUnavailable };
+        if exposition::prefers_json(&joined(headers, &header::ACCEPT)) {
+            Answer::new(code, "application/json", pages::ready_json(ready, &states))
+        } else {
+            Answer::text(code, pages::ready_text(ready, &states))
+        }
+    }
+
+    async fn scrape(&self, headers: &HeaderMap) -> Answer {
+        let Ok(permit) = Arc::clone(&self.scrapes).try_acquire_owned() else {
+            let limit = self.limits.scrapes;
+            let body = format!("Limit of concurrent requests reached ({limit}), try again later.\n");
+            return Answer::text(HttpCode::ServiceUnavailable, body);
+        };
+        let format = exposition::negotiate(&joined(headers, &header::ACCEPT));
+        let gzip = exposition::accepts_gzip(&joined(headers, &header::ACCEPT_ENCODING));
+        let (registry, collector) = (Arc::clone(&self.registry), self.collector.clone());
+        let made = tokio::task::spawn_blocking(move || {
+            let timer = Timer::start();
+            let body = make(&registry, format, gzip);
+            collector.scraped(timer);
+            drop(permit);
+            body
+        });
+        match made.await {
+            Ok(Ok(body)) if gzip => {
+                Answer::new(HttpCode::Ok, format.content_type(), body).with(header::CONTENT_ENCODING, "gzip")
+            }
+            Ok(Ok(body)) => Answer::new(HttpCode::Ok, format.content_type(), body),
+            Ok(Err(error)) => failed(&error),
+            // It panicked; the panic itself is in the log.
+            Err(error) => failed(&error),
+        }
+    }
+}
+
+fn make(registry: &Registry, format: Format, gzip: bool) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
+    let body = exposition::render(registry, format)?;
+    Ok(if gzip { exposition::gzip(&body)? } else { body })
+}
+
+fn failed(error: &dyn std::fmt::Display) -> Answer {
+    tracing::error!("a scrape could not be answered: {error}");
+    Answer::text(HttpCode::InternalServerError, "The metrics could not be collected; the agent's log says why.\n")
+}
+
+/// All values of a header as one list. What is not ASCII is passed over.
+fn joined(headers: &HeaderMap, name: &HeaderName) -> String {
+    headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect::<Vec<_>>().join(",")
+}
+
+fn response(answer: Answer) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(answer.body));
+    *response.status_mut() = status(answer.code);
+    let headers = response.headers_mut();
+    // A cached exposition, or a cached "ready", is a lie.
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    for (name, value) in answer.headers {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+fn status(code: HttpCode) -> StatusCode {
+    match code {
+        HttpCode::Ok => StatusCode::OK,
+        HttpCode::NotFound => StatusCode::NOT_FOUND,
+        HttpCode::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+        HttpCode::InternalServerError => StatusCode::INTERNAL_SERVER_ERROR,
+        HttpCode::ServiceUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}

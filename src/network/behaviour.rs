@@ -1,0 +1,193 @@
+//! The libp2p behaviours, how they are built, and the transport under them.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use libp2p::allow_block_list::{self, AllowedPeers};
+use libp2p::connection_limits::{self, ConnectionLimits};
+use libp2p::core::muxing::StreamMuxerBox;
+use libp2p::core::transport::Boxed;
+use libp2p::core::upgrade::Version;
+use libp2p::kad::store::MemoryStore;
+use libp2p::swarm::NetworkBehaviour;
+use libp2p::swarm::behaviour::toggle::Toggle;
+use libp2p::{
+    PeerId, StreamProtocol, Swarm, SwarmBuilder, Transport as _, dns, identify, identity, kad, mdns, noise, ping, pnet,
+    tcp, yamux,
+};
+
+use super::link::{LinkContext, Links};
+use super::{Config, Error};
+use crate::metrics::Registry;
+
+/// The name of our own Kademlia network: agents do not join the public one.
+pub(super) const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/peerscope/kad/1");
+
+/// Connections to one peer. More than one, since two peers may dial each other at the same time, and
+/// then each has to keep what the other opened.
+const MAX_CONNECTIONS_PER_PEER: u32 = 4;
+
+/// Handshakes under way in each direction.
+const MAX_PENDING: u32 = 256;
+
+/// How long a connection that nobody uses stays open: one to a peer that speaks no link.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Substreams of one connection, all protocols together. Yamux ends a connection that opens more.
+const MAX_STREAMS: usize = 256;
+
+// Those that limit come first: what they deny reaches no other.
+#[derive(NetworkBehaviour)]
+pub(super) struct Behaviour {
+    pub(super) limits: connection_limits::Behaviour,
+    pub(super) allowed: Toggle<allow_block_list::Behaviour<AllowedPeers>>,
+    pub(super) links: Links,
+    pub(super) identify: identify::Behaviour,
+    pub(super) ping: ping::Behaviour,
+    pub(super) kad: kad::Behaviour<MemoryStore>,
+    pub(super) mdns: Toggle<mdns::tokio::Behaviour>,
+}
+
+/// Builds the swarm; it listens nowhere yet.
+pub(super) fn build(
+    config: &Config,
+    keypair: identity::Keypair,
+    context: Arc<LinkContext>,
+    registry: &mut Registry,
+) -> Result<Swarm<Behaviour>, Error> {
+    #[cfg(not(feature = "metrics-prometheus"))]
+    let _ = registry;
+    let psk = config.psk_file.as_deref().map(read_psk).transpose()?;
+    let behaviour = Behaviour::new(config, &keypair, context)?;
+    let transport = transport(&keypair, psk)?;
+    let builder = SwarmBuilder::with_existing_identity(keypair)
+        .with_tokio()
+        .with_other_transport(|_| transport)
+        .map_err(build_error)?;
+    #[cfg(feature = "metrics-prometheus")]
+    let builder = builder.with_bandwidth_metrics(registry);
+    Ok(builder
+        .with_behaviour(|_| behaviour)
+        .map_err(build_error)?
+        .with_swarm_config(|swarm| swarm.with_idle_connection_timeout(IDLE_TIMEOUT))
+        .build())
+}
+
+/// TCP, encrypted by Noise and multiplexed by Yamux; with a pre-shared key, encrypted by that first.
+/// With the cargo feature `quic`, QUIC beside it, which has no pre-shared keys.
+fn transport(
+    keypair: &identity::Keypair,
+    psk: Option<pnet::PreSharedKey>,
+) -> Result<Boxed<(PeerId, StreamMuxerBox)>, Error> {
+    let noise = noise::Config::new(keypair).map_err(build_error)?;
+    let tcp = || tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
+    let open = match psk {
+        Some(psk) => tcp()
+            .and_then(move |socket, _| pnet::PnetConfig::new(psk).handshake(socket))
+            .upgrade(Version::V1Lazy)
+            .authenticate(noise)
+            .multiplex(yamux_config())
+            .boxed(),
+        None => {
+            let tcp = tcp().upgrade(Version::V1Lazy).authenticate(noise).multiplex(yamux_config()).boxed();
+            with_quic(tcp, keypair)
+        }
+    };
+    with_names(open)
+}
+
+#[cfg(feature = "quic")]
+fn with_quic(tcp: Boxed<(PeerId, StreamMuxerBox)>, keypair: &identity::Keypair) -> Boxed<(PeerId, StreamMuxerBox)> {
+    let quic = libp2p::quic::tokio::Transport::new(libp2p::quic::Config::new(keypair));
+    quic.map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
+        .or_transport(tcp)
+        .map(|either, _| either.into_inner())
+        .boxed()
+}
+
+#[cfg(not(feature = "quic"))]
+fn with_quic(tcp: Boxed<(PeerId, StreamMuxerBox)>, _: &identity::Keypair) -> Boxed<(PeerId, StreamMuxerBox)> {
+    tcp
+}
+
+/// Resolves `/dns*` addresses as the system is configured to. Where it is not configured, names cannot
+/// be dialed, but the agent still runs.
+fn with_names(inner: Boxed<(PeerId, StreamMuxerBox)>) -> Result<Boxed<(PeerId, StreamMuxerBox)>, Error> {
+    if std::path::Path::new("/etc/resolv.conf").exists() {
+        return Ok(dns::tokio::Transport::system(inner).map_err(build_error)?.boxed());
+    }
+    let (config, options) = (dns::ResolverConfig::default(), dns::ResolverOpts::default());
+    Ok(dns::tokio::Transport::custom(inner, config, options).boxed())
+}
+
+impl Behaviour {
+    fn new(config: &Config, keypair: &identity::Keypair, context: Arc<LinkContext>) -> Result<Self, Error> {
+        let local = keypair.public().to_peer_id();
+        let limits = ConnectionLimits::default()
+            .with_max_pending_incoming(Some(MAX_PENDING))
+            .with_max_pending_outgoing(Some(MAX_PENDING))
+            .with_max_established_per_peer(Some(MAX_CONNECTIONS_PER_PEER))
+            .with_max_established(Some(config.max_peers.saturating_mul(2)));
+        let allowed = config.allow_peers.as_ref().map(|peers| {
+            let mut allowed = allow_block_list::Behaviour::<AllowedPeers>::default();
+            for peer in peers {
+                allowed.allow_peer(peer.0);
+            }
+            allowed
+        });
+        let identify = identify::Config::new("/peerscope/1".into(), keypair.public())
+            .with_agent_version(concat!("peerscope/", env!("CARGO_PKG_VERSION")).into())
+            .with_push_listen_addr_updates(true);
+        let mdns = match config.mdns {
+            true => Some(mdns::tokio::Behaviour::new(mdns::Config::default(), local).map_err(build_error)?),
+            false => None,
+        };
+        let mut kad = kad::Behaviour::with_config(local, MemoryStore::new(local), kad_config());
+        if !config.listen.is_empty() {
+            // An agent that listens can be found; one that does not (behind NAT) only looks.
+            kad.set_mode(Some(kad::Mode::Server));
+        }
+        Ok(Self {
+            limits: connection_limits::Behaviour::new(limits),
+            allowed: allowed.into(),
+            links: Links::new(context),
+            identify: identify::Behaviour::new(identify),
+            ping: ping::Behaviour::new(ping::Config::new()),
+            kad,
+            mdns: mdns.into(),
+        })
+    }
+}
+
+fn kad_config() -> kad::Config {
+    let mut config = kad::Config::new(KAD_PROTOCOL);
+    config
+        // Peers may find each other through us, but they may not keep records in our memory.
+        .set_record_filtering(kad::StoreInserts::FilterBoth)
+        .set_query_timeout(Duration::from_secs(30));
+    if let Some(parallelism) = NonZeroUsize::new(3) {
+        config.set_parallelism(parallelism);
+    }
+    config
+}
+
+fn yamux_config() -> yamux::Config {
+    let mut config = yamux::Config::default();
+    config.set_max_num_streams(MAX_STREAMS);
+    config
+}
+
+fn read_psk(path: &std::path::Path) -> Result<pnet::PreSharedKey, Error> {
+    let error = |reason: String| Error::PreSharedKey { path: path.to_owned(), reason };
+    let text = crate::identity::read_secret(path).map_err(|problem| error(problem.to_string()))?;
+    let text = std::str::from_utf8(&text).map_err(|_| error("it is not text".into()))?;
+    // The parser's own errors could quote the key; ours do not.
+    text.parse().map_err(|_| {
+        error("it must have three lines: /key/swarm/psk/1.0.0/ then /base16/ then 64 hexadecimal digits".into())
+    })
+}
+
+fn build_error(error: impl std::fmt::Display) -> Error {
+    Error::Build(error.to_string())
+}

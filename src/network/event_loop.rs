@@ -1,0 +1,337 @@
+//! Owns the swarm: commands in, events out.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use futures::{FutureExt as _, StreamExt as _};
+use libp2p::core::ConnectedPoint;
+use libp2p::core::transport::ListenerId;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::swarm::{DialError, SwarmEvent};
+use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns};
+use tokio::sync::{mpsc, oneshot};
+
+use super::behaviour::{Behaviour, BehaviourEvent, KAD_PROTOCOL};
+use super::link::{self, LinkError};
+use super::peers::{Dial, Direction, Input, PeerInfo, Peers};
+#[cfg(feature = "metrics-prometheus")]
+use super::telemetry::Telemetry;
+use super::{Config, Error, RequestError};
+use crate::metrics::labels::Component;
+use crate::metrics::{Health, MetricsCollector, Registry};
+
+/// How long the listeners may take to learn their addresses.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long closed connections may take to say goodbye when the agent stops.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// Callers that may wait for one peer to be dialed.
+const MAX_WAITING: usize = 256;
+/// Addresses of one peer that are believed: it says them itself.
+const MAX_PEER_ADDRESSES: usize = 8;
+
+/// What the handle asks of the loop.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Connects to a peer, by the addresses that are known.
+    Connect {
+        peer: PeerId,
+        reply: oneshot::Sender<Result<(), RequestError>>,
+    },
+    Peers {
+        reply: oneshot::Sender<Vec<PeerInfo>>,
+    },
+    Shutdown {
+        grace: Duration,
+        reply: oneshot::Sender<()>,
+    },
+}
+
+type Event = SwarmEvent<BehaviourEvent>;
+
+/// The network's listeners and connections. They live while [`Driver::run`] runs.
+pub struct Driver {
+    swarm: Swarm<Behaviour>,
+    commands: mpsc::Receiver<Command>,
+    peers: Peers,
+    waiting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), RequestError>>>>,
+    listeners: HashMap<ListenerId, Multiaddr>,
+    addresses: Vec<Multiaddr>,
+    max_peers: usize,
+    metrics: MetricsCollector,
+    health: Health,
+    #[cfg(feature = "metrics-prometheus")]
+    telemetry: Telemetry,
+    links_drained: bool,
+}
+
+impl Driver {
+    pub(super) async fn bind(
+        swarm: Swarm<Behaviour>,
+        config: &Config,
+        commands: mpsc::Receiver<Command>,
+        metrics: MetricsCollector,
+        registry: &mut Registry,
+        health: Health,
+    ) -> Result<Self, Error> {
+        #[cfg(not(feature = "metrics-prometheus"))]
+        let _ = registry;
+        let local = *swarm.local_peer_id();
+        let mut driver = Self {
+            swarm,
+            commands,
+            peers: Peers::new(&config.bootstrap, local, Instant::now(), rand::random::<f64>),
+            waiting: HashMap::new(),
+            listeners: HashMap::new(),
+            addresses: Vec::new(),
+            max_peers: config.max_peers as usize,
+            metrics,
+            health,
+            #[cfg(feature = "metrics-prometheus")]
+            telemetry: Telemetry::new(registry),
+            links_drained: false,
+        };
+        for target in &config.bootstrap {
+            driver.swarm.behaviour_mut().kad.add_address(&target.peer, target.address.clone());
+        }
+        driver.listen(config).await?;
+        driver.health.ready(Component::Network);
+        Ok(driver)
+    }
+
+    pub(super) fn listen_addresses(&self) -> &[Multiaddr] {
+        &self.addresses
+    }
+
+    async fn listen(&mut self, config: &Config) -> Result<(), Error> {
+        for address in &config.listen {
+            let refused = |reason: String| Error::Listen { address: address.0.clone(), reason };
+            let id = self.swarm.listen_on(address.0.clone()).map_err(|error| refused(innermost(&error)))?;
+            self.listeners.insert(id, address.0.clone());
+        }
+        let mut silent: Vec<ListenerId> = self.listeners.keys().copied().collect();
+        let deadline = tokio::time::Instant::now() + LISTEN_TIMEOUT;
+        while !silent.is_empty() {
+            let Ok(event) = tokio::time::timeout_at(deadline, self.swarm.select_next_some()).await else { break };
+            match &event {
+                SwarmEvent::NewListenAddr { listener_id, .. } => silent.retain(|id| id != listener_id),
+                SwarmEvent::ListenerClosed { listener_id, reason: Err(error), .. } => {
+                    let address = self.listeners.get(listener_id).cloned().unwrap_or_else(Multiaddr::empty);
+                    return Err(Error::Listen { address, reason: error.to_string() });
+                }
+                _ => {}
+            }
+            self.on_event(event);
+        }
+        // A wildcard listener has one address an interface; they come together.
+        while let Some(event) = self.swarm.select_next_some().now_or_never() {
+            self.on_event(event);
+        }
+        Ok(())
+    }
+
+    /// Serves until [`super::Network::shutdown`] is called or every handle is dropped.
+    pub async fn run(mut self) {
+        self.tell(Input::Tick);
+        loop {
+            let tick = self.peers.next_tick().map(tokio::time::Instant::from_std);
+            tokio::select! {
+                event = self.swarm.select_next_some() => self.on_event(event),
+                command = self.commands.recv() => match command {
+                    Some(Command::Connect { peer, reply }) => self.connect(peer, reply),
+                    Some(Command::Peers { reply }) => {
+                        let _caller_gone = reply.send(self.list());
+                    }
+                    Some(Command::Shutdown { grace, reply }) => {
+                        self.shut_down(grace).await;
+                        let _caller_gone = reply.send(());
+                        return;
+                    }
+                    None => return,
+                },
+                () = tokio::time::sleep_until(tick.unwrap_or_else(tokio::time::Instant::now)), if tick.is_some() => {
+                    self.tell(Input::Tick);
+                }
+            }
+        }
+    }
+
+    fn on_event(&mut self, event: Event) {
+        #[cfg(feature = "metrics-prometheus")]
+        self.telemetry.record(&event);
+        match event {
+            SwarmEvent::NewListenAddr { address, .. } => self.addresses.push(address),
+            SwarmEvent::ExpiredListenAddr { address, .. } => self.addresses.retain(|known| *known != address),
+            SwarmEvent::ListenerClosed { listener_id, reason, .. } => self.on_listener_closed(listener_id, &reason),
+            SwarmEvent::ListenerError { error, .. } => {
+                tracing::warn!(%error, "a listener for peers failed; it goes on")
+            }
+            SwarmEvent::ConnectionEstablished { peer_id, endpoint, num_established, .. } => {
+                if num_established.get() == 1 {
+                    tracing::info!(peer = %peer_id, address = %endpoint.get_remote_address(), "Peer connected");
+                }
+                self.answer_waiting(peer_id, || Ok(()));
+                let direction = match &endpoint {
+                    ConnectedPoint::Dialer { .. } => Direction::Outbound,
+                    ConnectedPoint::Listener { .. } => Direction::Inbound,
+                };
+                let address = endpoint.get_remote_address().clone();
+                self.tell(Input::Connected { peer: peer_id, address, direction });
+            }
+            SwarmEvent::ConnectionClosed { peer_id, num_established, cause, .. } => {
+                if num_established == 0 {
+                    let cause = cause.map_or_else(|| "closed".to_owned(), |cause| cause.to_string());
+                    tracing::info!(peer = %peer_id, cause, "Peer disconnected");
+                }
+                self.tell(Input::Disconnected { peer: peer_id, remaining: num_established as usize });
+            }
+            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => self.on_dial_failed(peer, &error),
+            SwarmEvent::Behaviour(event) => self.on_behaviour_event(event),
+            _ => {}
+        }
+    }
+
+    fn on_behaviour_event(&mut self, event: BehaviourEvent) {
+        match event {
+            BehaviourEvent::Links(link::Event::Up(peer)) => self.tell(Input::LinkUp { peer }),
+            BehaviourEvent::Links(link::Event::Unsupported(peer)) => {
+                tracing::debug!(%peer, "the peer speaks no link");
+            }
+            BehaviourEvent::Links(link::Event::Lost(peer, error)) => match error {
+                LinkError::Closed | LinkError::Io(_) => tracing::debug!(%peer, %error, "link lost"),
+                error => tracing::warn!(%peer, %error, "link closed"),
+            },
+            BehaviourEvent::Links(link::Event::Drained) => self.links_drained = true,
+            BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
+                if info.protocols.contains(&KAD_PROTOCOL) {
+                    for address in info.listen_addrs.into_iter().take(MAX_PEER_ADDRESSES) {
+                        self.swarm.behaviour_mut().kad.add_address(&peer_id, address);
+                    }
+                }
+                self.tell(Input::Identified { peer: peer_id, agent: info.agent_version });
+            }
+            BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => self.on_discovered(found),
+            _ => {}
+        }
+    }
+
+    fn on_listener_closed(&mut self, id: ListenerId, reason: &Result<(), std::io::Error>) {
+        let Some(address) = self.listeners.remove(&id) else { return };
+        let reason = reason.as_ref().err().map_or_else(|| "closed".to_owned(), ToString::to_string);
+        tracing::error!(%address, reason, "A listener for peers ended; restart the agent to open it again");
+        self.health.not_ready(Component::Network, format!("the listener on {address} ended: {reason}"));
+    }
+
+    fn on_discovered(&mut self, found: Vec<(PeerId, Multiaddr)>) {
+        for (peer, address) in found {
+            if self.peers.is_connected(&peer) || self.peers.count() >= self.max_peers {
+                continue;
+            }
+            tracing::debug!(%peer, %address, "found by mDNS");
+            let options = DialOpts::peer_id(peer).condition(PeerCondition::DisconnectedAndNotDialing);
+            let _already_dialing = self.swarm.dial(options.addresses(vec![address]).build());
+        }
+    }
+
+    fn on_dial_failed(&mut self, peer: PeerId, error: &DialError) {
+        let reason = innermost(error);
+        tracing::debug!(%peer, reason, "dialing failed");
+        self.answer_waiting(peer, || Err(RequestError::Unreachable { peer, reason: reason.clone() }));
+        self.tell(Input::DialFailed { peer });
+    }
+
+    /// Tells the table what happened, and does what it says.
+    fn tell(&mut self, input: Input) {
+        let dials = self.peers.handle(input, Instant::now());
+        self.metrics.set_peers_connected(self.peers.count());
+        for Dial { peer, addresses } in dials {
+            let options = DialOpts::peer_id(peer).condition(PeerCondition::DisconnectedAndNotDialing);
+            match self.swarm.dial(options.addresses(addresses).build()) {
+                Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => {}
+                Err(error) => self.on_dial_failed(peer, &error),
+            }
+        }
+    }
+
+    fn connect(&mut self, peer: PeerId, reply: oneshot::Sender<Result<(), RequestError>>) {
+        if self.peers.is_connected(&peer) {
+            let _caller_gone = reply.send(Ok(()));
+            return;
+        }
+        let unreachable = |reason: String| Err(RequestError::Unreachable { peer, reason });
+        let options = DialOpts::peer_id(peer).condition(PeerCondition::DisconnectedAndNotDialing);
+        match self.swarm.dial(options.build()) {
+            Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => {}
+            Err(DialError::NoAddresses) => {
+                let _caller_gone = reply.send(unreachable("no address of it is known (network.bootstrap)".into()));
+                return;
+            }
+            Err(error) => {
+                let _caller_gone = reply.send(unreachable(innermost(&error)));
+                return;
+            }
+        }
+        let waiting = self.waiting.entry(peer).or_default();
+        waiting.retain(|caller| !caller.is_closed());
+        if waiting.len() < MAX_WAITING {
+            waiting.push(reply);
+        } else {
+            let _caller_gone = reply.send(Err(RequestError::Busy));
+        }
+    }
+
+    fn answer_waiting(&mut self, peer: PeerId, answer: impl Fn() -> Result<(), RequestError>) {
+        for caller in self.waiting.remove(&peer).unwrap_or_default() {
+            let _caller_gone = caller.send(answer());
+        }
+    }
+
+    fn list(&self) -> Vec<PeerInfo> {
+        let table = self.swarm.behaviour().links.table();
+        let mut list: Vec<_> =
+            self.peers.list().map(|info| PeerInfo { link: table.is_up(&info.peer), ..info.clone() }).collect();
+        list.sort_by_key(|info| (info.connected_at, info.peer));
+        list
+    }
+
+    async fn shut_down(&mut self, grace: Duration) {
+        for (id, _) in std::mem::take(&mut self.listeners) {
+            self.swarm.remove_listener(id);
+        }
+        self.swarm.behaviour_mut().links.drain();
+        self.serve_until(grace, |driver| driver.links_drained).await;
+        let connected: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+        for peer in connected {
+            let _already_gone = self.swarm.disconnect_peer_id(peer);
+        }
+        self.serve_until(GOODBYE, |driver| driver.peers.count() == 0).await;
+    }
+
+    async fn serve_until(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) {
+        let deadline = tokio::time::Instant::now() + limit;
+        while !done(self) {
+            match tokio::time::timeout_at(deadline, self.swarm.select_next_some()).await {
+                Ok(SwarmEvent::OutgoingConnectionError { .. }) => {} // nobody is dialed again
+                Ok(event) => self.on_event(event),
+                Err(_) => {
+                    tracing::warn!(?limit, "stopping although not everything had ended");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver").field("addresses", &self.addresses).finish_non_exhaustive()
+    }
+}
+
+/// libp2p wraps errors many times over; people want the last one.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}

@@ -1,0 +1,321 @@
+//! The framed link to each peer, and the table through which callers find it.
+//!
+//! Each side of a connection opens one long-lived substream for its own requests; the other side
+//! answers on it. Two streams and not one: a side that waits for its peer to read answers can stop
+//! reading that peer's requests without ever stopping the answers to its own, so two busy peers
+//! cannot block each other.
+//!
+//! libp2p's request-response opens a substream a request, which costs most of the throughput;
+//! libp2p-stream drops inbound streams when its queue is full. Hence a handler of our own.
+
+mod framed;
+mod handler;
+mod requester;
+mod responder;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use libp2p::core::Endpoint;
+use libp2p::core::transport::PortUse;
+use libp2p::swarm::behaviour::{ConnectionClosed, FromSwarm};
+use libp2p::swarm::{
+    CloseConnection, ConnectionDenied, ConnectionId, NetworkBehaviour, NotifyHandler, THandler, THandlerInEvent,
+    THandlerOutEvent, ToSwarm,
+};
+use libp2p::{Multiaddr, PeerId};
+use tokio::sync::{mpsc, watch};
+
+use self::handler::{Command, LinkHandler};
+pub(crate) use self::requester::Outgoing;
+use super::RequestHandler;
+use super::protocol::{FrameError, RemoteError};
+use crate::metrics::MetricsCollector;
+
+/// How many frames one poll of a link handles before other tasks get their turn.
+const FRAMES_PER_TURN: usize = 256;
+
+/// What all links share.
+pub(crate) struct LinkContext {
+    pub(crate) handler: Arc<dyn RequestHandler>,
+    pub(crate) metrics: MetricsCollector,
+    pub(crate) table: LinkTable,
+    pub(crate) limits: Limits,
+}
+
+/// The bounds of one link.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// The longest frame that is read, in bytes.
+    pub(crate) max_frame: usize,
+    /// The most requests under way in each direction.
+    pub(crate) max_in_flight: u32,
+    /// How long a request may take in all.
+    pub(crate) request_timeout: Duration,
+    /// The most peers connected at once.
+    pub(crate) max_peers: usize,
+}
+
+/// Why a link ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    #[error("the peer closed the link")]
+    Closed,
+    #[error("the link broke: {0}")]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("the peer gave up on the link: {0}")]
+    GaveUp(RemoteError),
+    #[error("nothing was heard from the peer for {0:?}")]
+    Silent(Duration),
+}
+
+/// The links that are up. A caller takes the queue of one from here and talks to it directly.
+#[derive(Debug, Clone)]
+pub(crate) struct LinkTable {
+    // A std lock: held for a look-up, never across an await.
+    links: Arc<RwLock<Table>>,
+    /// Changes whenever a link comes, goes, or turns out not to be possible.
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    up: HashMap<PeerId, Vec<Entry>>,
+    /// Connected peers that speak no link.
+    unsupported: HashSet<PeerId>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    connection: ConnectionId,
+    queue: mpsc::Sender<Outgoing>,
+}
+
+impl Default for LinkTable {
+    fn default() -> Self {
+        Self { links: Arc::default(), changes: watch::Sender::new(0) }
+    }
+}
+
+impl LinkTable {
+    /// The queue of the newest link to `peer`: the one least likely to be a dead connection's.
+    pub(crate) fn queue(&self, peer: &PeerId) -> Option<mpsc::Sender<Outgoing>> {
+        Some(self.read().up.get(peer)?.last()?.queue.clone())
+    }
+
+    /// Whether a link to `peer` is up.
+    pub(crate) fn is_up(&self, peer: &PeerId) -> bool {
+        self.read().up.contains_key(peer)
+    }
+
+    /// Whether `peer` is connected but speaks no link.
+    pub(crate) fn is_unsupported(&self, peer: &PeerId) -> bool {
+        let table = self.read();
+        table.unsupported.contains(peer) && !table.up.contains_key(peer)
+    }
+
+    /// Sees every change of the table.
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn add(&self, peer: PeerId, connection: ConnectionId, queue: mpsc::Sender<Outgoing>) {
+        self.change(|table| table.up.entry(peer).or_default().push(Entry { connection, queue }));
+    }
+
+    fn set_unsupported(&self, peer: PeerId) {
+        self.change(|table| {
+            table.unsupported.insert(peer);
+        });
+    }
+
+    fn remove(&self, peer: &PeerId, connection: ConnectionId) {
+        self.change(|table| {
+            table.unsupported.remove(peer);
+            if let Some(entries) = table.up.get_mut(peer) {
+                entries.retain(|entry| entry.connection != connection);
+                if entries.is_empty() {
+                    table.up.remove(peer);
+                }
+            }
+        });
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Table> {
+        self.links.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Table)) {
+        change(&mut self.links.write().unwrap_or_else(PoisonError::into_inner));
+        self.changes.send_modify(|version| *version = version.wrapping_add(1));
+    }
+}
+
+/// What the link tells the event loop.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A link to the peer is up.
+    Up(PeerId),
+    /// A link ended; its connection is being closed.
+    Lost(PeerId, LinkError),
+    /// The peer does not speak the link's protocol.
+    Unsupported(PeerId),
+    /// Every link that there was when draining began is idle.
+    Drained,
+}
+
+/// The behaviour that puts a link on every connection and keeps to `max_peers`.
+pub(crate) struct Links {
+    context: Arc<LinkContext>,
+    /// The caller's end of each connection's queue, until the link is up.
+    queues: HashMap<ConnectionId, mpsc::Sender<Outgoing>>,
+    connections: HashMap<PeerId, HashSet<ConnectionId>>,
+    /// Connections whose links still have to say that they are drained.
+    draining: Option<HashSet<ConnectionId>>,
+    events: VecDeque<ToSwarm<Event, Command>>,
+}
+
+/// Why a connection is refused: there are `network.max_peers` already.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} peers are connected already (network.max_peers)")]
+struct TooManyPeers(usize);
+
+impl Links {
+    pub(crate) fn new(context: Arc<LinkContext>) -> Self {
+        Self { context, queues: HashMap::new(), connections: HashMap::new(), draining: None, events: VecDeque::new() }
+    }
+
+    /// The links that are up.
+    pub(crate) fn table(&self) -> &LinkTable {
+        &self.context.table
+    }
+
+    /// Lets every link finish what it has begun; [`Event::Drained`] follows.
+    pub(crate) fn drain(&mut self) {
+        let mut all = HashSet::new();
+        for (&peer_id, connections) in &self.connections {
+            for &connection in connections {
+                all.insert(connection);
+                let handler = NotifyHandler::One(connection);
+                self.events.push_back(ToSwarm::NotifyHandler { peer_id, handler, event: Command::Drain });
+            }
+        }
+        self.draining = Some(all);
+        self.report_drained();
+    }
+
+    fn drained(&mut self, connection: ConnectionId) {
+        if let Some(draining) = &mut self.draining
+            && draining.remove(&connection)
+        {
+            self.report_drained();
+        }
+    }
+
+    fn report_drained(&mut self) {
+        if self.draining.as_ref().is_some_and(HashSet::is_empty) {
+            self.events.push_back(ToSwarm::GenerateEvent(Event::Drained));
+        }
+    }
+
+    fn check_room(&self, peer: &PeerId) -> Result<(), ConnectionDenied> {
+        if self.connections.len() >= self.context.limits.max_peers && !self.connections.contains_key(peer) {
+            return Err(ConnectionDenied::new(TooManyPeers(self.connections.len())));
+        }
+        Ok(())
+    }
+
+    fn handler(&mut self, connection: ConnectionId, peer: PeerId) -> LinkHandler {
+        let (sender, queue) = mpsc::channel(self.context.limits.max_in_flight as usize);
+        self.queues.insert(connection, sender);
+        LinkHandler::new(peer, connection, queue, Arc::clone(&self.context))
+    }
+}
+
+impl NetworkBehaviour for Links {
+    type ConnectionHandler = LinkHandler;
+    type ToSwarm = Event;
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        connection: ConnectionId,
+        peer: PeerId,
+        _: &Multiaddr,
+        _: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.check_room(&peer)?;
+        Ok(self.handler(connection, peer))
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        connection: ConnectionId,
+        peer: PeerId,
+        _: &Multiaddr,
+        _: Endpoint,
+        _: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.check_room(&peer)?;
+        Ok(self.handler(connection, peer))
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        match event {
+            FromSwarm::ConnectionEstablished(event) => {
+                self.connections.entry(event.peer_id).or_default().insert(event.connection_id);
+            }
+            FromSwarm::ConnectionClosed(ConnectionClosed { peer_id, connection_id, .. }) => {
+                if let Some(connections) = self.connections.get_mut(&peer_id) {
+                    connections.remove(&connection_id);
+                    if connections.is_empty() {
+                        self.connections.remove(&peer_id);
+                    }
+                }
+                self.queues.remove(&connection_id);
+                self.context.table.remove(&peer_id, connection_id);
+                self.drained(connection_id);
+            }
+            // Another behaviour denied it after this one had made its queue.
+            FromSwarm::DialFailure(event) => drop(self.queues.remove(&event.connection_id)),
+            FromSwarm::ListenFailure(event) => drop(self.queues.remove(&event.connection_id)),
+            _ => {}
+        }
+    }
+
+    fn on_connection_handler_event(
+        &mut self,
+        peer_id: PeerId,
+        connection: ConnectionId,
+        event: THandlerOutEvent<Self>,
+    ) {
+        let event = match event {
+            handler::Event::Up => {
+                if let Some(queue) = self.queues.remove(&connection) {
+                    self.context.table.add(peer_id, connection, queue);
+                }
+                Event::Up(peer_id)
+            }
+            handler::Event::Lost(error) => {
+                let connection = CloseConnection::One(connection);
+                self.events.push_back(ToSwarm::CloseConnection { peer_id, connection });
+                Event::Lost(peer_id, error)
+            }
+            handler::Event::Unsupported => {
+                self.queues.remove(&connection);
+                self.context.table.set_unsupported(peer_id);
+                Event::Unsupported(peer_id)
+            }
+            handler::Event::Drained => return self.drained(connection),
+        };
+        self.events.push_back(ToSwarm::GenerateEvent(event));
+    }
+
+    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        // Nothing outside the swarm's own calls adds events, so there is nobody to be woken by.
+        self.events.pop_front().map_or(Poll::Pending, Poll::Ready)
+    }
+}

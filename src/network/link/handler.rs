@@ -1,0 +1,262 @@
+//! The libp2p connection handler of the link: one on each connection, polled in that connection's own
+//! task, so that a message crosses no thread between the socket and the request handler.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use libp2p::PeerId;
+use libp2p::core::upgrade::ReadyUpgrade;
+use libp2p::swarm::handler::{ConnectionEvent, FullyNegotiatedInbound, FullyNegotiatedOutbound};
+use libp2p::swarm::{ConnectionHandler, ConnectionHandlerEvent, ConnectionId, StreamProtocol, SubstreamProtocol};
+use tokio::sync::mpsc;
+use tokio::time::Sleep;
+
+use super::requester::{Outgoing, Requester};
+use super::responder::Responder;
+use super::{LinkContext, LinkError};
+use crate::network::protocol::PROTOCOL;
+
+/// How often each side asks for a sign of life.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long a peer may be silent. With [`HEARTBEAT`] on top, a dead path is noticed within 25 s.
+const DEAD_AFTER: Duration = Duration::from_secs(20);
+/// How exactly request deadlines are kept while requests are under way.
+const DEADLINE_PRECISION: Duration = Duration::from_millis(250);
+
+/// What the swarm asks of a link.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Command {
+    /// Begin no more requests, finish those under way, and say [`Event::Drained`].
+    Drain,
+}
+
+/// What a link tells the swarm.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// Requests can be sent.
+    Up,
+    /// The link is of no use any more; the connection should be closed.
+    Lost(LinkError),
+    /// The peer does not speak the link's protocol.
+    Unsupported,
+    /// Everything under way is answered.
+    Drained,
+}
+
+pub(crate) struct LinkHandler {
+    peer: PeerId,
+    connection: ConnectionId,
+    context: Arc<LinkContext>,
+    outbound: Outbound,
+    responder: Option<Responder>,
+    /// A connection carries one inbound link in its life: a second one would let a peer pile up work.
+    accepted: bool,
+    up: bool,
+    draining: Draining,
+    last_alive: Instant,
+    next_heartbeat: Instant,
+    timer: Pin<Box<Sleep>>,
+    /// Whether the timer runs at [`DEADLINE_PRECISION`].
+    precise: bool,
+    /// The last event, told one poll later than it arose, so that frames written in the same poll
+    /// reach the socket first.
+    last_words: Option<Event>,
+}
+
+enum Outbound {
+    ToOpen(mpsc::Receiver<Outgoing>),
+    Opening(mpsc::Receiver<Outgoing>),
+    Open(Box<Requester>),
+    Gone,
+}
+
+#[derive(PartialEq)]
+enum Draining {
+    No,
+    Yes,
+    Done,
+}
+
+impl LinkHandler {
+    pub(super) fn new(
+        peer: PeerId,
+        connection: ConnectionId,
+        queue: mpsc::Receiver<Outgoing>,
+        context: Arc<LinkContext>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            peer,
+            connection,
+            context,
+            outbound: Outbound::ToOpen(queue),
+            responder: None,
+            accepted: false,
+            up: false,
+            draining: Draining::No,
+            last_alive: now,
+            next_heartbeat: now + HEARTBEAT,
+            timer: Box::pin(tokio::time::sleep(HEARTBEAT)),
+            precise: false,
+            last_words: None,
+        }
+    }
+
+    fn poll_streams(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if let Some(responder) = &mut self.responder
+            && let Poll::Ready(error) = responder.poll(cx)
+        {
+            self.responder = None;
+            match error {
+                LinkError::Closed => {} // the peer asks no more; we still may
+                error => return Poll::Ready(Event::Lost(error)),
+            }
+        }
+        if let Outbound::Open(requester) = &mut self.outbound {
+            if let Poll::Ready(error) = requester.poll(cx) {
+                self.outbound = Outbound::Gone;
+                return Poll::Ready(Event::Lost(error));
+            }
+            if requester.is_up() && !self.up {
+                self.up = true;
+                return Poll::Ready(Event::Up);
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Heartbeats, deadlines and the end of a silent path.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let wants_precision = matches!(&self.outbound, Outbound::Open(requester) if !requester.is_idle());
+        if wants_precision && !self.precise {
+            self.precise = true;
+            self.reset_timer(DEADLINE_PRECISION);
+        }
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            if self.take_received() {
+                self.last_alive = now;
+            }
+            let has_link = self.responder.is_some() || matches!(self.outbound, Outbound::Open(_));
+            if has_link && now - self.last_alive >= DEAD_AFTER {
+                return Poll::Ready(Event::Lost(LinkError::Silent(DEAD_AFTER)));
+            }
+            if let Outbound::Open(requester) = &mut self.outbound {
+                requester.expire(now);
+                if now >= self.next_heartbeat {
+                    requester.heartbeat();
+                    self.next_heartbeat = now + HEARTBEAT;
+                    cx.waker().wake_by_ref(); // the streams were polled before: let the heartbeat out
+                }
+            }
+            self.precise = wants_precision;
+            self.reset_timer(if self.precise { DEADLINE_PRECISION } else { HEARTBEAT });
+        }
+        Poll::Pending
+    }
+
+    fn reset_timer(&mut self, after: Duration) {
+        self.timer.as_mut().reset(tokio::time::Instant::now() + after);
+    }
+
+    fn take_received(&mut self) -> bool {
+        let inbound = self.responder.as_mut().is_some_and(Responder::take_received);
+        let outbound = match &mut self.outbound {
+            Outbound::Open(requester) => requester.take_received(),
+            Outbound::ToOpen(_) | Outbound::Opening(_) | Outbound::Gone => false,
+        };
+        inbound || outbound
+    }
+}
+
+impl ConnectionHandler for LinkHandler {
+    type FromBehaviour = Command;
+    type ToBehaviour = Event;
+    type InboundProtocol = ReadyUpgrade<StreamProtocol>;
+    type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
+    type InboundOpenInfo = ();
+    type OutboundOpenInfo = ();
+
+    fn listen_protocol(&self) -> SubstreamProtocol<Self::InboundProtocol> {
+        SubstreamProtocol::new(ReadyUpgrade::new(PROTOCOL), ())
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<Self::OutboundProtocol, (), Event>> {
+        if let Some(event) = self.last_words.take() {
+            return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(event));
+        }
+        self.outbound = match std::mem::replace(&mut self.outbound, Outbound::Gone) {
+            Outbound::ToOpen(queue) => {
+                self.outbound = Outbound::Opening(queue);
+                let protocol = SubstreamProtocol::new(ReadyUpgrade::new(PROTOCOL), ());
+                return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
+            }
+            other => other,
+        };
+        let event = match self.poll_streams(cx) {
+            Poll::Ready(event) => Poll::Ready(event),
+            Poll::Pending => self.poll_timer(cx),
+        };
+        match event {
+            Poll::Ready(Event::Up) => return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(Event::Up)),
+            Poll::Ready(event) => {
+                self.last_words = Some(event);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Poll::Pending => {}
+        }
+        if self.draining == Draining::Yes && self.responder.as_ref().is_none_or(Responder::is_idle) {
+            self.draining = Draining::Done;
+            self.last_words = Some(Event::Drained);
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    fn on_behaviour_event(&mut self, command: Command) {
+        match command {
+            Command::Drain => {
+                if self.draining == Draining::No {
+                    self.draining = Draining::Yes;
+                }
+                if let Some(responder) = &mut self.responder {
+                    responder.drain();
+                }
+            }
+        }
+    }
+
+    fn on_connection_event(&mut self, event: ConnectionEvent<'_, Self::InboundProtocol, Self::OutboundProtocol>) {
+        match event {
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: stream, .. }) => {
+                if self.accepted {
+                    tracing::debug!(peer = %self.peer, connection = %self.connection, "a second link on one connection: dropped");
+                    return;
+                }
+                self.accepted = true;
+                let mut responder = Responder::new(stream, self.peer, Arc::clone(&self.context));
+                if self.draining != Draining::No {
+                    responder.drain();
+                }
+                self.responder = Some(responder);
+                self.last_alive = Instant::now();
+            }
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: stream, .. }) => {
+                if let Outbound::Opening(queue) = std::mem::replace(&mut self.outbound, Outbound::Gone) {
+                    let requester = Requester::new(stream, queue, Arc::clone(&self.context));
+                    self.outbound = Outbound::Open(Box::new(requester));
+                    self.last_alive = Instant::now();
+                }
+            }
+            ConnectionEvent::DialUpgradeError(error) => {
+                tracing::debug!(peer = %self.peer, error = %error.error, "no link with this peer");
+                self.outbound = Outbound::Gone;
+                self.last_words = Some(Event::Unsupported);
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The side of a link that asks: takes requests from callers, matches the answers to them by id.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use libp2p::Stream;
+use tokio::sync::{mpsc, oneshot};
+
+use super::framed::{Framed, HIGH_WATER};
+use super::{FRAMES_PER_TURN, LinkContext, LinkError};
+use crate::network::RequestError;
+use crate::network::protocol::{
+    Empty, FRAME_OVERHEAD, Hello, RemoteError, Request, RequestBody, RequestFrame, Response, ResponseBody,
+    ResponseFrame,
+};
+
+/// A caller's request on its way to the peer.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) request: Request,
+    pub(crate) reply: oneshot::Sender<Result<Response, RequestError>>,
+    /// After this the caller is told that time is up.
+    pub(crate) deadline: Instant,
+}
+
+struct Pending {
+    reply: oneshot::Sender<Result<Response, RequestError>>,
+    deadline: Instant,
+}
+
+pub(super) struct Requester {
+    framed: Framed,
+    context: Arc<LinkContext>,
+    queue: mpsc::Receiver<Outgoing>,
+    batch: Vec<Outgoing>,
+    pending: HashMap<u64, Pending>,
+    last_id: u64,
+    /// What the peer takes; nothing is asked before it has said so.
+    peer: Option<Hello>,
+}
+
+impl Requester {
+    pub(super) fn new(stream: Stream, queue: mpsc::Receiver<Outgoing>, context: Arc<LinkContext>) -> Self {
+        let mut framed = Framed::new(stream, context.limits.max_frame);
+        let hello = Hello { max_frame: context.limits.max_frame as u64, max_in_flight: 0 };
+        framed.push(&RequestFrame { id: 0, body: Some(RequestBody::Hello(hello)) });
+        Self { framed, context, queue, batch: Vec::new(), pending: HashMap::new(), last_id: 0, peer: None }
+    }
+
+    /// Does all that can be done now. It ends only with an error.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<LinkError> {
+        let mut turn = 0;
+        loop {
+            while turn < FRAMES_PER_TURN {
+                match self.framed.poll_frame::<ResponseFrame>(cx) {
+                    Poll::Ready(Ok(frame)) => {
+                        if let Err(error) = self.on_frame(frame) {
+                            return Poll::Ready(error);
+                        }
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(error),
+                    Poll::Pending => break,
+                }
+                turn += 1;
+            }
+            self.take_requests(cx);
+            let full = self.framed.backlog() >= HIGH_WATER;
+            match self.framed.poll_write(cx) {
+                Poll::Ready(Ok(())) if full => {}
+                Poll::Ready(Ok(())) | Poll::Pending => break,
+                Poll::Ready(Err(error)) => return Poll::Ready(error),
+            }
+        }
+        if turn >= FRAMES_PER_TURN {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    /// Whether the peer has said hello, so that requests can be sent.
+    pub(super) fn is_up(&self) -> bool {
+        self.peer.is_some()
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    pub(super) fn heartbeat(&mut self) {
+        if self.framed.backlog() == 0 {
+            self.framed.push(&RequestFrame { id: 0, body: Some(RequestBody::Heartbeat(Empty {})) });
+        }
+    }
+
+    /// Tells the callers whose time is up.
+    pub(super) fn expire(&mut self, now: Instant) {
+        let late = self.pending.extract_if(|_, pending| pending.deadline <= now);
+        for (_, pending) in late {
+            let _caller_gone = pending.reply.send(Err(RequestError::Timeout(self.context.limits.request_timeout)));
+        }
+    }
+
+    pub(super) fn take_received(&mut self) -> bool {
+        self.framed.take_received()
+    }
+
+    fn take_requests(&mut self, cx: &mut Context<'_>) {
+        let Some(peer) = self.peer else { return };
+        let most = self.context.limits.max_in_flight.min(peer.max_in_flight) as usize;
+        loop {
+            let free = most.saturating_sub(self.pending.len());
+            if free == 0 || self.framed.backlog() >= HIGH_WATER {
+                return; // an answer, or the peer's reading, wakes this again
+            }
+            let Poll::Ready(1..) = self.queue.poll_recv_many(cx, &mut self.batch, free) else { return };
+            let mut batch = std::mem::take(&mut self.batch);
+            for outgoing in batch.drain(..) {
+                self.send(outgoing, peer);
+            }
+            self.batch = batch;
+        }
+    }
+
+    fn send(&mut self, outgoing: Outgoing, peer: Hello) {
+        let Outgoing { request, reply, deadline } = outgoing;
+        let len = request.payload_len() + FRAME_OVERHEAD;
+        if len as u64 > peer.max_frame {
+            let max = usize::try_from(peer.max_frame).unwrap_or(usize::MAX).saturating_sub(FRAME_OVERHEAD);
+            let _caller_gone = reply.send(Err(RequestError::TooLarge { len: request.payload_len(), max }));
+            return;
+        }
+        if reply.is_closed() {
+            return; // the caller gave up while it waited in the queue
+        }
+        self.last_id += 1;
+        self.framed.push(&RequestFrame { id: self.last_id, body: Some(request.into()) });
+        self.pending.insert(self.last_id, Pending { reply, deadline });
+    }
+
+    fn on_frame(&mut self, frame: ResponseFrame) -> Result<(), LinkError> {
+        let result = match frame.body {
+            Some(ResponseBody::Hello(hello)) => {
+                self.peer = Some(hello);
+                return Ok(());
+            }
+            Some(ResponseBody::Heartbeat(_)) => return Ok(()),
+            Some(ResponseBody::Error(body)) if frame.id == 0 => return Err(LinkError::GaveUp(body.into())),
+            Some(ResponseBody::Value(value)) => Ok(Response::Value(Some(value))),
+            Some(ResponseBody::NoValue(_)) => Ok(Response::Value(None)),
+            Some(ResponseBody::Stored(_)) => Ok(Response::Stored),
+            Some(ResponseBody::Deleted(existed)) => Ok(Response::Deleted(existed)),
+            Some(ResponseBody::Pong(payload)) => Ok(Response::Pong(payload)),
+            Some(ResponseBody::Error(body)) => Err(RequestError::Remote(RemoteError::from(body))),
+            None => Err(RequestError::Unexpected),
+        };
+        // An answer to nobody came too late: its caller was told that time is up.
+        if let Some(pending) = self.pending.remove(&frame.id) {
+            let _caller_gone = pending.reply.send(result);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,180 @@
+//! The side of a link that answers: reads requests, hands them to the handler, writes the answers.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use libp2p::{PeerId, Stream};
+use prost::Message as _;
+
+use super::framed::{Framed, HIGH_WATER};
+use super::{FRAMES_PER_TURN, LinkContext, LinkError};
+use crate::metrics::labels::{FailedMessage, FailureReason};
+use crate::network::protocol::{
+    ErrorBody, ErrorCode, FRAME_OVERHEAD, FrameError, Hello, RemoteError, Request, RequestBody, RequestFrame,
+    ResponseBody, ResponseFrame,
+};
+use crate::network::{Answer, Receipt};
+
+pub(super) struct Responder {
+    framed: Framed,
+    peer: PeerId,
+    context: Arc<LinkContext>,
+    in_flight: FuturesUnordered<InFlight>,
+    /// The longest frame that the peer takes; known from its hello.
+    peer_max_frame: Option<usize>,
+    draining: bool,
+}
+
+struct InFlight {
+    id: u64,
+    work: BoxFuture<'static, Answer>,
+}
+
+impl Future for InFlight {
+    type Output = (u64, Answer);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let id = self.id;
+        self.work.as_mut().poll(cx).map(|answer| (id, answer))
+    }
+}
+
+impl Responder {
+    pub(super) fn new(stream: Stream, peer: PeerId, context: Arc<LinkContext>) -> Self {
+        let mut framed = Framed::new(stream, context.limits.max_frame);
+        let hello = Hello { max_frame: context.limits.max_frame as u64, max_in_flight: context.limits.max_in_flight };
+        framed.push(&ResponseFrame { id: 0, body: Some(ResponseBody::Hello(hello)) });
+        Self { framed, peer, context, in_flight: FuturesUnordered::new(), peer_max_frame: None, draining: false }
+    }
+
+    /// Does all that can be done now. It ends only with an error.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<LinkError> {
+        let mut turn = 0;
+        loop {
+            while let Poll::Ready(Some((id, answer))) = self.in_flight.poll_next_unpin(cx) {
+                self.answer(id, answer);
+            }
+            while turn < FRAMES_PER_TURN && self.has_room() {
+                match self.framed.poll_frame::<RequestFrame>(cx) {
+                    Poll::Ready(Ok(frame)) => self.on_frame(frame, cx),
+                    Poll::Ready(Err(error)) => return Poll::Ready(self.on_error(error, cx)),
+                    Poll::Pending => break,
+                }
+                turn += 1;
+            }
+            let full = self.framed.backlog() >= HIGH_WATER;
+            match self.framed.poll_write(cx) {
+                Poll::Ready(Ok(())) if full && turn < FRAMES_PER_TURN => {}
+                Poll::Ready(Ok(())) | Poll::Pending => break,
+                Poll::Ready(Err(error)) => return Poll::Ready(error),
+            }
+        }
+        if turn >= FRAMES_PER_TURN {
+            cx.waker().wake_by_ref(); // the other side of the link and other tasks come first
+        }
+        Poll::Pending
+    }
+
+    /// From now on new requests are answered with `shutting down`.
+    pub(super) fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Whether every request that was begun has been answered and the answers are written.
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_flight.is_empty() && self.framed.backlog() == 0
+    }
+
+    pub(super) fn take_received(&mut self) -> bool {
+        self.framed.take_received()
+    }
+
+    /// The requester keeps to the limit that our hello announced, so that this stops only one that does not.
+    fn has_room(&self) -> bool {
+        self.framed.backlog() < HIGH_WATER && self.in_flight.len() < self.context.limits.max_in_flight as usize
+    }
+
+    fn on_frame(&mut self, frame: RequestFrame, cx: &mut Context<'_>) {
+        let RequestFrame { id, body } = frame;
+        let request = match body {
+            Some(RequestBody::Hello(hello)) => {
+                self.peer_max_frame = Some(usize::try_from(hello.max_frame).unwrap_or(usize::MAX));
+                return;
+            }
+            Some(RequestBody::Heartbeat(empty)) => {
+                self.framed.push(&ResponseFrame { id: 0, body: Some(ResponseBody::Heartbeat(empty)) });
+                return;
+            }
+            Some(RequestBody::Get(key)) => Request::Get { key },
+            Some(RequestBody::Put(pair)) => Request::Put { key: pair.key, value: pair.value },
+            Some(RequestBody::Delete(key)) => Request::Delete { key },
+            Some(RequestBody::Ping(payload)) => Request::Ping { payload },
+            None => {
+                let receipt = Receipt::begin_unknown(self.context.metrics.clone());
+                let error = RemoteError::new(ErrorCode::Unsupported, "this agent does not know a request of this type");
+                return self.answer(id, Answer { result: Err(error), receipt });
+            }
+        };
+        if self.draining {
+            let receipt = Receipt::begin(self.context.metrics.clone(), request.message_type());
+            let error = RemoteError::new(ErrorCode::ShuttingDown, "this agent is shutting down");
+            return self.answer(id, Answer { result: Err(error), receipt });
+        }
+        let mut work = self.context.handler.handle(self.peer, request);
+        // Most requests are done at once: those need no place among the ones that wait.
+        match work.as_mut().poll(cx) {
+            Poll::Ready(answer) => self.answer(id, answer),
+            Poll::Pending => self.in_flight.push(InFlight { id, work }),
+        }
+    }
+
+    fn answer(&mut self, id: u64, answer: Answer) {
+        let Answer { result, receipt } = answer;
+        let outcome = match &result {
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.code),
+        };
+        let frame = ResponseFrame { id, body: Some(result.into()) };
+        let limit = self.peer_max_frame.unwrap_or(FRAME_OVERHEAD);
+        if frame.encoded_len() > limit {
+            let text = format!("the answer has {} bytes; you take at most {limit}", frame.encoded_len());
+            let error = RemoteError::new(ErrorCode::TooLarge, text);
+            self.framed.push(&ResponseFrame { id, body: Some(ResponseBody::Error(error.into())) });
+            return receipt.complete(Err(ErrorCode::TooLarge));
+        }
+        self.framed.push(&frame);
+        receipt.complete(outcome);
+    }
+
+    /// Counts what the peer did wrong and tells it, as far as the link still takes that.
+    fn on_error(&mut self, error: LinkError, cx: &mut Context<'_>) -> LinkError {
+        let (reason, code) = match &error {
+            LinkError::Frame(FrameError::TooLarge { .. }) => (FailureReason::TooLarge, ErrorCode::TooLarge),
+            LinkError::Frame(FrameError::Malformed(_)) => (FailureReason::Malformed, ErrorCode::Malformed),
+            _ => return error,
+        };
+        self.context.metrics.message_failed(FailedMessage::Unknown, reason);
+        let body = ErrorBody::from(RemoteError::new(code, error.to_string()));
+        self.framed.push(&ResponseFrame { id: 0, body: Some(ResponseBody::Error(body)) });
+        let _best_effort = self.framed.poll_write(cx);
+        error
+    }
+}
+
+impl Drop for Responder {
+    /// A request that was begun is finished even when its link is gone: what it does to the store is
+    /// done and counted. How long that takes is bounded by the handler.
+    fn drop(&mut self) {
+        let mut in_flight = std::mem::take(&mut self.in_flight);
+        if in_flight.is_empty() {
+            return;
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { while in_flight.next().await.is_some() {} });
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! The table of peers: who is connected, and when to dial whom again. A state machine without IO: it
+//! is told what happened and what time it is, and says whom to dial.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use libp2p::{Multiaddr, PeerId};
+use serde::{Deserialize, Serialize};
+
+use super::BootstrapAddr;
+
+/// The wait before the first new attempt; each failure doubles it.
+const BACKOFF_MIN: Duration = Duration::from_millis(250);
+/// The longest wait between two attempts.
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// How long a link must have lasted for the next loss to start again at [`BACKOFF_MIN`]. A peer that
+/// accepts and then closes at once (a full one, or one that does not allow us) is not hammered.
+const STABLE_AFTER: Duration = Duration::from_secs(5);
+
+/// Who opened the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// The peer dialed us.
+    Inbound,
+    /// We dialed the peer.
+    Outbound,
+}
+
+/// What is known of a connected peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// Who.
+    pub peer: PeerId,
+    /// The address of its first live connection.
+    pub address: Multiaddr,
+    /// Who opened that connection.
+    pub direction: Direction,
+    /// How many connections there are to it.
+    pub connections: usize,
+    /// When the first of them was made.
+    pub connected_at: Instant,
+    /// The software that it says it runs; what a stranger says, cut to 64 characters.
+    pub agent: Option<String>,
+    /// Whether requests can be sent to it.
+    pub link: bool,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub(super) enum Input {
+    Connected {
+        peer: PeerId,
+        address: Multiaddr,
+        direction: Direction,
+    },
+    /// One connection ended; `remaining` are left.
+    Disconnected {
+        peer: PeerId,
+        remaining: usize,
+    },
+    Identified {
+        peer: PeerId,
+        agent: String,
+    },
+    LinkUp {
+        peer: PeerId,
+    },
+    DialFailed {
+        peer: PeerId,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// Whom to dial now.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Dial {
+    pub(super) peer: PeerId,
+    pub(super) addresses: Vec<Multiaddr>,
+}
+
+#[derive(Debug)]
+pub(super) struct Peers {
+    connected: HashMap<PeerId, PeerInfo>,
+    /// The configured peers, that the agent stays connected to.
+    targets: HashMap<PeerId, Target>,
+    /// Between 0 and 1: how much of the backoff's random half is waited.
+    jitter: fn() -> f64,
+}
+
+#[derive(Debug)]
+struct Target {
+    addresses: Vec<Multiaddr>,
+    failures: u32,
+    link_since: Option<Instant>,
+    /// When to dial; `None` while connected or being dialed.
+    next_dial: Option<Instant>,
+}
+
+impl Peers {
+    pub(super) fn new(bootstrap: &[BootstrapAddr], local: PeerId, now: Instant, jitter: fn() -> f64) -> Self {
+        let mut targets: HashMap<PeerId, Target> = HashMap::new();
+        // A fleet may share one list: an agent leaves itself out.
+        for BootstrapAddr { peer, address } in bootstrap.iter().filter(|target| target.peer != local) {
+            let target = targets.entry(*peer).or_insert_with(|| Target {
+                addresses: Vec::new(),
+                failures: 0,
+                link_since: None,
+                next_dial: Some(now),
+            });
+            target.addresses.push(address.clone());
+        }
+        Self { connected: HashMap::new(), targets, jitter }
+    }
+
+    /// How many peers have at least one live connection.
+    pub(super) fn count(&self) -> usize {
+        self.connected.len()
+    }
+
+    pub(super) fn is_connected(&self, peer: &PeerId) -> bool {
+        self.connected.contains_key(peer)
+    }
+
+    pub(super) fn list(&self) -> impl Iterator<Item = &PeerInfo> {
+        self.connected.values()
+    }
+
+    /// When [`Input::Tick`] is due.
+    pub(super) fn next_tick(&self) -> Option<Instant> {
+        self.targets.values().filter_map(|target| target.next_dial).min()
+    }
+
+    /// Takes in what happened and says whom to dial.
+    pub(super) fn handle(&mut self, input: Input, now: Instant) -> Vec<Dial> {
+        match input {
+            Input::Connected { peer, address, direction } => self.on_connected(peer, address, direction, now),
+            Input::Disconnected { peer, remaining } => self.on_disconnected(peer, remaining, now),
+            Input::Identified { peer, agent } => {
+                if let Some(info) = self.connected.get_mut(&peer) {
+                    info.agent = Some(agent.chars().filter(|c| !c.is_control()).take(64).collect());
+                }
+            }
+            Input::LinkUp { peer } => {
+                if let Some(target) = self.targets.get_mut(&peer) {
+                    target.link_since.get_or_insert(now);
+                }
+            }
+            Input::DialFailed { peer } => {
+                if !self.is_connected(&peer) {
+                    self.retry(peer, now);
+                }
+            }
+            Input::Tick => {}
+        }
+        self.due(now)
+    }
+
+    fn on_connected(&mut self, peer: PeerId, address: Multiaddr, direction: Direction, now: Instant) {
+        let info = self.connected.entry(peer).or_insert_with(|| PeerInfo {
+            peer,
+            address,
+            direction,
+            connections: 0,
+            connected_at: now,
+            agent: None,
+            link: false,
+        });
+        info.connections += 1;
+        if let Some(target) = self.targets.get_mut(&peer) {
+            target.next_dial = None;
+        }
+    }
+
+    fn on_disconnected(&mut self, peer: PeerId, remaining: usize, now: Instant) {
+        if remaining > 0 {
+            if let Some(info) = self.connected.get_mut(&peer) {
+                info.connections = remaining;
+            }
+            return;
+        }
+        self.connected.remove(&peer);
+        if let Some(target) = self.targets.get_mut(&peer) {
+            let stable = target.link_since.take().is_some_and(|since| now - since >= STABLE_AFTER);
+            if stable {
+                target.failures = 0;
+            }
+        }
+        self.retry(peer, now);
+    }
+
+    fn retry(&mut self, peer: PeerId, now: Instant) {
+        let jitter = (self.jitter)();
+        if let Some(target) = self.targets.get_mut(&peer) {
+            target.next_dial = Some(now + backoff(target.failures, jitter));
+            target.failures = target.failures.saturating_add(1);
+        }
+    }
+
+    fn due(&mut self, now: Instant) -> Vec<Dial> {
+        let due = self.targets.iter_mut().filter(|(_, target)| target.next_dial.is_some_and(|at| at <= now));
+        due.map(|(&peer, target)| {
+            target.next_dial = None;
+            Dial { peer, addresses: target.addresses.clone() }
+        })
+        .collect()
+    }
+}
+
+/// Doubles from [`BACKOFF_MIN`] to [`BACKOFF_MAX`]; half of it is random, so that a fleet that lost its
+/// gateway does not come back in step.
+fn backoff(failures: u32, jitter: f64) -> Duration {
+    let full = BACKOFF_MIN.saturating_mul(1 << failures.min(16)).min(BACKOFF_MAX);
+    full / 2 + (full / 2).mul_f64(jitter.clamp(0.0, 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn address() -> Multiaddr {
+        "/ip4/127.0.0.1/tcp/4001".parse().unwrap()
+    }
+
+    fn table(now: Instant) -> (Peers, PeerId) {
+        let peer = PeerId::random();
+        let target = BootstrapAddr { peer, address: address() };
+        (Peers::new(&[target], PeerId::random(), now, || 1.0), peer)
+    }
+
+    fn connected(peer: PeerId) -> Input {
+        Input::Connected { peer, address: address(), direction: Direction::Outbound }
+    }
+
+    #[test]
+    fn a_bootstrap_peer_is_dialed_at_once_and_again_with_backoff() {
+        let start = Instant::now();
+        let (mut peers, peer) = table(start);
+        assert_eq!(peers.handle(Input::Tick, start), vec![Dial { peer, addresses: vec![address()] }]);
+        assert_eq!(peers.next_tick(), None, "it is being dialed");
+        let mut now = start;
+        for wait in [250, 500, 1000, 2000, 4000, 8000, 16000, 30000, 30000] {
+            assert_eq!(peers.handle(Input::DialFailed { peer }, now), vec![]);
+            let due = now + Duration::from_millis(wait);
+            assert_eq!(peers.next_tick(), Some(due));
+            assert_eq!(peers.handle(Input::Tick, due - Duration::from_millis(1)), vec![]);
+            assert_eq!(peers.handle(Input::Tick, due).len(), 1);
+            now = due;
+        }
+    }
+
+    #[test]
+    fn only_a_link_that_lasted_resets_the_backoff() {
+        let start = Instant::now();
+        let (mut peers, peer) = table(start);
+        peers.handle(Input::Tick, start);
+        for round in 0..4u32 {
+            // A peer that lets us in and closes at once, as a full one does.
+            peers.handle(connected(peer), start);
+            peers.handle(Input::Disconnected { peer, remaining: 0 }, start);
+            assert_eq!(peers.next_tick(), Some(start + BACKOFF_MIN * 2u32.pow(round)));
+        }
+        peers.handle(connected(peer), start);
+        peers.handle(Input::LinkUp { peer }, start);
+        let later = start + STABLE_AFTER;
+        peers.handle(Input::Disconnected { peer, remaining: 0 }, later);
+        assert_eq!(peers.next_tick(), Some(later + BACKOFF_MIN));
+    }
+
+    #[test]
+    fn the_local_peer_is_left_out_of_a_shared_list() {
+        let now = Instant::now();
+        let local = PeerId::random();
+        let mut peers = Peers::new(&[BootstrapAddr { peer: local, address: address() }], local, now, || 0.0);
+        assert_eq!(peers.handle(Input::Tick, now), vec![]);
+    }
+
+    #[test]
+    fn a_second_connection_is_no_second_peer() {
+        let now = Instant::now();
+        let (mut peers, peer) = table(now);
+        peers.handle(connected(peer), now);
+        peers.handle(connected(peer), now);
+        assert_eq!((peers.count(), peers.list().next().unwrap().connections), (1, 2));
+        peers.handle(Input::Disconnected { peer, remaining: 1 }, now);
+        assert_eq!((peers.count(), peers.list().next().unwrap().connections), (1, 1));
+        peers.handle(Input::Disconnected { peer, remaining: 0 }, now);
+        assert_eq!(peers.count(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn a_target_is_always_connected_dialed_or_due(steps in proptest::collection::vec(0u8..5, 1..60)) {
+            let start = Instant::now();
+            let (mut peers, peer) = table(start);
+            let (mut connections, mut dialing) = (0usize, false);
+            for (second, step) in steps.into_iter().enumerate() {
+                let now = start + Duration::from_secs(second as u64 * 7);
+                let dials = match step {
+                    0 => { connections += 1; dialing = false; peers.handle(connected(peer), now) }
+                    1 if connections > 0 => {
+                        connections -= 1;
+                        peers.handle(Input::Disconnected { peer, remaining: connections }, now)
+                    }
+                    2 if connections > 0 => peers.handle(Input::LinkUp { peer }, now),
+                    3 if dialing => { dialing = false; peers.handle(Input::DialFailed { peer }, now) }
+                    _ => peers.handle(Input::Tick, now),
+                };
+                prop_assert!(dials.len() <= 1);
+                prop_assert!(dials.is_empty() || connections == 0, "dialed while connected");
+                dialing |= !dials.is_empty();
+                prop_assert!(connections > 0 || dialing || peers.next_tick().is_some(), "forgotten");
+                prop_assert_eq!(peers.count(), usize::from(connections > 0));
+            }
+        }
+    }
+}

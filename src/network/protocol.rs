@@ -1,0 +1,467 @@
+//! The frames of the peer link: what stands on the wire, its limits, and nothing that does IO.
+//!
+//! A frame is a Protocol Buffers message behind its length as a varint (the "delimited" form). The
+//! side that opened the substream sends [`RequestFrame`]s, the other side answers with
+//! [`ResponseFrame`]s that bear the request's id, in any order. The first frame in each direction is a
+//! `Hello` that says how much the sender is ready to take.
+
+use bytes::Bytes;
+use libp2p::StreamProtocol;
+
+use crate::metrics::labels::MessageType;
+
+/// The name under which the link is negotiated. A change that an older agent cannot read gets a new one.
+pub const PROTOCOL: StreamProtocol = StreamProtocol::new("/peerscope/link/1");
+
+/// What a frame needs besides its key and value: tags, lengths, the id, an error's text.
+pub const FRAME_OVERHEAD: usize = 1024;
+
+/// The longest varint of a 64-bit number (protobuf.dev, "Base 128 Varints").
+const MAX_VARINT: usize = 10;
+
+/// How much the text of an error may hold, in bytes: part of [`FRAME_OVERHEAD`].
+const MAX_ERROR_TEXT: usize = 512;
+
+/// A request from one peer to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Read the value under a key.
+    Get {
+        /// The key.
+        key: Bytes,
+    },
+    /// Write a value under a key.
+    Put {
+        /// The key.
+        key: Bytes,
+        /// The value.
+        value: Bytes,
+    },
+    /// Remove a key.
+    Delete {
+        /// The key.
+        key: Bytes,
+    },
+    /// Send the payload back.
+    Ping {
+        /// Any bytes.
+        payload: Bytes,
+    },
+}
+
+impl Request {
+    /// The label under which the metrics count it.
+    pub fn message_type(&self) -> MessageType {
+        match self {
+            Self::Get { .. } => MessageType::Get,
+            Self::Put { .. } => MessageType::Put,
+            Self::Delete { .. } => MessageType::Delete,
+            Self::Ping { .. } => MessageType::Ping,
+        }
+    }
+
+    /// The bytes of its key, value or payload: what counts against the peer's frame limit.
+    pub fn payload_len(&self) -> usize {
+        match self {
+            Self::Get { key } | Self::Delete { key } => key.len(),
+            Self::Put { key, value } => key.len() + value.len(),
+            Self::Ping { payload } => payload.len(),
+        }
+    }
+}
+
+/// What a peer answers when it did what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Response {
+    /// To `get`: the value, or `None` when there is none.
+    Value(Option<Bytes>),
+    /// To `put`: the value is stored.
+    Stored,
+    /// To `delete`: whether there was a value.
+    Deleted(bool),
+    /// To `ping`: the same payload.
+    Pong(Bytes),
+}
+
+/// Why a peer did not do what it was asked. The numbers are part of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum ErrorCode {
+    /// A code that this version does not know.
+    Unspecified = 0,
+    /// The peer's access rules do not allow it.
+    Refused = 1,
+    /// The peer could not decode the request.
+    Malformed = 2,
+    /// The request is of a type that the peer does not know.
+    Unsupported = 3,
+    /// The key, the value or the answer is over a limit.
+    TooLarge = 4,
+    /// Too many requests are in flight.
+    Busy = 5,
+    /// The peer did not get it done in time.
+    Timeout = 6,
+    /// The peer's storage failed.
+    Storage = 7,
+    /// The peer is shutting down.
+    ShuttingDown = 8,
+}
+
+/// A typed refusal or failure that a peer sent as its answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct RemoteError {
+    /// What kind of failure.
+    pub code: ErrorCode,
+    /// One sentence for people, at most 512 bytes.
+    pub message: String,
+}
+
+impl RemoteError {
+    /// An error with its text, which is cut at 512 bytes.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        let mut message = message.into();
+        let mut end = MAX_ERROR_TEXT.min(message.len());
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        message.truncate(end);
+        Self { code, message }
+    }
+}
+
+/// What a peer is ready to take, said in its first frame.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Hello {
+    /// The longest frame that it reads, in bytes, without the length in front.
+    #[prost(uint64, tag = "1")]
+    pub max_frame: u64,
+    /// How many requests it works on at once for one peer; 0 in the requester's own hello.
+    #[prost(uint32, tag = "2")]
+    pub max_in_flight: u32,
+}
+
+/// What the opening side sends.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RequestFrame {
+    /// Chosen by the requester; 0 for frames that want no answer of their own.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// What is asked; `None` when it is of a type that this version does not know.
+    #[prost(oneof = "RequestBody", tags = "2, 3, 4, 5, 6, 7")]
+    pub body: Option<RequestBody>,
+}
+
+/// The body of a [`RequestFrame`].
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum RequestBody {
+    /// The first frame.
+    #[prost(message, tag = "2")]
+    Hello(Hello),
+    /// Asks for a heartbeat in return, so that both sides know that the path is alive.
+    #[prost(message, tag = "3")]
+    Heartbeat(Empty),
+    /// The key to read.
+    #[prost(bytes = "bytes", tag = "4")]
+    Get(Bytes),
+    /// The pair to write.
+    #[prost(message, tag = "5")]
+    Put(Pair),
+    /// The key to remove.
+    #[prost(bytes = "bytes", tag = "6")]
+    Delete(Bytes),
+    /// The payload to echo.
+    #[prost(bytes = "bytes", tag = "7")]
+    Ping(Bytes),
+}
+
+/// Nothing.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Empty {}
+
+/// A key with its value.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Pair {
+    /// The key.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub key: Bytes,
+    /// The value.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: Bytes,
+}
+
+/// What the accepting side sends.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ResponseFrame {
+    /// The id of the request that this answers; 0 for the link itself.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// The answer; `None` when it is of a type that this version does not know.
+    #[prost(oneof = "ResponseBody", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    pub body: Option<ResponseBody>,
+}
+
+/// The body of a [`ResponseFrame`].
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum ResponseBody {
+    /// The first frame.
+    #[prost(message, tag = "2")]
+    Hello(Hello),
+    /// Answers a heartbeat.
+    #[prost(message, tag = "3")]
+    Heartbeat(Empty),
+    /// The value that was asked for.
+    #[prost(bytes = "bytes", tag = "4")]
+    Value(Bytes),
+    /// There is no such value.
+    #[prost(message, tag = "5")]
+    NoValue(Empty),
+    /// The value is stored.
+    #[prost(message, tag = "6")]
+    Stored(Empty),
+    /// Whether there was a value to remove.
+    #[prost(bool, tag = "7")]
+    Deleted(bool),
+    /// The payload of a ping.
+    #[prost(bytes = "bytes", tag = "8")]
+    Pong(Bytes),
+    /// It was not done. With id 0 the sender gives up on the link and closes it.
+    #[prost(message, tag = "9")]
+    Error(ErrorBody),
+}
+
+/// An error on the wire.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ErrorBody {
+    /// An [`ErrorCode`].
+    #[prost(enumeration = "ErrorCode", tag = "1")]
+    pub code: i32,
+    /// One sentence for people.
+    #[prost(string, tag = "2")]
+    pub message: String,
+}
+
+impl From<Request> for RequestBody {
+    fn from(request: Request) -> Self {
+        match request {
+            Request::Get { key } => Self::Get(key),
+            Request::Put { key, value } => Self::Put(Pair { key, value }),
+            Request::Delete { key } => Self::Delete(key),
+            Request::Ping { payload } => Self::Ping(payload),
+        }
+    }
+}
+
+impl From<Result<Response, RemoteError>> for ResponseBody {
+    fn from(answer: Result<Response, RemoteError>) -> Self {
+        match answer {
+            Ok(Response::Value(Some(value))) => Self::Value(value),
+            Ok(Response::Value(None)) => Self::NoValue(Empty {}),
+            Ok(Response::Stored) => Self::Stored(Empty {}),
+            Ok(Response::Deleted(existed)) => Self::Deleted(existed),
+            Ok(Response::Pong(payload)) => Self::Pong(payload),
+            Err(error) => Self::Error(error.into()),
+        }
+    }
+}
+
+impl From<RemoteError> for ErrorBody {
+    fn from(error: RemoteError) -> Self {
+        Self { code: error.code.into(), message: error.message }
+    }
+}
+
+impl From<ErrorBody> for RemoteError {
+    fn from(body: ErrorBody) -> Self {
+        let code = body.code();
+        Self::new(code, body.message)
+    }
+}
+
+/// Appends `frame` with its length to `out`.
+pub fn encode(frame: &impl prost::Message, out: &mut Vec<u8>) {
+    #[allow(clippy::expect_used, reason = "a Vec grows as needed: encoding into it has no capacity to run out of")]
+    frame.encode_length_delimited(out).expect("a Vec has room");
+}
+
+/// Why bytes from a peer are no frame.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The length in front of the frame is over the limit.
+    #[error("a frame of {len} bytes; at most {max} are allowed")]
+    TooLarge {
+        /// The announced length in bytes.
+        len: u64,
+        /// The limit in bytes.
+        max: usize,
+    },
+    /// The length or the message cannot be decoded.
+    #[error("not a frame: {0}")]
+    Malformed(String),
+}
+
+/// Cuts a stream of bytes into frames. It holds at most one frame and one read at a time.
+#[derive(Debug)]
+pub struct FrameReader {
+    /// Bytes `start..end` are received and not yet consumed; the rest is room.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    max_frame: usize,
+}
+
+impl FrameReader {
+    /// Room for one read when no large frame is under way, in bytes. Small, since every peer has two of these.
+    const IDLE_ROOM: usize = 4 * 1024;
+    /// Room for one read when the peer keeps filling it, in bytes.
+    const BUSY_ROOM: usize = 64 * 1024;
+
+    /// A reader of frames of at most `max_frame` bytes.
+    pub fn new(max_frame: usize) -> Self {
+        Self { buffer: Vec::new(), start: 0, end: 0, max_frame }
+    }
+
+    /// Room to read into, never empty. Follow with [`FrameReader::filled`].
+    pub fn room(&mut self) -> &mut [u8] {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+        if self.end == self.buffer.len() {
+            if self.start > 0 {
+                self.buffer.copy_within(self.start..self.end, 0);
+                self.end -= self.start;
+                self.start = 0;
+            }
+            if self.end == self.buffer.len() {
+                // Doubling, but never past one frame with its length and one read.
+                let most = self.max_frame + MAX_VARINT + Self::BUSY_ROOM;
+                let len = (self.buffer.len() * 2).clamp(Self::IDLE_ROOM, most.max(self.end + 1));
+                self.buffer.resize(len, 0);
+            }
+        }
+        self.buffer.get_mut(self.end..).unwrap_or_default()
+    }
+
+    /// Says that `len` bytes of the room were filled.
+    pub fn filled(&mut self, len: usize) {
+        self.end = (self.end + len).min(self.buffer.len());
+    }
+
+    /// Gives memory back when nothing is waiting: called when the link falls idle.
+    pub fn release(&mut self) {
+        if self.start == self.end && self.buffer.len() > Self::IDLE_ROOM {
+            self.buffer = Vec::new();
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// The next whole frame, decoded; `None` when more bytes are needed.
+    ///
+    /// # Errors
+    ///
+    /// When the peer sent something that is no frame. The reader is of no use after that.
+    pub fn next_frame<F: prost::Message + Default>(&mut self) -> Result<Option<F>, FrameError> {
+        let received = self.buffer.get(self.start..self.end).unwrap_or_default();
+        let Some((len, prefix)) = length(received)? else { return Ok(None) };
+        if len > self.max_frame as u64 {
+            return Err(FrameError::TooLarge { len, max: self.max_frame });
+        }
+        #[allow(clippy::cast_possible_truncation, reason = "not over max_frame, which is a usize")]
+        let whole = prefix + len as usize;
+        let Some(bytes) = received.get(prefix..whole) else { return Ok(None) };
+        let frame = F::decode(bytes).map_err(|error| FrameError::Malformed(error.to_string()))?;
+        self.start += whole;
+        Ok(Some(frame))
+    }
+}
+
+/// The varint at the front of `bytes` and how many bytes it takes; `None` when it is not all there.
+fn length(bytes: &[u8]) -> Result<Option<(u64, usize)>, FrameError> {
+    let complete = bytes.iter().take(MAX_VARINT).any(|byte| byte & 0x80 == 0);
+    if !complete {
+        return if bytes.len() < MAX_VARINT { Ok(None) } else { Err(FrameError::Malformed("endless length".into())) };
+    }
+    let mut rest = bytes;
+    let len = prost::decode_length_delimiter(&mut rest).map_err(|error| FrameError::Malformed(error.to_string()))?;
+    Ok(Some((len as u64, bytes.len() - rest.len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read_all<F: prost::Message + Default>(
+        reader: &mut FrameReader,
+        mut bytes: &[u8],
+        step: usize,
+    ) -> Result<Vec<F>, FrameError> {
+        let mut frames = Vec::new();
+        while !bytes.is_empty() {
+            let room = reader.room();
+            let n = step.min(bytes.len()).min(room.len());
+            room[..n].copy_from_slice(&bytes[..n]);
+            reader.filled(n);
+            bytes = &bytes[n..];
+            while let Some(frame) = reader.next_frame()? {
+                frames.push(frame);
+            }
+        }
+        Ok(frames)
+    }
+
+    fn request() -> impl Strategy<Value = Request> {
+        let bytes = || proptest::collection::vec(any::<u8>(), 0..600).prop_map(Bytes::from);
+        prop_oneof![
+            bytes().prop_map(|key| Request::Get { key }),
+            (bytes(), bytes()).prop_map(|(key, value)| Request::Put { key, value }),
+            bytes().prop_map(|key| Request::Delete { key }),
+            bytes().prop_map(|payload| Request::Ping { payload }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn frames_survive_any_cut(requests in proptest::collection::vec(request(), 1..20), step in 1usize..5000) {
+            let frames: Vec<_> = requests.into_iter().enumerate()
+                .map(|(id, request)| RequestFrame { id: id as u64, body: Some(request.into()) }).collect();
+            let mut wire = Vec::new();
+            for frame in &frames { encode(frame, &mut wire); }
+            let mut reader = FrameReader::new(2048);
+            prop_assert_eq!(read_all::<RequestFrame>(&mut reader, &wire, step).unwrap(), frames);
+        }
+
+        #[test]
+        fn garbage_neither_panics_nor_grows_the_buffer(bytes in proptest::collection::vec(any::<u8>(), 0..5000), step in 1usize..5000) {
+            let mut reader = FrameReader::new(100);
+            let _either = read_all::<RequestFrame>(&mut reader, &bytes, step);
+            prop_assert!(reader.buffer.len() <= 100 + MAX_VARINT + FrameReader::BUSY_ROOM);
+        }
+    }
+
+    #[test]
+    fn a_frame_over_the_limit_is_refused_by_its_length_alone() {
+        let mut wire = Vec::new();
+        encode(&RequestFrame { id: 1, body: Some(RequestBody::Ping(Bytes::from(vec![0; 200]))) }, &mut wire);
+        let mut reader = FrameReader::new(100);
+        let error = read_all::<RequestFrame>(&mut reader, &wire[..2], 2).unwrap_err();
+        assert!(matches!(error, FrameError::TooLarge { max: 100, len } if len > 200), "{error}");
+    }
+
+    #[test]
+    fn a_request_of_an_unknown_type_decodes_to_no_body() {
+        // Field 15, length-delimited, empty: what a newer agent might send.
+        let mut reader = FrameReader::new(100);
+        let frames = read_all::<RequestFrame>(&mut reader, &[4, 0x08, 7, 0x7a, 0], 100).unwrap();
+        assert_eq!(frames, vec![RequestFrame { id: 7, body: None }]);
+    }
+
+    #[test]
+    fn an_error_text_is_cut_at_a_character() {
+        let error = RemoteError::new(ErrorCode::Storage, "\u{e4}".repeat(600));
+        assert_eq!(error.message.len(), 512);
+        let error = RemoteError::new(ErrorCode::Storage, format!("x{}", "\u{e4}".repeat(600)));
+        assert_eq!(error.message.len(), 511);
+    }
+}

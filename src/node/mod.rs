@@ -1,0 +1,224 @@
+//! The composition root: the only file that sees everything. [`Node::bind`] opens all that can fail,
+//! [`Node::serve`] runs until it is told to stop and then stops in order.
+//!
+//! Nothing here is global: two nodes in one process share no number, no store and no socket.
+
+mod handler;
+
+use std::fs::{DirBuilder, File, Permissions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use libp2p::{Multiaddr, PeerId};
+use tokio::sync::watch;
+
+pub use self::handler::{Access, Handler};
+use crate::config::Config;
+use crate::control::{self, ControlServer};
+use crate::identity;
+use crate::metrics::{self, AgentInfo, Health, MetricsCollector, MetricsServer, Registry, UrlReader};
+use crate::network::{self, Driver, Network};
+use crate::storage::{self, Storage};
+
+/// How long requests under way may take to finish once the agent was told to stop.
+pub const DRAIN: Duration = Duration::from_secs(10);
+
+/// Why the agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The data directory cannot be made or used.
+    #[error("cannot use the data directory {} (node.data_dir): {source}", .path.display())]
+    DataDir {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another agent uses the directory.
+    #[error("another agent is running on the data directory {}; stop it, or give this one its own node.data_dir (--data-dir)", .0.display())]
+    InUse(PathBuf),
+    /// The key cannot be used.
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Storage(#[from] storage::OpenError),
+    /// The network cannot be started.
+    #[error(transparent)]
+    Network(#[from] network::Error),
+    /// The control socket cannot be opened.
+    #[error(transparent)]
+    Control(#[from] control::Error),
+}
+
+/// An agent whose listeners are open.
+#[derive(Debug)]
+pub struct Node {
+    peer_id: PeerId,
+    storage: Storage,
+    network: Network,
+    driver: Driver,
+    control: ControlServer,
+    endpoint: Option<MetricsServer>,
+    health: Health,
+    /// Held while the agent lives: one agent a data directory.
+    lock: File,
+}
+
+impl Node {
+    /// Makes the identity, opens the store, the listeners, the endpoint and the control socket, and logs
+    /// one line for each, in this order.
+    ///
+    /// # Errors
+    ///
+    /// When any of them cannot be opened, but for the endpoint: that one is tried again later.
+    pub async fn bind(config: &Config) -> Result<Self, Error> {
+        let started = Instant::now();
+        let data_dir = &config.node.data_dir;
+        prepare(data_dir).map_err(|source| Error::DataDir { path: data_dir.clone(), source })?;
+        let lock = lock(data_dir)?;
+        let keypair = identity::load_or_create(data_dir)?;
+        let peer_id = keypair.public().to_peer_id();
+        tracing::info!(name = %config.node.name, "PeerId {peer_id}");
+
+        let health = Health::default();
+        let mut registry = Registry::default();
+        let agent = AgentInfo { peer_id: peer_id.to_string(), name: config.node.name.clone() };
+        let collector = MetricsCollector::new(&mut registry, &agent);
+        metrics::register_scrape_time(&mut registry, &health);
+
+        let default_store = data_dir.join("store.redb");
+        let storage = Storage::open(&config.storage, default_store, collector.clone(), health.clone()).await?;
+        let handler = Handler::new(Access::new(&config.access), storage.clone(), collector.clone());
+        let max_payload = config.storage.max_key_size + config.storage.max_value_size;
+        let (network, driver) = Network::bind(
+            &config.network,
+            keypair,
+            max_payload,
+            Arc::new(handler),
+            collector.clone(),
+            &mut registry,
+            health.clone(),
+        )
+        .await?;
+        log_listeners(network.listen_addresses(), peer_id);
+        tracing::info!("Store {}", storage.describe());
+
+        let registry = Arc::new(registry);
+        let endpoint = if config.metrics.enabled {
+            let registry = Arc::clone(&registry);
+            Some(MetricsServer::start(&config.metrics, &agent, registry, collector, health.clone()))
+        } else {
+            tracing::info!("Metrics endpoint disabled");
+            None
+        };
+        if let Some(url) = endpoint.as_ref().and_then(MetricsServer::url) {
+            tracing::info!("Metrics at {url}");
+        }
+        let api = control::Api {
+            agent,
+            started,
+            network: network.clone(),
+            storage: storage.clone(),
+            health: health.clone(),
+            registry,
+            metrics_url: endpoint.as_ref().map_or_else(UrlReader::default, MetricsServer::url_reader),
+        };
+        let control = ControlServer::bind(data_dir, api)?;
+        Ok(Self { peer_id, storage, network, driver, control, endpoint, health, lock })
+    }
+
+    /// Who this agent is.
+    pub fn peer_id(&self) -> PeerId {
+        self.peer_id
+    }
+
+    /// Where it listens for peers.
+    pub fn listen_addresses(&self) -> &[Multiaddr] {
+        self.network.listen_addresses()
+    }
+
+    /// The metrics page's URL; `None` when the endpoint is off or could not listen yet.
+    pub fn metrics_url(&self) -> Option<String> {
+        self.endpoint.as_ref().and_then(MetricsServer::url)
+    }
+
+    /// A handle on its network.
+    pub fn network(&self) -> Network {
+        self.network.clone()
+    }
+
+    /// A handle on its store.
+    pub fn storage(&self) -> Storage {
+        self.storage.clone()
+    }
+
+    /// What is ready and what is not.
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
+    /// Serves until `stop` completes. Then: accept nothing new, finish what is in flight within
+    /// [`DRAIN`], close the store, and return. The endpoint goes last, so that the end can be watched.
+    pub async fn serve(self, stop: impl Future<Output = ()>) {
+        let Self { storage, network, driver, control, endpoint, lock, .. } = self;
+        let (stopping, stopped) = watch::channel(false);
+        let driver = tokio::spawn(driver.run());
+        let mut control = tokio::spawn(control.run(stopped));
+        stop.await;
+        let deadline = Instant::now() + DRAIN;
+        // Local callers first: their requests to peers need the links.
+        let _ = stopping.send(true);
+        if tokio::time::timeout(DRAIN, &mut control).await.is_err() {
+            tracing::warn!("stopping although clients of the control socket still wait");
+            control.abort();
+        }
+        network.shutdown(deadline.saturating_duration_since(Instant::now())).await;
+        // It ends with the shutdown; a panic in it was logged by the panic hook.
+        let _ended = driver.await;
+        storage.close().await;
+        if let Some(endpoint) = endpoint {
+            endpoint.shutdown().await;
+        }
+        drop(lock);
+    }
+}
+
+fn log_listeners(addresses: &[Multiaddr], peer_id: PeerId) {
+    if addresses.is_empty() {
+        tracing::info!("Listening for no peers (network.listen is empty): this agent only dials");
+        return;
+    }
+    let addresses: Vec<_> = addresses.iter().map(|address| format!("{address}/p2p/{peer_id}")).collect();
+    tracing::info!("Listening for peers on {}", addresses.join(", "));
+}
+
+/// Makes sure that no other agent uses the directory: two would share one identity and one socket. The
+/// system gives the lock back when the process ends, however it ends.
+fn lock(data_dir: &Path) -> Result<File, Error> {
+    let path = data_dir.join("agent.lock");
+    let error = |source| Error::DataDir { path: data_dir.to_owned(), source };
+    let file = File::options().create(true).write(true).truncate(false).mode(0o600).open(path).map_err(error)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::InUse(data_dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(error(source)),
+    }
+}
+
+/// Makes the data directory, for its owner only. One that is there keeps its mode.
+fn prepare(path: &Path) -> io::Result<()> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => Ok(()),
+        Ok(_) => Err(io::Error::new(io::ErrorKind::NotADirectory, "it is not a directory")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+            // The umask may have taken bits away from the owner; the agent needs them.
+            std::fs::set_permissions(path, Permissions::from_mode(0o700))
+        }
+        Err(error) => Err(error),
+    }
+}

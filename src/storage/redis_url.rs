@@ -1,0 +1,111 @@
+//! A Redis URL, parsed once, whose password never leaves it by accident.
+
+use std::fmt;
+use std::str::FromStr;
+
+use redis::{ConnectionInfo, IntoConnectionInfo};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+const EXAMPLE: &str = "redis://user:password@127.0.0.1:6379/0, rediss://host (TLS) or unix:///run/redis.sock";
+
+/// What stands where a password was.
+const MASK: &str = "***";
+
+/// A `redis://`, `rediss://` or `unix://` URL that was parsed once. `Display`, `Debug` and
+/// `Serialize` mask the password.
+#[derive(Clone)]
+pub struct RedisUrl {
+    text: String,
+    masked: String,
+    info: ConnectionInfo,
+}
+
+impl RedisUrl {
+    /// Where and how to connect, password included.
+    pub fn connection_info(&self) -> ConnectionInfo {
+        self.info.clone()
+    }
+}
+
+impl FromStr for RedisUrl {
+    type Err = String;
+
+    /// No error repeats the text: it may hold a password.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some(url) = redis::parse_redis_url(text) else {
+            return Err(format!(
+                "this is not a Redis URL (not shown: it may hold a password); write it like {EXAMPLE}"
+            ));
+        };
+        // The client ignores parameters that it does not know, a misspelt password among them.
+        let unix = url.scheme().contains("unix");
+        let known: &[&str] = if unix { &["db", "user", "pass", "protocol"] } else { &["protocol"] };
+        if url.query_pairs().any(|(name, _)| !known.contains(&&*name)) {
+            return Err(format!("this Redis URL has an unknown parameter after `?`; known here: {}", known.join(", ")));
+        }
+        if url.fragment().is_some() {
+            return Err("this Redis URL has a part after `#`; `#insecure` (TLS without checks) is not supported".into());
+        }
+        let mut masked = url.clone();
+        if url.password().is_some() && masked.set_password(Some(MASK)).is_err() {
+            return Err("this Redis URL has a password but no host".into());
+        }
+        if url.query_pairs().any(|(name, _)| name == "pass") {
+            let shown =
+                url.query_pairs().map(|(name, value)| if name == "pass" { (name, MASK.into()) } else { (name, value) });
+            masked.query_pairs_mut().clear().extend_pairs(shown);
+        }
+        let info = url.into_connection_info().map_err(|error| {
+            // The detail is left out: it may repeat a part of the text.
+            format!(
+                "this Redis URL cannot be used ({}); write it like {EXAMPLE}",
+                error.to_string().split(" - ").next().unwrap_or_default()
+            )
+        })?;
+        if info.redis_settings().db() < 0 {
+            return Err("the database number of this Redis URL is negative".into());
+        }
+        Ok(Self { text: text.to_owned(), masked: masked.into(), info })
+    }
+}
+
+impl Default for RedisUrl {
+    fn default() -> Self {
+        let text = "redis://127.0.0.1:6379";
+        #[allow(clippy::expect_used, reason = "a constant that a test parses")]
+        let info = text.into_connection_info().expect("the default Redis URL is valid");
+        Self { text: text.into(), masked: text.into(), info }
+    }
+}
+
+impl PartialEq for RedisUrl {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for RedisUrl {}
+
+impl fmt::Display for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.masked)
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RedisUrl({})", self.masked)
+    }
+}
+
+impl<'de> Deserialize<'de> for RedisUrl {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl Serialize for RedisUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}

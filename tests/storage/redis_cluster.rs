@@ -1,0 +1,125 @@
+//! Redis Cluster: three real nodes.
+
+use peerscope::storage::{Error, RedisConfig};
+
+use super::contract;
+use super::redis::{Rig, config, key};
+use crate::support::redis::{DEADLINE, RedisServer, await_cluster, eventually, start_cluster};
+
+fn seeds(nodes: &[RedisServer]) -> Vec<String> {
+    nodes.iter().map(RedisServer::url).collect()
+}
+
+/// The node that serves `key`, and the key's slot.
+fn owner<'a>(nodes: &'a [RedisServer], key: &str) -> (&'a RedisServer, u16) {
+    let slot: u16 = nodes[0].command(&["CLUSTER", "KEYSLOT", key]);
+    let index = match slot {
+        0..=5460 => 0,
+        5461..=10922 => 1,
+        _ => 2,
+    };
+    (&nodes[index], slot)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_keeps_the_contract_and_every_node_serves() {
+    let nodes = start_cluster();
+    let rig = Rig::open(config(&seeds(&nodes))).await;
+    contract::storage_contract(rig.storage.clone()).await;
+    for i in 0..60 {
+        rig.storage.put(key(&format!("spread-{i}")), key("v")).await.unwrap();
+    }
+    for node in &nodes {
+        let keys: usize = node.command(&["DBSIZE"]);
+        assert!(keys > 0, "the node on port {} holds nothing", node.port);
+    }
+    let ports: Vec<_> = nodes.iter().map(|node| format!("redis://127.0.0.1:{}", node.port)).collect();
+    assert_eq!(rig.storage.describe(), format!("redis cluster of 3 seeds {}", ports.join(", ")));
+    assert!(rig.health.is_ready());
+
+    // One seed leads to all nodes.
+    let one_seed = Rig::open(RedisConfig { cluster: Some(true), ..config(&seeds(&nodes[..1])) }).await;
+    for i in 0..60 {
+        assert_eq!(one_seed.storage.get(&key(&format!("spread-{i}"))).await.unwrap(), Some(key("v")));
+    }
+
+    // Taken for a single server, the cluster says what to change.
+    let single = Rig::open(config(&seeds(&nodes[..1]))).await.ready().await;
+    let foreign = (0..60)
+        .map(|i| format!("spread-{i}"))
+        .find(|k| owner(&nodes, &format!("peerscope:{k}")).0.port != nodes[0].port);
+    let error = single.storage.get(&key(&foreign.unwrap())).await.unwrap_err();
+    assert!(matches!(&error, Error::Backend(why) if why.contains("set storage.redis.cluster to true")), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_moves_is_followed() {
+    let nodes = start_cluster();
+    let rig = Rig::open(config(&seeds(&nodes))).await.ready().await;
+    rig.storage.put(key("traveller"), key("v1")).await.unwrap();
+    let raw = "peerscope:traveller";
+    let (from, slot) = owner(&nodes, raw);
+    let to = nodes.iter().find(|node| node.port != from.port).unwrap();
+    let slot = slot.to_string();
+    let id = |node: &RedisServer| node.command::<String>(&["CLUSTER", "MYID"]);
+    let (from_id, to_id) = (id(from), id(to));
+
+    let () = to.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]);
+    let () = from.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]);
+    assert_eq!(rig.storage.get(&key("traveller")).await.unwrap(), Some(key("v1")), "still at its old node");
+    let () = from.command(&["MIGRATE", "127.0.0.1", &to.port.to_string(), raw, "0", "5000"]);
+    assert_eq!(rig.storage.get(&key("traveller")).await.unwrap(), Some(key("v1")), "by ASK");
+    rig.storage.put(key("traveller"), key("v2")).await.unwrap();
+    for node in [to, from] {
+        let () = node.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]);
+    }
+    assert_eq!(rig.storage.get(&key("traveller")).await.unwrap(), Some(key("v2")), "by MOVED");
+    let at_new: Option<String> = to.command(&["GET", raw]);
+    assert_eq!(at_new.as_deref(), Some("v2"));
+    assert!(rig.storage.delete(key("traveller")).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_restarts_comes_back_by_itself() {
+    let mut nodes = start_cluster();
+    let rig = Rig::open(config(&seeds(&nodes))).await.ready().await;
+    let lost =
+        (0..).map(|i| format!("key-{i}")).find(|k| owner(&nodes, &format!("peerscope:{k}")).0.port == nodes[1].port);
+    let lost = key(&lost.unwrap());
+    rig.storage.put(lost.clone(), key("before")).await.unwrap();
+
+    nodes[1].kill();
+    eventually("the loss is noticed without traffic", || !rig.health.is_ready()).await;
+    let error = rig.storage.get(&lost).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable(_) | Error::Timeout(_)), "{error}");
+    #[cfg(feature = "metrics-prometheus")]
+    assert!(rig.counter("storage_redis_retries_total") >= 3.0);
+
+    nodes[1].restart();
+    await_cluster(&nodes);
+    eventually("the storage is ready again", || rig.health.is_ready()).await;
+    let write = async {
+        rig.storage.put(lost.clone(), key("after")).await.unwrap();
+        assert_eq!(rig.storage.get(&lost).await.unwrap(), Some(key("after")));
+    };
+    tokio::time::timeout(DEADLINE, write).await.unwrap();
+    #[cfg(feature = "metrics-prometheus")]
+    assert!(rig.counter("storage_redis_reconnects_total") >= 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_cluster_that_restarts_comes_back_by_itself() {
+    let mut nodes = start_cluster();
+    let rig = Rig::open(config(&seeds(&nodes))).await.ready().await;
+    rig.storage.put(key("k"), key("v")).await.unwrap();
+    nodes.iter_mut().for_each(RedisServer::kill);
+    eventually("the loss is noticed", || !rig.health.is_ready()).await;
+    let error = rig.storage.get(&key("k")).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable(_) | Error::Timeout(_)), "{error}");
+    nodes.iter_mut().for_each(RedisServer::restart);
+    await_cluster(&nodes);
+    eventually("the storage is ready again", || rig.health.is_ready()).await;
+    rig.storage.put(key("k"), key("v")).await.unwrap();
+    #[cfg(feature = "metrics-prometheus")]
+    assert!(rig.counter("storage_redis_reconnects_total") >= 1.0);
+}

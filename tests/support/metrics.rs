@@ -1,0 +1,83 @@
+//! Reads single series out of an exposition, so that a test can compare values before and after.
+
+use peerscope::metrics::Registry;
+
+type Labels = Vec<(String, String)>;
+
+/// The exposition of everything in `registry`, as OpenMetrics text.
+pub(crate) fn encode(registry: &Registry) -> String {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, registry).expect("writing to a string cannot fail");
+    text
+}
+
+/// The value of the series `name` that has exactly `labels`, in any order; `None` when there is none.
+pub(crate) fn find(text: &str, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+    text.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
+        let (found_name, found_labels, value) = parse(line)?;
+        let same = found_labels.len() == labels.len()
+            && labels.iter().all(|(key, value)| found_labels.iter().any(|(k, v)| k == key && v == value));
+        (found_name == name && same).then_some(value)
+    })
+}
+
+/// Like [`find`], for a series that has to be there.
+pub(crate) fn value(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
+    find(text, name, labels).unwrap_or_else(|| panic!("no series {name} with the labels {labels:?} in:\n{text}"))
+}
+
+/// Takes one sample line apart. The classic text format and OpenMetrics agree on what is read here; a
+/// timestamp or an exemplar after the value is left out.
+fn parse(line: &str) -> Option<(&str, Labels, f64)> {
+    let name_end = line.find(['{', ' '])?;
+    let (name, rest) = line.split_at(name_end);
+    let (labels, rest) = match rest.strip_prefix('{') {
+        Some(rest) => parse_labels(rest)?,
+        None => (Labels::new(), rest),
+    };
+    let value = rest.split_whitespace().next()?;
+    Some((name, labels, value.parse().ok()?))
+}
+
+/// Reads `name="value",...}` and returns what follows the brace. `\\`, `\"` and `\n` are the escapes.
+fn parse_labels(mut rest: &str) -> Option<(Labels, &str)> {
+    let mut labels = Labels::new();
+    loop {
+        rest = rest.trim_start_matches([',', ' ']);
+        if let Some(after) = rest.strip_prefix('}') {
+            return Some((labels, after));
+        }
+        let (key, after) = rest.split_once("=\"")?;
+        let mut value = String::new();
+        let mut characters = after.char_indices();
+        loop {
+            match characters.next()? {
+                (_, '\\') => match characters.next()?.1 {
+                    'n' => value.push('\n'),
+                    escaped => value.push(escaped),
+                },
+                (end, '"') => {
+                    rest = &after[end + 1..];
+                    break;
+                }
+                (_, character) => value.push(character),
+            }
+        }
+        labels.push((key.trim().to_owned(), value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_in_any_order_and_escapes() {
+        let text = "# TYPE a counter\na_total{x=\"1\",y=\"q\\\"},\\\\ \\n{\"} 7 # {t=\"1\"} 3.0\na_total{x=\"2\"} 1e3 123\nb 0.5\n# EOF\n";
+        assert_eq!(find(text, "a_total", &[("y", "q\"},\\ \n{"), ("x", "1")]), Some(7.0));
+        assert_eq!(find(text, "a_total", &[("x", "2")]), Some(1000.0));
+        assert_eq!(find(text, "a_total", &[("x", "1")]), None, "a series with more labels is another series");
+        assert_eq!(find(text, "b", &[]), Some(0.5));
+        assert_eq!(find(text, "c", &[]), None);
+    }
+}

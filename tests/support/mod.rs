@@ -1,0 +1,13 @@
+//! What several test binaries share.
+#![allow(dead_code, reason = "every test binary compiles this module and uses only its own part of it")]
+
+#[cfg(feature = "metrics-prometheus")]
+pub(crate) mod metrics;
+pub(crate) mod redis;
+
+use peerscope::metrics::AgentInfo;
+
+/// The identity that the info metrics of a test carry.
+pub(crate) fn agent_info() -> AgentInfo {
+    AgentInfo { peer_id: "12D3KooWTest".into(), name: "test".into() }
+}
