@@ -4,6 +4,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::default_constructed_unit_structs, // Registry is one without metrics-prometheus
     reason = "a test fails by panicking, in its helpers too"
 )]
 
@@ -12,6 +13,9 @@ mod support;
 mod storage {
     mod contract;
     mod local;
+    mod local_crash;
+    mod local_damage;
+    mod local_full;
     mod redis;
     mod redis_cluster;
     mod redis_outage;

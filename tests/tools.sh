@@ -4,7 +4,8 @@
 #     eval "$(tests/tools.sh)"
 #
 # - redis-server, redis-cli, nft and ip: installed by apt-get when they are missing and this is root (or
-#   sudo asks for no password); otherwise their Debian packages are unpacked into the tools folder.
+#   sudo asks for no password); otherwise their Debian packages are unpacked into the tools folder. The
+#   server's binary comes from redis-tools: the package redis-server would add nothing but a service.
 # - prometheus and promtool: always unpacked, never installed, so that no service starts.
 # - the Python package prometheus-client, whose OpenMetrics parser is the strictest: into the tools folder.
 #
@@ -56,28 +57,30 @@ unpack() {
 }
 
 missing=''
-command -v redis-server >/dev/null 2>&1 || missing="$missing redis-server"
-command -v redis-cli >/dev/null 2>&1 || missing="$missing redis-tools"
+{ command -v redis-server && command -v redis-cli; } >/dev/null 2>&1 || missing="$missing redis-tools"
 command -v nft >/dev/null 2>&1 || missing="$missing nftables"
 command -v ip >/dev/null 2>&1 || missing="$missing iproute2"
 if [ -n "$missing" ]; then
     if [ $root = yes ]; then
         update
         say "apt-get install$missing"
-        # The tests start their own servers: a policy that forbids starting services keeps the port free.
         # shellcheck disable=SC2086
-        $as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
-            apt-get install -y -qq --no-install-recommends $missing >&2
+        $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >&2
     else
-        # Their libraries are those that every Debian has, or come along here.
+        # With the libraries that not every Debian has.
         for package in $missing; do
             case $package in
-                redis-server | redis-tools) unpack "$package" libjemalloc2 liblzf1 liblua5.1-0 lua-cjson lua-bitop ;;
+                redis-tools) unpack redis-tools libjemalloc2 liblzf1 liblua5.1-0 lua-cjson lua-bitop ;;
                 nftables) unpack nftables libnftables1 libnftnl11 libjansson4 libedit2 ;;
                 iproute2) unpack iproute2 libelf1 libbpf1 libcap2 libmnl0 libxtables12 ;;
             esac
         done
     fi
+fi
+if ! command -v redis-server >/dev/null 2>&1; then
+    # One binary under two names: it is a server when it is called like one.
+    mkdir -p "$tools/root/usr/bin"
+    ln -sf "$(command -v redis-check-rdb)" "$tools/root/usr/bin/redis-server"
 fi
 
 if [ ! -x "$tools/root/usr/bin/promtool" ] || [ ! -x "$tools/root/usr/bin/prometheus" ]; then

@@ -1,6 +1,6 @@
 //! `peerscope run`: the agent itself.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use sd_notify::NotifyState;
@@ -9,6 +9,9 @@ use super::{Failure, logging};
 use crate::config::Config;
 use crate::node::Node;
 use crate::signal::Signals;
+
+/// A second signal this soon after the first is its echo and not somebody's second wish.
+const ECHO: Duration = Duration::from_millis(250);
 
 /// The keys that have a flag of their own.
 #[derive(Debug, Default, Args)]
@@ -97,6 +100,8 @@ async fn agent(config: &Config) -> Result<(), Failure> {
         tracing::info!("{signal}: stopping; what is in flight may finish, a second signal exits at once");
         notify(&[NotifyState::Stopping]);
         tokio::spawn(async move {
+            // Tools such as timeout(1) send the one signal twice, to the process and to its group.
+            while tokio::time::timeout(ECHO, signals.next()).await.is_ok() {}
             let signal = signals.next().await;
             tracing::warn!("{signal} again: exiting at once");
             std::process::exit(i32::from(super::exit::FAILED));

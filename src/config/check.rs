@@ -1,7 +1,246 @@
 //! What no single value shows: limits, and keys that cannot go together.
-use super::Config;
-use super::error::Problem;
-use super::tree::Node;
-pub(super) fn check(_config: &Config, _tree: &Node, _metrics_built_in: bool) -> Vec<Problem> {
-    Vec::new()
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
+use std::hash::Hash;
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::time::Duration;
+
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
+use redis::{ConnectionAddr, ConnectionInfo};
+
+use super::error::{Origin, Problem};
+use super::tree::{Node, Step};
+use super::{AccessRule, Config, NodeConfig};
+use crate::metrics::MetricsConfig;
+use crate::{network, storage};
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+/// The longest wait that makes sense for one request; a mistyped unit is more likely.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// Everything that is wrong with a configuration whose single values are all valid.
+pub(super) fn check(config: &Config, tree: &Node, metrics_built_in: bool) -> Vec<Problem> {
+    let mut check = Check { tree, problems: Vec::new() };
+    check.node(&config.node);
+    check.metrics(&config.metrics, metrics_built_in);
+    check.storage(&config.storage);
+    check.redis(&config.storage.redis);
+    check.network(&config.network);
+    check.access(&config.access);
+    check.problems
+}
+
+struct Check<'a> {
+    tree: &'a Node,
+    problems: Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn node(&mut self, node: &NodeConfig) {
+        if node.name.trim().is_empty() {
+            self.refuse("node.name", "is empty; leave the key out to use the host's name");
+        }
+        if node.name.len() > 255 {
+            self.refuse("node.name", format!("has {} bytes; at most 255 are allowed", node.name.len()));
+        }
+        if node.name.chars().any(char::is_control) {
+            self.refuse("node.name", "contains a control character");
+        }
+        self.path("node.data_dir", &node.data_dir);
+    }
+
+    fn metrics(&mut self, metrics: &MetricsConfig, built_in: bool) {
+        // Where metrics are not built in they are off by default, so somebody asked for them.
+        if metrics.enabled && !built_in {
+            let message = "this build has no metrics: it was made without the cargo feature `metrics-prometheus`; \
+                           set it to false, or use a build with that feature";
+            self.refuse("metrics.enabled", message);
+        }
+        let path = metrics.path.as_str();
+        let message = if !path.starts_with('/') {
+            "must begin with `/`, such as /metrics".into()
+        } else if matches!(path, "/" | "/live" | "/ready") {
+            format!("`{path}` is another page of the endpoint; write another path, such as /metrics")
+        } else if !path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-._~".contains(&b)) {
+            "may only contain letters, digits and / - . _ ~".into()
+        } else if path.split('/').any(|part| matches!(part, "." | "..")) {
+            "contains `.` or `..` as a part, which clients resolve before they ask".into()
+        } else if path.len() > 256 {
+            format!("has {} bytes; at most 256 are allowed", path.len())
+        } else {
+            return;
+        };
+        self.refuse("metrics.path", message);
+    }
+
+    fn storage(&mut self, storage: &storage::Config) {
+        self.range("storage.max_key_size", storage.max_key_size, 1..=64 * KIB, "64KiB");
+        self.range("storage.max_value_size", storage.max_value_size, 1..=16 * MIB, "16MiB");
+        let cache = storage.local.cache_size;
+        if cache < MIB {
+            self.refuse(
+                "storage.local.cache_size",
+                format!("{cache} bytes are too small for a cache; at least 1MiB is needed"),
+            );
+        }
+        if let Some(path) = &storage.local.path {
+            self.path("storage.local.path", path);
+        }
+    }
+
+    fn redis(&mut self, redis: &storage::RedisConfig) {
+        self.timeout("storage.redis.timeout", redis.timeout);
+        if redis.key_prefix.len() > KIB {
+            self.refuse(
+                "storage.redis.key_prefix",
+                format!("has {} bytes; at most 1024 are allowed", redis.key_prefix.len()),
+            );
+        }
+        if redis.urls.is_empty() {
+            self.refuse("storage.redis.urls", "is empty; give at least one URL, such as redis://127.0.0.1:6379");
+        }
+        self.distinct("storage.redis.urls", redis.urls.iter().map(|url| (url.to_string(), url.to_string())));
+        if redis.cluster == Some(false) && redis.urls.len() > 1 {
+            let message = format!(
+                "is false, but storage.redis.urls has {} entries; several URLs are the seeds of a cluster",
+                redis.urls.len()
+            );
+            self.refuse("storage.redis.cluster", message);
+        } else if redis.cluster.unwrap_or(redis.urls.len() > 1) {
+            let nodes: Vec<_> = redis.urls.iter().map(storage::RedisUrl::connection_info).collect();
+            self.cluster(&nodes);
+        }
+    }
+
+    /// A cluster's client takes how to connect from its first seed and uses it for every node.
+    fn cluster(&mut self, nodes: &[ConnectionInfo]) {
+        let Some(first) = nodes.first() else { return };
+        let tls = |node: &ConnectionInfo| matches!(node.addr(), ConnectionAddr::TcpTls { .. });
+        for (index, node) in nodes.iter().enumerate() {
+            let (settings, firsts) = (node.redis_settings(), first.redis_settings());
+            let message = if matches!(node.addr(), ConnectionAddr::Unix(_)) {
+                "a cluster cannot be reached by a Unix socket: its nodes name each other by host and port".into()
+            } else if settings.db() != 0 {
+                format!("a cluster has only the database 0, not {}; remove the number", settings.db())
+            } else if tls(node) != tls(first) {
+                "redis:// and rediss:// cannot be mixed in one cluster: TLS is used for all of its nodes or for none"
+                    .into()
+            } else if (settings.username(), settings.password()) != (firsts.username(), firsts.password()) {
+                "the user and password differ from those of the first URL; a cluster has one login".into()
+            } else if settings.protocol() != firsts.protocol() {
+                "the protocol differs from that of the first URL".into()
+            } else {
+                continue;
+            };
+            self.refuse(&format!("storage.redis.urls[{index}]"), message);
+        }
+    }
+
+    fn network(&mut self, network: &network::Config) {
+        self.range("network.max_peers", network.max_peers, 1..=1_000_000, "1000000");
+        self.range("network.max_in_flight", network.max_in_flight, 1..=65_536, "65536");
+        self.timeout("network.request_timeout", network.request_timeout);
+        if let Some(path) = &network.psk_file {
+            self.path("network.psk_file", path);
+        }
+        self.distinct("network.listen", network.listen.iter().map(|address| (address.to_string(), &address.0)));
+        self.distinct(
+            "network.bootstrap",
+            network.bootstrap.iter().map(|address| (address.to_string(), address.to_string())),
+        );
+        let listens =
+            network.listen.iter().enumerate().map(|(i, address)| (format!("network.listen[{i}]"), &address.0));
+        let dials =
+            network.bootstrap.iter().enumerate().map(|(i, to)| (format!("network.bootstrap[{i}]"), &to.address));
+        if network.psk_file.is_some() {
+            for (key, _) in listens.chain(dials).filter(|(_, address)| is_quic(address)) {
+                self.refuse(&key, "QUIC cannot be used with network.psk_file: a private network is TCP only");
+            }
+        }
+        if let Some(allowed) = &network.allow_peers {
+            let allowed: HashSet<_> = allowed.iter().map(|peer| peer.0).collect();
+            for (index, to) in network.bootstrap.iter().enumerate().filter(|(_, to)| !allowed.contains(&to.peer)) {
+                let message = format!("the peer {} is not in network.allow_peers, so it can never be dialed", to.peer);
+                self.refuse(&format!("network.bootstrap[{index}]"), message);
+            }
+        }
+    }
+
+    fn access(&mut self, rules: &[AccessRule]) {
+        let mut seen = HashMap::new();
+        for (index, rule) in rules.iter().enumerate() {
+            if let Some(first) = seen.insert(rule.peer, index) {
+                let place = self.place(&format!("access[{first}]"));
+                let message = format!("`{}` has a rule already, access[{first}]{place}; put both into one", rule.peer);
+                self.refuse(&format!("access[{index}].peer"), message);
+                seen.insert(rule.peer, first);
+            }
+        }
+    }
+
+    fn distinct<K: Hash + Eq>(&mut self, list: &str, items: impl Iterator<Item = (String, K)>) {
+        let mut seen = HashMap::new();
+        for (index, (shown, item)) in items.enumerate() {
+            if let Some(first) = seen.get(&item) {
+                self.refuse(&format!("{list}[{index}]"), format!("{shown} is in the list already, as [{first}]"));
+            } else {
+                seen.insert(item, index);
+            }
+        }
+    }
+
+    fn range<T: PartialOrd + Display>(&mut self, key: &str, value: T, allowed: RangeInclusive<T>, most: &str) {
+        if !allowed.contains(&value) {
+            self.refuse(key, format!("{value} is out of range; {} to {most} is allowed", allowed.start()));
+        }
+    }
+
+    fn timeout(&mut self, key: &str, timeout: Duration) {
+        if timeout < Duration::from_millis(1) || timeout > LONGEST_TIMEOUT {
+            let shown = humantime::format_duration(timeout);
+            self.refuse(key, format!("{shown} is out of range; 1ms to 1h is allowed"));
+        }
+    }
+
+    fn path(&mut self, key: &str, path: &Path) {
+        if path.as_os_str().is_empty() {
+            self.refuse(key, "is empty; give a path, or leave the key out");
+        } else if path.as_os_str().as_encoded_bytes().contains(&0) {
+            self.refuse(key, "contains a NUL character");
+        }
+    }
+
+    fn refuse(&mut self, key: &str, message: impl Into<String>) {
+        self.problems.push(Problem::new(self.origin(key), key, message));
+    }
+
+    /// Where `key` was written, or else what contains it.
+    fn origin(&self, key: &str) -> Origin {
+        let steps = key.split(['.', '[', ']']).filter(|part| !part.is_empty());
+        let steps = steps.map(|part| part.parse().map_or_else(|_| Step::Key(part.into()), Step::Index));
+        let mut node = self.tree;
+        for step in steps {
+            match node.child(&step) {
+                Some(child) => node = child,
+                None => break,
+            }
+        }
+        node.origin.clone()
+    }
+
+    fn place(&self, key: &str) -> String {
+        match self.origin(key) {
+            Origin::At { line, column, .. } => format!(" (line {line}, column {column})"),
+            _ => String::new(),
+        }
+    }
+}
+
+fn is_quic(address: &Multiaddr) -> bool {
+    address.iter().any(|part| matches!(part, Protocol::Quic | Protocol::QuicV1))
 }

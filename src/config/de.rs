@@ -8,8 +8,11 @@ use serde::de::{self, DeserializeSeed, Expected, IntoDeserializer, Unexpected, V
 
 use super::error::{Origin, Problem, nearest};
 use super::layers::{env_name, known_keys};
-use super::quoted;
 use super::tree::{Entry, Node, Step, Value, dotted};
+use super::{NOT_SHOWN, may_be_secret, one_line, quoted};
+
+/// The longest message, in characters. Some types repeat what they could not read, however long it is.
+const LONGEST_MESSAGE: usize = 400;
 
 pub(super) fn decode<'a, T: Deserialize<'a>>(tree: &'a Node) -> Result<T, Failure> {
     T::deserialize(NodeDeserializer(tree)).map_err(|failure| failure.at(&tree.origin))
@@ -35,6 +38,21 @@ impl Failure {
     fn at(mut self, origin: &Origin) -> Self {
         self.origin.get_or_insert_with(|| origin.clone());
         self
+    }
+
+    /// Notes the value that this is about. The types of other modules repeat what they could not
+    /// read: a Redis URL that was put in the wrong place is taken out of their message again.
+    fn about(mut self, node: &Node) -> Self {
+        if let (None, Kind::Other(message)) = (&self.origin, &mut self.kind) {
+            let written = match &node.value {
+                Value::Scalar { text, .. } => Some(text),
+                _ => None,
+            };
+            for text in node.raw.iter().chain(written).filter(|text| may_be_secret(text)) {
+                *message = message.replace(text.as_str(), NOT_SHOWN);
+            }
+        }
+        self.at(&node.origin)
     }
 
     fn within(mut self, step: Step) -> Self {
@@ -63,7 +81,7 @@ impl Failure {
         }
         let origin = self.origin.unwrap_or(Origin::Default);
         let message = match self.kind {
-            Kind::Other(message) => message,
+            Kind::Other(message) => one_line(&message, LONGEST_MESSAGE),
             Kind::MissingKey(key) => format!("`{key}` is missing"),
             Kind::UnknownKey(key, expected) => unknown_key(&key, &origin, expected),
         };
@@ -140,8 +158,11 @@ struct NodeDeserializer<'a>(&'a Node);
 
 impl<'a> NodeDeserializer<'a> {
     fn wrong(self, needed: impl Display) -> Failure {
-        <Failure as de::Error>::custom(format_args!("found {}; {needed} is needed", self.0.describe()))
-            .at(&self.0.origin)
+        let message = match &self.0.value {
+            Value::Unreadable(why) => format!("{why}; {needed} is needed"),
+            _ => format!("found {}; {needed} is needed", self.0.describe()),
+        };
+        <Failure as de::Error>::custom(message).at(&self.0.origin)
     }
 
     /// What a key that wants text gets: numbers and truth values as they were written, and from
@@ -289,7 +310,7 @@ impl<'de> de::SeqAccess<'de> for Items<'de> {
             Some((index, node)) => seed
                 .deserialize(NodeDeserializer(node))
                 .map(Some)
-                .map_err(|failure| failure.at(&node.origin).within(Step::Index(index))),
+                .map_err(|failure| failure.about(node).within(Step::Index(index))),
         }
     }
 }
@@ -318,6 +339,6 @@ impl<'de> de::MapAccess<'de> for Entries<'de> {
             return Err(de::Error::custom("a value was asked for before its key"));
         };
         seed.deserialize(NodeDeserializer(&entry.node))
-            .map_err(|failure| failure.at(&entry.node.origin).within(Step::Key(entry.key.clone())))
+            .map_err(|failure| failure.about(&entry.node).within(Step::Key(entry.key.clone())))
     }
 }

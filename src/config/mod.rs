@@ -109,12 +109,23 @@ impl Config {
 
 /// How a value is repeated in a message: short, and not at all when it could hold a password.
 fn quoted(text: &str) -> String {
-    const LONGEST: usize = 60;
-    if text.contains('@') || text.contains("://") {
-        return "the text (not shown: it may hold a password)".into();
+    if may_be_secret(text) { format!("the text {NOT_SHOWN}") } else { format!("`{}`", one_line(text, 60)) }
+}
+
+const NOT_SHOWN: &str = "(not shown: it may hold a password)";
+
+/// Whether a text could be a URL with a password, wherever it was put. No other value looks like one.
+fn may_be_secret(text: &str) -> bool {
+    text.contains('@') || text.contains("://")
+}
+
+/// At most `longest` characters of a text, none of them able to break the line.
+fn one_line(text: &str, longest: usize) -> String {
+    let mut line = String::new();
+    for c in text.chars().take(longest) {
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
     }
-    let shown: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
-    if text.chars().nth(LONGEST).is_some() { format!("`{shown}...`") } else { format!("`{shown}`") }
+    line + if text.chars().nth(longest).is_some() { "..." } else { "" }
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ fn parse(text: &str) -> Option<usize> {
 ///
 /// Those of the serializer.
 pub fn serialize<S: Serializer>(bytes: &usize, serializer: S) -> Result<S::Ok, S::Error> {
-    match UNITS.iter().find(|(_, factor)| *factor > 1 && *bytes > 0 && bytes % factor == 0) {
+    match UNITS.iter().find(|(_, factor)| *factor > 1 && *bytes > 0 && bytes.is_multiple_of(*factor)) {
         Some((unit, factor)) => serializer.collect_str(&format_args!("{}{unit}", bytes / factor)),
         None => serializer.serialize_u64(*bytes as u64),
     }

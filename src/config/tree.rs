@@ -69,7 +69,7 @@ impl Node {
             Value::Scalar { text, .. } => quoted(text),
             Value::List(_) => "a list".into(),
             Value::Map(_) => "a mapping".into(),
-            Value::Unreadable(why) => format!("what is no YAML ({why})"),
+            Value::Unreadable(_) => "what is no YAML".into(),
         }
     }
 

@@ -133,17 +133,17 @@ catalogue! {
     /// When the process started, in seconds since the Unix epoch
     PROCESS_START_TIME: Gauge "process_start_time_seconds" [] by "metrics/process.rs, at scrape time";
     /// The build that runs
-    BUILD_INFO: Info "agent_build_info" ["version", "revision", "rustc", "target"] by "metrics/mod.rs `MetricsCollector::new`";
+    BUILD_INFO: Info "agent_build_info" ["version", "revision", "rustc", "target"] by "metrics/collector.rs `MetricsCollector::new`";
     /// The agent's identity
-    AGENT_INFO: Info "agent_info" ["peer_id", "name"] by "metrics/mod.rs `MetricsCollector::new`";
+    AGENT_INFO: Info "agent_info" ["peer_id", "name"] by "metrics/collector.rs `MetricsCollector::new`";
     /// 1 when the component is ready, 0 when it is not: what /ready says
-    COMPONENT_READY: Gauge "agent_component_ready" ["component"] by "metrics/health.rs, at scrape time";
+    COMPONENT_READY: Gauge "agent_component_ready" ["component"] by "metrics/readiness.rs, at scrape time";
     /// HTTP requests answered by the endpoint
-    HTTP_REQUESTS: Counter "http_requests_total" ["handler", "code"] by "metrics/server.rs";
+    HTTP_REQUESTS: Counter "http_requests_total" ["handler", "code"] by "metrics/server/routes.rs `Routes::answer`";
     /// HTTP requests under way
-    HTTP_IN_FLIGHT: Gauge "http_requests_in_flight" ["handler"] by "metrics/server.rs";
+    HTTP_IN_FLIGHT: Gauge "http_requests_in_flight" ["handler"] by "metrics/server/routes.rs `Routes::answer`";
     /// Time that one exposition took to make
-    SCRAPE_DURATION: Histogram "scrape_duration_seconds" [] by "metrics/server.rs";
+    SCRAPE_DURATION: Histogram "scrape_duration_seconds" [] by "metrics/server/routes.rs `Routes::scrape`";
 }
 
 /// The table of all families, as `docs/metrics.md` has it and `peerscope metrics --catalogue` prints it.

@@ -67,8 +67,8 @@ pub fn render(registry: &Registry, format: Format) -> Result<Bytes, RenderError>
 
 /// `body` as a gzip stream.
 ///
-/// Level 1: on an exposition it takes a third of the default level's time, and the result is about a
-/// quarter larger.
+/// Level 1: on an exposition it takes a quarter of the default level's time or less, and the result is a
+/// fifth larger.
 ///
 /// # Errors
 ///

@@ -87,6 +87,7 @@ pub struct MetricsConfig {
     /// Whether the endpoint is served.
     pub enabled: bool,
     /// The address it listens on.
+    #[serde(deserialize_with = "address")]
     pub address: IpAddr,
     /// The TCP port it listens on; 0 lets the system choose.
     pub port: u16,
@@ -98,4 +99,14 @@ impl Default for MetricsConfig {
     fn default() -> Self {
         Self { enabled: BUILT_IN, address: IpAddr::from([127, 0, 0, 1]), port: 8080, path: "/metrics".into() }
     }
+}
+
+/// Reads an IP address; the message of serde's own reading repeats neither the text nor an example.
+fn address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<IpAddr, D::Error> {
+    let text = <String as serde::Deserialize>::deserialize(deserializer)?;
+    text.parse().map_err(|_| {
+        let message =
+            format!("`{text}` is not an IP address, such as 127.0.0.1, or 0.0.0.0 or \"::\" for all interfaces");
+        serde::de::Error::custom(message)
+    })
 }

@@ -430,9 +430,21 @@ impl std::str::FromStr for BootstrapAddr {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let mut address = multiaddr(text, BOOTSTRAP_EXAMPLE)?;
-        match address.pop() {
-            Some(Protocol::P2p(peer)) if !address.is_empty() => Ok(Self { peer, address }),
-            _ => Err(format!("`{text}` does not end in /p2p/PEER_ID; write it like {BOOTSTRAP_EXAMPLE}")),
+        let Some(Protocol::P2p(peer)) = address.pop() else {
+            return Err(format!("`{text}` does not end in /p2p/PEER_ID; write it like {BOOTSTRAP_EXAMPLE}"));
+        };
+        use Protocol::{Dns, Dns4, Dns6, Dnsaddr, Ip4, Ip6, QuicV1, Tcp, Udp};
+        let parts: Vec<Protocol<'_>> = address.iter().collect();
+        match parts.as_slice() {
+            [.., Tcp(0) | Udp(0)] | [.., Udp(0), QuicV1] => {
+                Err(format!("`{text}` has the port 0, which nobody listens on"))
+            }
+            [Dnsaddr(_)] | [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Tcp(_)] => Ok(Self { peer, address }),
+            [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Udp(_), QuicV1] if cfg!(feature = "quic") => {
+                Ok(Self { peer, address })
+            }
+            [.., QuicV1] => Err(format!("`{text}` needs a build with the cargo feature `quic`")),
+            _ => Err(format!("`{text}` is not an address to dial; write it like {BOOTSTRAP_EXAMPLE}")),
         }
     }
 }

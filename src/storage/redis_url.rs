@@ -109,3 +109,78 @@ impl Serialize for RedisUrl {
         serializer.collect_str(self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use redis::ConnectionAddr;
+
+    use super::*;
+
+    fn url(text: &str) -> RedisUrl {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_default_is_what_its_text_parses_to() {
+        let (default, parsed) = (RedisUrl::default(), url("redis://127.0.0.1:6379"));
+        assert_eq!(default, parsed);
+        assert_eq!(default.to_string(), parsed.to_string());
+        assert_eq!(default.connection_info().addr(), parsed.connection_info().addr());
+    }
+
+    #[test]
+    fn keeps_what_it_needs_to_connect() {
+        let info = url("rediss://user:p%40ss@host:7000/5?protocol=3").connection_info();
+        assert!(
+            matches!(info.addr(), ConnectionAddr::TcpTls { host, port: 7000, insecure: false, .. } if host == "host")
+        );
+        let settings = info.redis_settings();
+        assert_eq!((settings.username(), settings.password(), settings.db()), (Some("user"), Some("p@ss"), 5));
+
+        let info = url("unix:///run/redis.sock?db=2&user=u&pass=p").connection_info();
+        assert!(matches!(info.addr(), ConnectionAddr::Unix(path) if path.to_str() == Some("/run/redis.sock")));
+        assert_eq!((info.redis_settings().password(), info.redis_settings().db()), (Some("p"), 2));
+    }
+
+    #[test]
+    fn shows_everything_but_the_password() {
+        for (text, shown) in [
+            ("redis://host", "redis://host"),
+            ("redis://:hunter2@host:1/2", "redis://:***@host:1/2"),
+            ("rediss://user:hunter2@[::1]:6379/0", "rediss://user:***@[::1]:6379/0"),
+            ("redis://user@host", "redis://user@host"),
+            ("unix:///s?pass=hunter2&db=1", "unix:///s?pass=***&db=1"),
+            ("redis+unix:///s?pass=a&pass=hunter2", "redis+unix:///s?pass=***&pass=***"),
+        ] {
+            let url = url(text);
+            assert_eq!(url.to_string(), shown);
+            assert_eq!(format!("{url:?}"), format!("RedisUrl({shown})"));
+            assert_eq!(serde_json::to_value(&url).unwrap(), shown);
+            // What is shown can be read again.
+            assert_eq!(shown.parse::<RedisUrl>().unwrap().to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn refuses_what_cannot_connect_without_repeating_it() {
+        for (text, reason) in [
+            ("", "not a Redis URL"),
+            ("hunter2", "not a Redis URL"),
+            ("http://u:hunter2@h", "not a Redis URL"),
+            ("redis://u:hunter2@h:99999", "not a Redis URL"),
+            ("redis://", "Missing hostname"),
+            ("redis://0.0.0.0", "wildcard"),
+            ("redis://h/hunter2", "Invalid database number"),
+            ("redis://h/-1", "negative"),
+            ("redis://h?protocol=hunter2", "Invalid protocol version"),
+            ("redis://h?pass=hunter2", "unknown parameter"),
+            ("unix:///s?pss=hunter2", "unknown parameter"),
+            ("rediss://u:hunter2@h#insecure", "not supported"),
+            ("redis://u:hunter2%ff@h", "UTF-8"),
+            ("unix://host/s?pass=hunter2", "Missing path"),
+        ] {
+            let error = text.parse::<RedisUrl>().unwrap_err();
+            assert!(error.contains(reason) && !error.contains("hunter2"), "{text}: {error}");
+        }
+    }
+}

@@ -173,6 +173,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         // hyper flushes when it has handed over everything that it has: the answer is fetched.
         if this.phase == Phase::Fetch {
             this.enter(Phase::Idle);
+            // hyper has read before it flushed and may not come back by itself: the clock has to wake it.
+            if this.deadline.as_mut().poll(cx).is_ready() {
+                cx.waker().wake_by_ref();
+            }
         }
         poll
     }

@@ -43,9 +43,9 @@ impl Listener {
     pub(super) fn try_listen(&mut self) -> Option<StdListener> {
         match bind(self.wanted) {
             Ok((listener, address)) => {
+                self.health.ready(Component::Metrics);
                 // Set once: a listener that works is kept until the end.
                 let _ = self.address.set(address);
-                self.health.ready(Component::Metrics);
                 if self.problem.take().is_some() {
                     tracing::info!("Metrics at http://{address}{} (the address is free now)", self.path);
                 }

@@ -49,6 +49,14 @@ impl StoreFile {
     }
 }
 
+impl Drop for StoreFile {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a process that is being forked at this moment has it open too,
+        // and the locks would last until it executes its program.
+        let _closed_anyway = self.backend.close();
+    }
+}
+
 /// What one database sees of the file.
 #[derive(Debug)]
 pub(super) struct View {
@@ -235,5 +243,104 @@ impl StorageBackend for Backend {
 
     fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
         self.0.lock(false, |file| file.query_lock_range(start, end))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Write(u64, Vec<u8>),
+        SetLen(u64),
+        Read(u64, usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..300_u64, prop::collection::vec(any::<u8>(), 1..60)).prop_map(|(at, data)| Step::Write(at, data)),
+            (0..400_u64).prop_map(Step::SetLen),
+            (0..400_u64, 0..100_usize).prop_map(|(at, len)| Step::Read(at, len)),
+        ]
+    }
+
+    fn view(folder: &Path, content: &[u8]) -> Arc<View> {
+        let path = folder.join("file");
+        std::fs::write(&path, content).unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        View::staged(Arc::new(StoreFile::new(&path, file).unwrap()))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_staged_view_reads_what_was_written_and_writes_it_only_when_released(
+            content in prop::collection::vec(any::<u8>(), 0..300),
+            steps in prop::collection::vec(step(), 0..30),
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let view = view(folder.path(), &content);
+            let backend = Backend(view.clone());
+            let mut model = content.clone();
+            for step in steps {
+                match step {
+                    Step::Write(at, data) => {
+                        backend.write(at, &data).unwrap();
+                        let at = usize::try_from(at).unwrap();
+                        model.resize(model.len().max(at + data.len()), 0);
+                        model[at..at + data.len()].copy_from_slice(&data);
+                    }
+                    Step::SetLen(len) => {
+                        backend.set_len(len).unwrap();
+                        model.resize(usize::try_from(len).unwrap(), 0);
+                    }
+                    Step::Read(at, len) => {
+                        let mut out = vec![0xee; len];
+                        let read = backend.read(at, &mut out);
+                        let at = usize::try_from(at).unwrap();
+                        match model.get(at..at + len) {
+                            Some(expected) => {
+                                read.unwrap();
+                                assert_eq!(out, expected);
+                            }
+                            None => assert_eq!(read.unwrap_err().kind(), ErrorKind::UnexpectedEof),
+                        }
+                    }
+                }
+                backend.sync_data().unwrap();
+                assert_eq!(backend.len().unwrap(), model.len() as u64);
+            }
+            assert_eq!(std::fs::read(view.file.path()).unwrap(), content, "nothing is written before the release");
+            view.release().unwrap();
+            assert_eq!(std::fs::read(view.file.path()).unwrap(), model);
+            assert!(view.take_failure().is_none());
+        }
+    }
+
+    #[test]
+    fn a_failed_write_is_kept_and_so_is_everything_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, [1; 100]).unwrap();
+        // Open for reading only: every write fails.
+        let view = View::staged(Arc::new(StoreFile::new(&path, File::open(&path).unwrap()).unwrap()));
+        view.release().unwrap();
+        let backend = Backend(view.clone());
+        assert!(view.take_failure().is_none());
+        backend.write(10, &[2; 5]).unwrap();
+        backend.set_len(20).unwrap();
+        backend.sync_data().unwrap();
+        assert_eq!(view.take_failure().unwrap().raw_os_error(), Some(rustix::io::Errno::BADF.raw_os_error()));
+        assert_eq!(backend.len().unwrap(), 20);
+        let mut out = [0; 20];
+        backend.read(0, &mut out).unwrap();
+        assert_eq!(out, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1]);
+        assert_eq!(std::fs::read(&path).unwrap(), [1; 100]);
     }
 }

@@ -341,6 +341,7 @@ impl Writer {
                 }
                 drop(before);
                 self.generation = next;
+                tracing::info!(took = ?began.elapsed(), "The store was opened anew");
                 Ok(())
             }
             Err(reason) => {

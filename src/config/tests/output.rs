@@ -1,0 +1,235 @@
+//! Secrets, the printed form, the example and the documentation; and that nothing panics.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use libp2p::PeerId;
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::layers::{env_name, known_keys};
+use crate::network::PeerIdText;
+use crate::storage::RedisUrl;
+
+#[test]
+fn passwords_stay_out_of_messages_and_output() {
+    for yaml in [
+        "storage: { redis: { urls: 'redis://u:hunter2@h' } }",
+        "storage: { redis: { urls: ['redis:/u:hunter2@h'] } }",
+        "storage: { redis: { urls: ['redis://u:hunter2@h:port'] } }",
+        "storage: { redis: { urls: ['redis://u:hunter2@h/x'] } }",
+        "storage: { redis: { urls: ['http://u:hunter2@h'] } }",
+        "storage: { redis: { urls: ['unix:///s?pas=hunter2'] } }",
+        "storage: { redis: { urls: ['redis://h?password=hunter2'] } }",
+        "storage: { redis: { urls: ['redis://h#hunter2@'] } }",
+        "storage: { redis: { urls: ['redis://u:hunter2@a', 'redis://u:hunter2@a'] } }",
+        "storage: { redis: { 'redis://u:hunter2@h': 1 } }",
+        "storage: { redis: 'redis://u:hunter2@h' }",
+        "storage: { redis: { timeout: 'redis://u:hunter2@h' } }",
+        "storage: { backend: 'redis://u:hunter2@h' }",
+        "network: { listen: ['redis://u:hunter2@h'], bootstrap: ['redis://u:hunter2@h'], allow_peers: ['hunter2@h'] }",
+        "metrics: { address: 'redis://u:hunter2@h' }",
+        "access: [{ peer: 'redis://u:hunter2@h', allow: ['redis://u:hunter2@h'] }]",
+        "node: &a { 'redis://u:hunter2@h': *a }",
+    ] {
+        let lines = refused(yaml).join("\n");
+        assert!(!lines.contains("hunter2"), "{lines}");
+    }
+    for name in ["PEERSCOPE_METRICS__ADDRESS", "PEERSCOPE_STORAGE__BACKEND", "PEERSCOPE_NETWORK__MAX_PEERS"] {
+        for value in ["redis://u:hunter2@h", "[redis://u:hunter2@h", "a: redis://u:hunter2@h"] {
+            let lines = problems(Config::load(&env(&[(name, value)]))).join("\n");
+            assert!(!lines.contains("hunter2"), "{lines}");
+        }
+    }
+    let error = problems(Config::load(&env(&[("PEERSCOPE_STORAGE__REDIS__URLS", "redis://u:hunter2@h")]))).join("\n");
+    assert!(error.contains("a list") && !error.contains("hunter2"), "{error}");
+
+    let yaml = "storage: { redis: { urls: ['redis://user:hunter2@host:6379/0'] } }";
+    let config = Config::from_yaml("f", yaml).unwrap();
+    let printed = config.to_yaml_masked();
+    assert!(printed.contains("redis://user:***@host:6379/0"), "{printed}");
+    assert!(!format!("{printed}{config:?}").contains("hunter2"));
+    let again = Config::from_yaml("printed", &printed).unwrap();
+    let expected: RedisUrl = "redis://user:***@host:6379/0".parse().unwrap();
+    assert_eq!(again.storage.redis.urls, [expected]);
+}
+
+#[test]
+fn the_output_has_every_key_in_the_documented_order() {
+    let config = Config {
+        node: NodeConfig { name: "edge-17".into(), data_dir: "/var/lib/peerscope".into() },
+        access: vec![AccessRule { peer: PeerSelector::Any, allow: vec![Permission::Get, Permission::Delete] }],
+        metrics: metrics::MetricsConfig { enabled: true, ..Default::default() },
+        ..Config::default()
+    };
+    let expected = "\
+node:
+  data_dir: /var/lib/peerscope
+  name: edge-17
+log:
+  format: text
+  level: info
+metrics:
+  address: \"127.0.0.1\"
+  enabled: true
+  path: /metrics
+  port: 8080
+storage:
+  backend: local
+  local:
+    cache_size: \"64MiB\"
+    path: null
+  max_key_size: \"1KiB\"
+  max_value_size: \"1MiB\"
+  redis:
+    cluster: null
+    key_prefix: \"peerscope:\"
+    timeout: \"2s\"
+    urls:
+      - \"redis://127.0.0.1:6379\"
+network:
+  allow_peers: null
+  bootstrap: []
+  listen:
+    - /ip4/0.0.0.0/tcp/4001
+  max_in_flight: 256
+  max_peers: 1024
+  mdns: false
+  psk_file: null
+  request_timeout: \"15s\"
+access:
+  - { peer: \"*\", allow: [get, delete] }
+";
+    assert_eq!(config.to_yaml_masked(), expected);
+}
+
+#[test]
+fn the_example_is_the_default_configuration() {
+    let result = Config::from_yaml("peerscope.example.yaml", EXAMPLE);
+    if metrics::BUILT_IN {
+        assert_eq!(result.unwrap(), Config::default());
+    } else {
+        assert!(problems(result)[0].contains("metrics.enabled: this build has no metrics"));
+    }
+}
+
+#[test]
+fn every_key_is_in_the_example_and_documented() {
+    let keys: BTreeSet<String> = known_keys().into_iter().collect();
+    assert_eq!(keys.len(), 26, "{keys:?}");
+    for key in keys {
+        let last = key.rsplit('.').next().unwrap();
+        assert!(EXAMPLE.contains(&format!("{last}:")), "{key} is not in the example");
+        assert!(DOCUMENTATION.contains(&format!("| `{key}` |")), "{key} is not documented");
+        assert!(DOCUMENTATION.contains(&format!("`{}`", env_name(&key))), "{key}: its variable is not documented");
+    }
+}
+
+/// The fenced blocks of the documentation: language and content.
+fn documented_blocks() -> Vec<(&'static str, &'static str)> {
+    DOCUMENTATION.split("\n```").skip(1).step_by(2).map(|block| block.split_once('\n').unwrap()).collect()
+}
+
+#[test]
+fn the_documented_examples_do_what_is_said() {
+    let blocks = documented_blocks();
+    assert_eq!(blocks.iter().map(|block| block.0).collect::<Vec<_>>(), ["yaml", "sh", "yaml", "text"]);
+    let config = Config::from_yaml("f", blocks[0].1).unwrap();
+    assert_eq!((config.node.name.as_str(), config.metrics.port, config.access.len()), ("edge-17", 9100, 2));
+
+    let exports = blocks[1].1.lines().map(|line| line.strip_prefix("export ").unwrap().split_once('=').unwrap());
+    let exports: Vec<_> = exports.map(|(name, value)| (name, value.trim_matches('\''))).collect();
+    let config = Config::load(&env(&exports)).unwrap();
+    assert_eq!((config.metrics.port, config.storage.redis.key_prefix.as_str()), (9100, "app:"));
+    assert_eq!((config.network.listen.len(), config.access.len()), (2, 1));
+
+    assert_eq!(refused(blocks[2].1).join("\n"), blocks[3].1);
+}
+
+prop_compose! {
+    fn any_config()(
+        name in "\\PC{1,40}".prop_filter("not blank", |name| !name.trim().is_empty()),
+        data_dir in "[^\\x00]{1,40}",
+        prefix in any::<String>().prop_map(|s| s.chars().take(200).collect::<String>()),
+        path in proptest::option::of("\\PC{1,20}"),
+        port in any::<u16>(),
+        (max_key, max_value, cache) in (1usize..=65536, 1usize..=16 << 20, 1usize << 20..1 << 40),
+        millis in 1u64..3_600_000,
+        mdns in any::<bool>(),
+        cluster in proptest::option::of(Just(true)),
+        hosts in proptest::collection::btree_set("[a-z]{1,10}", 1..4),
+        ports in proptest::collection::btree_set(any::<u16>(), 0..4),
+        rules in proptest::collection::vec(proptest::collection::vec(0usize..3, 0..4), 0..4),
+    ) -> Config {
+        let mut config = Config { node: NodeConfig { name, data_dir: data_dir.into() }, ..Config::default() };
+        config.metrics.port = port;
+        config.storage.redis.key_prefix = prefix;
+        config.storage.local.path = path.clone().map(Into::into);
+        (config.storage.max_key_size, config.storage.max_value_size, config.storage.local.cache_size) = (max_key, max_value, cache);
+        config.storage.redis.timeout = Duration::from_millis(millis);
+        config.storage.redis.urls = hosts.iter().map(|host| format!("redis://{host}").parse().unwrap()).collect();
+        config.storage.redis.cluster = cluster;
+        config.network.psk_file = path.map(Into::into);
+        config.network.mdns = mdns;
+        config.network.listen = ports.iter().map(|port| format!("/ip6/::1/tcp/{port}").parse().unwrap()).collect();
+        config.network.allow_peers = mdns.then(|| vec![PeerIdText(PeerId::random())]);
+        let all = [Permission::Get, Permission::Put, Permission::Delete];
+        config.access = rules.into_iter().map(|allow| AccessRule {
+            peer: PeerSelector::Peer(PeerId::random()),
+            allow: allow.into_iter().map(|i| all[i]).collect(),
+        }).collect();
+        config
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_printed_loads_as_the_same(config in any_config()) {
+        let printed = config.to_yaml_masked();
+        prop_assert_eq!(Config::from_yaml("printed", &printed).map_err(|error| format!("{error}\n{printed}")), Ok(config));
+    }
+
+    #[test]
+    fn no_text_makes_it_panic(text in any::<String>()) {
+        let _ = Config::from_yaml("f", &text);
+    }
+
+    #[test]
+    fn no_soup_of_yaml_makes_it_panic(parts in proptest::collection::vec(
+        proptest::sample::select(vec![
+            "metrics", "access", "network", "listen", "node", "&a", "*a", ": ", ":\n", "- ", "\n", "\n  ", "[", "]", "{", "}", ", ",
+            "? ", "| ", "> ", "!!str ", "!x ", "#", "\"", "'", "---\n", "...\n", "%YAML 1.2\n", "<<", "\t", "\u{feff}", "1", "~",
+        ]), 0..60))
+    {
+        let _ = Config::from_yaml("f", &parts.concat());
+    }
+
+    #[test]
+    fn no_damage_to_a_good_file_makes_it_panic(edits in proptest::collection::vec((any::<proptest::sample::Index>(), 0..4u8, any::<char>()), 1..12)) {
+        let mut text: Vec<char> = EXAMPLE.chars().collect();
+        for (at, how, c) in edits {
+            if text.is_empty() {
+                break;
+            }
+            let at = at.index(text.len());
+            match how {
+                0 => text[at] = c,
+                1 => text.insert(at, c),
+                2 => { text.remove(at); }
+                _ => text.truncate(at + 1),
+            }
+        }
+        if let Err(error) = Config::from_yaml("f", &text.into_iter().collect::<String>()) {
+            prop_assert!(!error.problems().is_empty());
+            for problem in error.problems() {
+                let line = problem.to_string();
+                prop_assert!(line.starts_with("f:") && !line.contains('\n'), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_variable_makes_it_panic(name in "PEERSCOPE_[A-Z_]{0,30}", value in any::<String>()) {
+        let _ = Config::load(&env(&[(&name, &value)]));
+    }
+}

@@ -1,0 +1,126 @@
+//! Single keys and values.
+
+use std::time::Duration;
+
+use super::*;
+
+#[test]
+fn unknown_keys_get_the_nearest_known_one() {
+    assert_refused(
+        "metrics:\n  enabled: false\n  prt: 9100\nport: 1\nstorage:\n  redis: { url: x }\ngateway: {}\n",
+        &[
+            "peerscope.yaml:3:3: metrics.prt: unknown key; did you mean `port`?",
+            "peerscope.yaml:4:1: port: unknown key; did you mean `metrics.port`?",
+            "peerscope.yaml:6:12: storage.redis.url: unknown key; did you mean `urls`?",
+            "peerscope.yaml:7:1: gateway: unknown key; known here: node, log, metrics, storage, network, access",
+        ],
+    );
+    let lines = refused("network:\n  listn: []\n  whatever: 1\n");
+    assert_eq!(lines[0], "peerscope.yaml:2:3: network.listn: unknown key; did you mean `listen`?");
+    assert!(
+        lines[1]
+            .starts_with("peerscope.yaml:3:3: network.whatever: unknown key; known here: listen, bootstrap, mdns, ")
+    );
+}
+
+#[test]
+fn wrong_types_say_what_was_found_and_what_is_needed() {
+    assert_refused(
+        "node:\n  name: [a]\nmetrics:\n  enabled: yes\n  address: localhost\n  port: \"9100\"\nlog:\n  format: jsn\n  level:\n",
+        &[
+            "peerscope.yaml:2:9: node.name: found a list; a text is needed",
+            "peerscope.yaml:4:12: metrics.enabled: found `yes`; true or false is needed",
+            "peerscope.yaml:5:12: metrics.address: `localhost` is not an IP address, such as 127.0.0.1, or 0.0.0.0 or \"::\" for all interfaces",
+            "peerscope.yaml:6:9: metrics.port: found `9100`; a whole number from 0 to 65535 is needed",
+            "peerscope.yaml:8:11: log.format: `jsn` is not known here; did you mean `json`?",
+            "peerscope.yaml:9:3: log.level: found nothing; a text is needed",
+        ],
+    );
+    assert_refused(
+        "network:\n  listen: /ip4/0.0.0.0/tcp/1\n  max_peers: -1\n  request_timeout: 15\nstorage:\n  backend: sql\n  max_key_size: 1MB\n  max_value_size: {}\n  local: 3\n",
+        &[
+            "peerscope.yaml:2:11: network.listen: found `/ip4/0.0.0.0/tcp/1`; a list, such as [] or one `- item` a line, is needed",
+            "peerscope.yaml:3:14: network.max_peers: found `-1`; a whole number from 0 to 4294967295 is needed",
+            "peerscope.yaml:4:20: network.request_timeout: `15` is not a duration; write a number and its unit, such as 2s or 500ms",
+            "peerscope.yaml:6:12: storage.backend: `sql` is not known here; write one of local, redis",
+            "peerscope.yaml:7:17: storage.max_key_size: `1MB` is not a size; write a number of bytes, or one with the unit KiB, MiB or GiB, such as 64KiB",
+            "peerscope.yaml:8:19: storage.max_value_size: found a mapping; a size such as 1MiB, 64KiB or a number of bytes is needed",
+            "peerscope.yaml:9:10: storage.local: found `3`; a mapping with one `key: value` a line is needed",
+        ],
+    );
+}
+
+#[test]
+fn columns_count_characters_from_one() {
+    assert_refused(
+        "node: { name: \"äöü\", nam: 1 }\n",
+        &["peerscope.yaml:1:22: node.nam: unknown key; did you mean `name`?"],
+    );
+}
+
+#[test]
+fn sizes_and_durations_have_units() {
+    let yaml = "storage: {max_key_size: 2KiB, max_value_size: 3000, local: {cache_size: 1GiB}, redis: {timeout: 1s 500ms}}\nnetwork: {request_timeout: 250ms}";
+    let config = Config::from_yaml("f", yaml).unwrap();
+    assert_eq!((config.storage.max_key_size, config.storage.max_value_size), (2048, 3000));
+    assert_eq!(config.storage.local.cache_size, 1 << 30);
+    assert_eq!(config.storage.redis.timeout, Duration::from_millis(1500));
+    assert_eq!(config.network.request_timeout, Duration::from_millis(250));
+}
+
+#[test]
+fn addresses_and_peers_are_parsed() {
+    let bad_peer = format!("{PEER}x");
+    let yaml = format!(
+        "network:\n  listen: [/ip4/0.0.0.0/udp/1, /memory/1]\n  bootstrap:\n    - /ip4/1.2.3.4/tcp/1\n    - /ip4/1.2.3.4/tcp/0/p2p/{PEER}\n    - /ip4/1.2.3.4/p2p/{PEER}\n    - /ip4/1.2.3.4/udp/1/quic-v1/p2p/{PEER}\n  allow_peers: [{bad_peer}]\naccess:\n  - {{ peer: {bad_peer}, allow: [get] }}\n  - {{ peer: '*', allow: [read] }}\n  - {{ peer: {PEER} }}\n  - {{}}\n"
+    );
+    let mut expected = vec![
+        "peerscope.yaml:2:12: network.listen[0]: `/ip4/0.0.0.0/udp/1` is not an address to listen on, such as /ip4/0.0.0.0/tcp/4001 or /ip6/::/tcp/4001".to_owned(),
+        "peerscope.yaml:2:32: network.listen[1]: `/memory/1` is not an address to listen on, such as /ip4/0.0.0.0/tcp/4001 or /ip6/::/tcp/4001".into(),
+        format!("peerscope.yaml:4:7: network.bootstrap[0]: `/ip4/1.2.3.4/tcp/1` does not end in /p2p/PEER_ID; write it like /ip4/203.0.113.1/tcp/4001/p2p/{PEER}"),
+        format!("peerscope.yaml:5:7: network.bootstrap[1]: `/ip4/1.2.3.4/tcp/0/p2p/{PEER}` has the port 0, which nobody listens on"),
+        format!("peerscope.yaml:6:7: network.bootstrap[2]: `/ip4/1.2.3.4/p2p/{PEER}` is not an address to dial; write it like /ip4/203.0.113.1/tcp/4001/p2p/{PEER}"),
+        format!("peerscope.yaml:7:7: network.bootstrap[3]: `/ip4/1.2.3.4/udp/1/quic-v1/p2p/{PEER}` needs a build with the cargo feature `quic`"),
+        format!("peerscope.yaml:8:17: network.allow_peers[0]: `{bad_peer}` is not a PeerId, such as {PEER}; `peerscope id` prints the one of an agent"),
+        format!("peerscope.yaml:10:13: access[0].peer: `{bad_peer}` is not a PeerId, such as {PEER}; `peerscope id` prints the one of an agent; \"*\" stands for any peer"),
+        "peerscope.yaml:11:26: access[1].allow[0]: `read` is not known here; write one of get, put, delete".into(),
+        "peerscope.yaml:12:5: access[2]: `allow` is missing".into(),
+        "peerscope.yaml:13:5: access[3]: `peer` is missing".into(),
+    ];
+    if cfg!(feature = "quic") {
+        expected.remove(5);
+    }
+    assert_eq!(refused(&yaml), expected);
+    let good = Config::from_yaml(
+        "f",
+        &format!(
+            "network:\n  bootstrap:\n    - /dnsaddr/example.org/p2p/{PEER}\n    - /dns4/example.org/tcp/4001/p2p/{PEER}\n"
+        ),
+    );
+    assert_eq!(good.unwrap().network.bootstrap[1].address.to_string(), "/dns4/example.org/tcp/4001");
+}
+
+#[test]
+fn log_levels_are_checked_beyond_what_the_filter_does() {
+    for good in [
+        "trace",
+        "WARN",
+        "off",
+        "info,peerscope=debug",
+        "warn,peerscope::network=trace",
+        "peerscope[message{kind=get}]=debug",
+    ] {
+        let config = Config::from_yaml("f", &format!("log: {{ level: '{good}' }}")).unwrap();
+        assert_eq!(config.log.level.to_string(), good);
+    }
+    let filter = |level: &str| level.parse::<LogLevel>().unwrap().filter().to_string();
+    assert_eq!(filter("info,peerscope=debug"), "peerscope=debug,info");
+    assert_refused(
+        "log: { level: inof }",
+        &["peerscope.yaml:1:15: log.level: `inof` is not a log level; did you mean `info`?"],
+    );
+    for bad in ["", " ", "verbose", "info,,debug", "info,peerscope=loud", "libp2p"] {
+        let lines = refused(&format!("log: {{ level: '{bad}' }}"));
+        assert!(lines.len() == 1 && lines[0].contains("peerscope.yaml:1:15: log.level: "), "{bad}: {lines:?}");
+    }
+}

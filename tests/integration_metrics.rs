@@ -1,0 +1,26 @@
+//! Stories of the metrics: the endpoint over real sockets, and what real readers make of it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+
+mod support;
+
+mod metrics {
+    mod docs;
+    #[cfg(feature = "metrics-prometheus")]
+    mod fixture;
+    #[cfg(feature = "metrics-prometheus")]
+    mod lifecycle;
+    #[cfg(feature = "metrics-prometheus")]
+    mod limits;
+    #[cfg(feature = "metrics-prometheus")]
+    mod pages;
+    #[cfg(feature = "metrics-prometheus")]
+    mod process;
+    #[cfg(feature = "metrics-prometheus")]
+    mod validators;
+}

@@ -1,0 +1,167 @@
+//! An endpoint on a port of its own, and a client that speaks plain HTTP/1.1 over a real socket.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use peerscope::metrics::{
+    Health, Limits, MetricsCollector, MetricsConfig, MetricsServer, Registry, register_scrape_time,
+};
+
+use crate::support::agent_info;
+
+/// No test waits longer than this for anything.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A served registry.
+pub(crate) struct Endpoint {
+    pub(crate) server: MetricsServer,
+    pub(crate) collector: MetricsCollector,
+    pub(crate) health: Health,
+    pub(crate) registry: Arc<Registry>,
+}
+
+impl Endpoint {
+    pub(crate) fn start() -> Self {
+        Self::with(Limits::default(), |_| ())
+    }
+
+    /// With these limits, and with what `register` adds to the registry.
+    pub(crate) fn with(limits: Limits, register: impl FnOnce(&mut Registry)) -> Self {
+        Self::configured(&MetricsConfig { port: 0, ..MetricsConfig::default() }, limits, register)
+    }
+
+    pub(crate) fn configured(config: &MetricsConfig, limits: Limits, register: impl FnOnce(&mut Registry)) -> Self {
+        let mut registry = Registry::default();
+        let health = Health::default();
+        let collector = MetricsCollector::new(&mut registry, &agent_info());
+        register_scrape_time(&mut registry, &health);
+        register(&mut registry);
+        let registry = Arc::new(registry);
+        let server = MetricsServer::start_with_limits(
+            config,
+            &agent_info(),
+            Arc::clone(&registry),
+            collector.clone(),
+            health.clone(),
+            limits,
+        );
+        Self { server, collector, health, registry }
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.server.local_addr().expect("port 0 is always free")
+    }
+
+    pub(crate) fn connect(&self) -> Client {
+        Client::connect(self.addr())
+    }
+
+    /// Asks over a connection of its own.
+    pub(crate) fn get(&self, path: &str) -> Reply {
+        self.connect().get(path, &[])
+    }
+
+    /// The metrics page in the classic text format.
+    pub(crate) fn scrape(&self) -> String {
+        let reply = self.get("/metrics");
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.text()
+    }
+}
+
+/// One answer.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Reply {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.body.clone()).unwrap()
+    }
+}
+
+/// One connection.
+pub(crate) struct Client {
+    stream: BufReader<TcpStream>,
+}
+
+impl Client {
+    pub(crate) fn connect(addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect(addr).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self { stream: BufReader::new(stream) }
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.get_mut().write_all(bytes)
+    }
+
+    pub(crate) fn get(&mut self, path: &str, headers: &[(&str, &str)]) -> Reply {
+        self.request("GET", path, headers)
+    }
+
+    pub(crate) fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> Reply {
+        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        self.send(format!("{method} {path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n").as_bytes()).unwrap();
+        self.reply(method == "HEAD").unwrap()
+    }
+
+    /// Reads one answer; `None` when the server closed the connection instead.
+    pub(crate) fn reply(&mut self, without_body: bool) -> Option<Reply> {
+        let status = self.line()?.split(' ').nth(1).unwrap().parse().unwrap();
+        let mut headers = Vec::new();
+        while let Some((name, value)) = self.line()?.split_once(": ") {
+            headers.push((name.to_owned(), value.to_owned()));
+        }
+        let mut reply = Reply { status, headers, body: Vec::new() };
+        if !without_body {
+            let length = reply.header("content-length").expect("every answer states its length").parse().unwrap();
+            reply.body.resize(length, 0);
+            self.stream.read_exact(&mut reply.body).ok()?;
+        }
+        Some(reply)
+    }
+
+    /// Waits until the server closes the connection, and returns what it sent until then.
+    pub(crate) fn closed(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        match self.stream.read_to_end(&mut rest) {
+            // Closed with bytes of ours unread.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+            ended => {
+                ended.expect("the server closes the connection");
+            }
+        }
+        rest
+    }
+
+    fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        match self.stream.read_line(&mut line) {
+            Ok(0) => None,
+            Ok(_) => Some(line.trim_end().to_owned()),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => None,
+            Err(error) => panic!("no answer: {error}"),
+        }
+    }
+}
+
+/// Asks again until the answer is yes.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !check() {
+        assert!(Instant::now() < deadline, "still not: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

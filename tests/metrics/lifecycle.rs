@@ -1,0 +1,111 @@
+//! The endpoint comes, stays and goes, whatever the port and the agent's runtime do.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use peerscope::metrics::labels::Component;
+use peerscope::metrics::{Limits, MetricsConfig};
+
+use super::fixture::{Client, Endpoint, eventually};
+
+#[test]
+fn a_taken_port_is_waited_for_and_the_board_of_health_says_so() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap();
+    let config = MetricsConfig { port: addr.port(), ..MetricsConfig::default() };
+    let endpoint = Endpoint::configured(&config, Limits::default(), |_| ());
+    assert_eq!(endpoint.server.local_addr(), None);
+    assert_eq!(endpoint.server.url(), None);
+    let states = endpoint.health.snapshot();
+    assert_eq!(states.len(), 1);
+    assert_eq!(states[0].component, Component::Metrics);
+    let reason = states[0].problem.clone().unwrap();
+    assert_eq!(reason, format!("{addr} is already in use by another program"));
+
+    drop(taken);
+    let freed = Instant::now();
+    eventually("it listens", || endpoint.server.local_addr().is_some());
+    assert!(freed.elapsed() < Duration::from_secs(3), "{:?}", freed.elapsed());
+    assert_eq!(endpoint.addr(), addr);
+    assert!(endpoint.health.is_ready());
+    assert_eq!(endpoint.get("/ready").text(), "ready\nmetrics: ready\n");
+    assert_eq!(endpoint.get("/metrics").status, 200);
+}
+
+#[test]
+fn an_address_of_another_machine_does_not_stop_the_agent() {
+    let config = MetricsConfig { address: [203, 0, 113, 1].into(), port: 0, ..MetricsConfig::default() };
+    let endpoint = Endpoint::configured(&config, Limits::default(), |_| ());
+    assert_eq!(
+        endpoint.health.snapshot()[0].problem.as_deref(),
+        Some("this machine does not have the address 203.0.113.1")
+    );
+}
+
+/// The endpoint is for the moments in which the agent hangs: here its runtime has one thread, and that
+/// thread does not come back until the scrape has been answered.
+#[test]
+fn it_answers_while_the_agents_runtime_is_blocked() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let endpoint = Endpoint::start();
+        let addr = endpoint.addr();
+        // Blocks this thread, and with it the whole runtime, in a plain join.
+        let scraper = std::thread::spawn(move || {
+            let mut client = Client::connect(addr);
+            (client.get("/metrics", &[]).status, client.get("/live", &[]).status, client.get("/ready", &[]).status)
+        });
+        assert_eq!(scraper.join().unwrap(), (200, 200, 200));
+        endpoint.server.shutdown().await;
+    });
+}
+
+#[tokio::test]
+async fn shutdown_closes_idle_connections_and_frees_the_port() {
+    let endpoint = Endpoint::start();
+    let addr = endpoint.addr();
+    let mut idle = endpoint.connect();
+    assert_eq!(idle.get("/live", &[]).status, 200);
+    let registry = Arc::downgrade(&endpoint.registry);
+    let Endpoint { server, registry: ours, .. } = endpoint;
+    drop(ours);
+    let started = Instant::now();
+    server.shutdown().await;
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    assert_eq!(idle.closed(), b"");
+    assert!(std::net::TcpStream::connect(addr).is_err(), "nobody listens any more");
+    assert!(registry.upgrade().is_none(), "the thread holds nothing any more");
+}
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_ever_for_a_client_that_does_not_finish() {
+    let limits = Limits { shutdown: Duration::from_millis(300), ..Limits::default() };
+    let endpoint = Endpoint::with(limits, |_| ());
+    let mut client = endpoint.connect();
+    assert_eq!(client.get("/live", &[]).status, 200);
+    client.send(b"GET /metrics HTTP/1.1\r\nHost: te").unwrap();
+    let started = Instant::now();
+    endpoint.server.shutdown().await;
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    assert_eq!(client.closed(), b"");
+}
+
+#[test]
+fn dropping_the_server_stops_it() {
+    let endpoint = Endpoint::start();
+    let addr = endpoint.addr();
+    drop(endpoint);
+    eventually("nobody listens", || std::net::TcpStream::connect(addr).is_err());
+}
+
+#[tokio::test]
+async fn shutdown_while_the_port_is_taken_ends_the_waiting() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = MetricsConfig { port: taken.local_addr().unwrap().port(), ..MetricsConfig::default() };
+    let endpoint =
+        Endpoint::configured(&config, Limits { retry: Duration::from_secs(60), ..Limits::default() }, |_| ());
+    let started = Instant::now();
+    endpoint.server.shutdown().await;
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}

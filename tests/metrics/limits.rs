@@ -1,0 +1,238 @@
+//! Clients that are slow, silent, too many or too loud, and collectors that fail: none of them takes the
+//! endpoint away from the others.
+
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use peerscope::metrics::Limits;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+
+use super::fixture::{Client, Endpoint, PATIENCE, eventually};
+use crate::support::metrics::value;
+
+/// A collector that does not come back until the gate opens.
+#[derive(Debug, Clone, Default)]
+struct Gate(Arc<(Mutex<(bool, usize)>, Condvar)>);
+
+impl Gate {
+    fn open(&self) {
+        self.0.0.lock().unwrap().0 = true;
+        self.0.1.notify_all();
+    }
+
+    fn wait_for_waiting(&self, count: usize) {
+        let state = self.0.0.lock().unwrap();
+        let (_state, timeout) = self.0.1.wait_timeout_while(state, PATIENCE, |(_, waiting)| *waiting < count).unwrap();
+        assert!(!timeout.timed_out(), "{count} scrapes wait");
+    }
+}
+
+impl Collector for Gate {
+    fn encode(&self, _: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut state = self.0.0.lock().unwrap();
+        state.1 += 1;
+        self.0.1.notify_all();
+        drop(self.0.1.wait_while(state, |(open, _)| !*open).unwrap());
+        Ok(())
+    }
+}
+
+#[test]
+fn a_fifth_scrape_at_once_is_turned_away_and_the_other_pages_answer_on() {
+    let gate = Gate::default();
+    let endpoint = Endpoint::with(Limits::default(), |registry| registry.register_collector(Box::new(gate.clone())));
+    let mut clients: Vec<_> = (0..4).map(|_| endpoint.connect()).collect();
+    for client in &mut clients {
+        client.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    }
+    gate.wait_for_waiting(4);
+
+    let reply = endpoint.get("/metrics");
+    assert_eq!(reply.status, 503);
+    assert_eq!(reply.text(), "Limit of concurrent requests reached (4), try again later.\n");
+    let asked = Instant::now();
+    assert_eq!(endpoint.get("/live").status, 200);
+    assert_eq!(endpoint.get("/ready").status, 200);
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+
+    gate.open();
+    for client in &mut clients {
+        assert_eq!(client.reply(false).unwrap().status, 200);
+    }
+    let text = endpoint.scrape();
+    assert_eq!(value(&text, "http_requests_total", &[("handler", "metrics"), ("code", "503")]), 1.0);
+    assert_eq!(value(&text, "http_requests_total", &[("handler", "metrics"), ("code", "200")]), 4.0);
+}
+
+#[test]
+fn a_client_that_leaves_does_not_free_the_place_of_the_scrape_that_it_asked_for() {
+    let gate = Gate::default();
+    let limits = Limits { scrapes: 1, ..Limits::default() };
+    let endpoint = Endpoint::with(limits, |registry| registry.register_collector(Box::new(gate.clone())));
+    let mut client = endpoint.connect();
+    client.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    gate.wait_for_waiting(1);
+    drop(client);
+    assert_eq!(endpoint.get("/metrics").status, 503, "its exposition is still being made");
+    gate.open();
+    eventually("the place is free again", || endpoint.get("/metrics").status == 200);
+}
+
+/// A collector that is broken the first three times that it is asked.
+#[derive(Debug)]
+struct Broken {
+    panics: bool,
+    asked: AtomicUsize,
+}
+
+impl Collector for Broken {
+    fn encode(&self, _: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        if self.asked.fetch_add(1, Ordering::Relaxed) >= 3 {
+            return Ok(());
+        }
+        assert!(!self.panics, "a defect in a collector, on purpose");
+        Err(std::fmt::Error)
+    }
+}
+
+#[test]
+fn a_collector_that_panics_or_fails_costs_the_scrape_and_nothing_else() {
+    for panics in [true, false] {
+        let limits = Limits { scrapes: 1, ..Limits::default() };
+        let endpoint = Endpoint::with(limits, |registry| {
+            registry.register_collector(Box::new(Broken { panics, asked: AtomicUsize::new(0) }));
+        });
+        let mut client = endpoint.connect();
+        for _ in 0..3 {
+            let reply = client.get("/metrics", &[]);
+            assert_eq!(reply.status, 500);
+            assert!(reply.text().contains("log"), "{}", reply.text());
+        }
+        assert_eq!(client.get("/live", &[]).status, 200);
+        let text = client.get("/metrics", &[]).text();
+        assert_eq!(value(&text, "http_requests_total", &[("handler", "metrics"), ("code", "500")]), 3.0);
+        assert_eq!(value(&text, "http_requests_in_flight", &[("handler", "metrics")]), 1.0, "this scrape only");
+    }
+}
+
+#[test]
+fn a_request_that_never_completes_is_cut_off() {
+    let limits = Limits { head: Duration::from_millis(300), ..Limits::default() };
+    let endpoint = Endpoint::with(limits, |_| ());
+    let started = Instant::now();
+    let mut silent = endpoint.connect();
+    // One byte now and then does not help.
+    let mut dripping = endpoint.connect();
+    let mut sent = 0;
+    while dripping.send(b"G").is_ok() {
+        assert!(started.elapsed() < PATIENCE, "it is still served after {sent} bytes");
+        sent += 1;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(silent.closed(), b"");
+    assert!(started.elapsed() >= Duration::from_millis(300));
+    // On a connection that was good before, too.
+    let mut client = endpoint.connect();
+    assert_eq!(client.get("/live", &[]).status, 200);
+    client.send(b"GET /metrics HTTP/1.1\r\nHost: te").unwrap();
+    assert_eq!(client.closed(), b"");
+}
+
+#[test]
+fn a_connection_may_lie_idle_longer_than_a_head_may_take_but_not_for_ever() {
+    let limits = Limits { head: Duration::from_millis(200), idle: Duration::from_secs(2), ..Limits::default() };
+    let endpoint = Endpoint::with(limits, |_| ());
+    let mut client = endpoint.connect();
+    assert_eq!(client.get("/live", &[]).status, 200);
+    // A scrape interval that is longer than the head's deadline: the very connection is used again.
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(client.get("/live", &[]).status, 200);
+    let idle_since = Instant::now();
+    assert_eq!(client.closed(), b"");
+    let idle = idle_since.elapsed();
+    assert!(idle >= Duration::from_millis(1900) && idle < PATIENCE, "{idle:?}");
+}
+
+#[test]
+fn a_client_that_does_not_fetch_its_answer_is_cut_off() {
+    let limits = Limits { answer: Duration::from_millis(500), ..Limits::default() };
+    let endpoint = Endpoint::with(limits, |registry| {
+        let family = prometheus_client::metrics::family::Family::<
+            Vec<(&str, String)>,
+            prometheus_client::metrics::gauge::Gauge,
+        >::default();
+        for row in 0..2_000 {
+            let _ = family.get_or_create(&vec![("row", format!("{row:01000}"))]);
+        }
+        registry.register("wide", "More than the socket's buffers hold", family);
+    });
+    let full = endpoint.scrape().len();
+    assert!(full > 2_000_000);
+    // Several requests at once, and not a byte of the answers read.
+    let mut client = endpoint.connect();
+    for _ in 0..8 {
+        client.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    }
+    let stalled = Instant::now();
+    // The server closes while most of the answers are still on its side.
+    eventually("the server hangs up", || client.send(b"GET /live HTTP/1.1\r\n\r\n").is_err());
+    assert!(stalled.elapsed() >= Duration::from_millis(450), "{:?}", stalled.elapsed());
+    assert!(client.closed().len() < 8 * full);
+    assert_eq!(endpoint.get("/live").status, 200);
+}
+
+#[test]
+fn connections_beyond_the_limit_are_closed_at_once() {
+    let limits = Limits { connections: 3, ..Limits::default() };
+    let endpoint = Endpoint::with(limits, |_| ());
+    let mut clients: Vec<_> = (0..3).map(|_| endpoint.connect()).collect();
+    for client in &mut clients {
+        assert_eq!(client.get("/live", &[]).status, 200);
+    }
+    assert_eq!(endpoint.connect().closed(), b"");
+    // Those that were there go on, and a place that is given up can be had.
+    assert_eq!(clients[0].get("/live", &[]).status, 200);
+    clients.pop();
+    eventually("a place is free", || {
+        let mut client = endpoint.connect();
+        client.send(b"GET /live HTTP/1.1\r\nHost: test\r\n\r\n").is_ok() && client.reply(false).is_some()
+    });
+}
+
+#[test]
+fn an_oversized_or_malformed_head_is_refused() {
+    let endpoint = Endpoint::start();
+    let mut client = endpoint.connect();
+    let _ = client.send(format!("GET / HTTP/1.1\r\nHost: test\r\nX: {}\r\n\r\n", "x".repeat(64 * 1024)).as_bytes());
+    assert!(client.reply(false).is_none_or(|reply| reply.status == 431));
+    let mut client = endpoint.connect();
+    client.send(b"\x16\x03\x01 this is no HTTP\r\n\r\n").unwrap();
+    assert_eq!(client.reply(false).unwrap().status, 400);
+    assert_eq!(endpoint.get("/live").status, 200);
+}
+
+#[test]
+fn a_body_that_nobody_asked_for_does_not_hold_the_connection() {
+    let limits = Limits { head: Duration::from_millis(300), ..Limits::default() };
+    let endpoint = Endpoint::with(limits, |_| ());
+    let mut client = endpoint.connect();
+    client.send(b"POST /metrics HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n\r\nabc").unwrap();
+    assert_eq!(client.reply(false).unwrap().status, 405);
+    assert_eq!(client.closed(), b"");
+}
+
+#[test]
+fn a_client_that_hangs_up_early_is_no_trouble() {
+    let endpoint = Endpoint::start();
+    for _ in 0..200 {
+        let stream = std::net::TcpStream::connect(endpoint.addr()).unwrap();
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+    eventually("their places are free again", || {
+        let mut client = Client::connect(endpoint.addr());
+        client.send(b"GET /live HTTP/1.1\r\nHost: test\r\n\r\n").is_ok() && client.reply(false).is_some()
+    });
+}

@@ -1,0 +1,285 @@
+//! A disk that is really full, and one that fails: reads go on, nothing acknowledged is lost, and writes
+//! work again by themselves.
+//!
+//! The stories run in a child process, on a small tmpfs in a mount namespace of its own or under a limit of
+//! the file size.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use peerscope::storage::{Error, Storage};
+
+use super::local::{CHILD_PATH, child, child_path, open, problem};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Runs `test` in a process that sees a tmpfs of `mebibytes` at `folder`.
+fn on_small_disk(test: &str, folder: &Path, mebibytes: u32) -> Output {
+    let mut command = Command::new("unshare");
+    if !rustix::process::geteuid().is_root() {
+        command.arg("--map-root-user");
+    }
+    command
+        .args(["--mount", "sh", "-ec", "mount -t tmpfs -o size=$1m tmpfs \"$2\"; shift 2; exec \"$@\"", "sh"])
+        .arg(mebibytes.to_string())
+        .arg(folder)
+        .arg(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture"])
+        .env(CHILD_PATH, folder)
+        .output()
+        .expect("unshare starts")
+}
+
+fn assert_told(output: &Output, story: &str) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && said.contains(story),
+        "{story}:\n{}{said}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+}
+
+/// A file that takes room from the store.
+struct Filler {
+    path: PathBuf,
+    file: File,
+}
+
+impl Filler {
+    fn new(folder: &Path) -> Self {
+        let path = folder.join("filler");
+        let file = OpenOptions::new().append(true).create(true).open(&path).unwrap();
+        Self { path, file }
+    }
+
+    /// Writes until the disk has `left` bytes or is really full.
+    fn fill(&mut self, left: u64) {
+        loop {
+            let disk = rustix::fs::statvfs(&self.path).unwrap();
+            let room = (disk.f_bavail * disk.f_frsize).saturating_sub(left);
+            let len = usize::try_from(room.min(1 << 16)).unwrap();
+            match self.file.write_all(&vec![0xff; len]) {
+                Ok(()) if len == 0 => return,
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::StorageFull => return,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    fn shrink(&self, by: u64) {
+        let len = self.file.metadata().unwrap().len();
+        self.file.set_len(len.saturating_sub(by)).unwrap();
+    }
+}
+
+fn key(i: usize) -> Bytes {
+    Bytes::from(format!("key-{i}"))
+}
+
+fn value(i: usize, len: usize) -> Bytes {
+    (0..len).map(|at| ((i * 13 + at) % 251) as u8).collect()
+}
+
+async fn assert_values(storage: &Storage, keys: impl Iterator<Item = usize>, len: usize) {
+    for i in keys {
+        assert!(storage.get(&key(i)).await.unwrap() == Some(value(i, len)), "key {i} is lost or changed");
+    }
+}
+
+/// Puts until it works, which has to be soon.
+async fn put_soon(storage: &Storage, key: Bytes, value: Bytes) {
+    let deadline = Instant::now() + DEADLINE;
+    while let Err(error) = storage.put(key.clone(), value.clone()).await {
+        assert!(Instant::now() < deadline, "writes never worked again: {error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_serves_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = on_small_disk("storage::local_full::child_that_fills_the_disk", folder.path(), 8);
+    assert_told(&output, "the disk was full");
+}
+
+#[tokio::test]
+async fn child_that_fills_the_disk() {
+    let Some(folder) = child_path() else { return };
+    let path = folder.join("store.redb");
+    let opened = open(&path).await;
+    let storage = &opened.storage;
+    let mut filler = Filler::new(&folder);
+    filler.fill(4 << 20);
+    let mut written = 0;
+    let error = loop {
+        match storage.put(key(written), value(written, 4000)).await {
+            Ok(()) => written += 1,
+            Err(error) => break error,
+        }
+        assert!(written < 2000, "8 MB fitted into 4 MiB");
+    };
+    assert!(matches!(&error, Error::DiskFull(at) if *at == path), "{error}");
+    assert!(written > 100, "refused after only {written} writes of 4 kB");
+    let said = problem(&opened.health).expect("not ready");
+    assert!(said.contains("no space left") && said.contains("store.redb"), "{said}");
+
+    // And now to the last byte.
+    filler.fill(0);
+    for _ in 0..10 {
+        assert!(matches!(storage.put(key(written), value(written, 4000)).await, Err(Error::DiskFull(_))));
+        assert!(matches!(storage.delete(key(0)).await, Err(Error::DiskFull(_))));
+        assert_values(storage, 0..written, 4000).await;
+        assert_eq!(storage.get(&key(written)).await.unwrap(), None, "a refused write is not there");
+    }
+
+    // Room comes back, and nobody does anything: the store notices.
+    filler.shrink(3 << 20);
+    let deadline = Instant::now() + DEADLINE;
+    while let Some(problem) = problem(&opened.health) {
+        assert!(Instant::now() < deadline, "still not ready: {problem}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    storage.put(key(written), value(written, 4000)).await.unwrap();
+    assert!(storage.delete(key(0)).await.unwrap());
+    storage.close().await;
+    let opened = open(&path).await;
+    assert_eq!(opened.storage.get(&key(0)).await.unwrap(), None);
+    assert_values(&opened.storage, 1..=written, 4000).await;
+    eprintln!("the disk was full");
+}
+
+/// What was acknowledged is there; what was not is there whole or not at all.
+fn assert_whole(found: Option<Bytes>, i: usize, done: bool) {
+    assert!(found == Some(value(i, 500)) || (found.is_none() && !done), "write {i}, done: {done}, found: {found:?}");
+}
+
+#[test]
+fn a_neighbour_that_fills_and_frees_the_disk_all_the_time_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = on_small_disk("storage::local_full::child_with_a_restless_neighbour", folder.path(), 48);
+    assert_told(&output, "the neighbour has gone");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn child_with_a_restless_neighbour() {
+    let Some(folder) = child_path() else { return };
+    // Several times the disk runs out between the store's look at it and the end of the commit; the log says
+    // how often.
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let path = folder.join("store.redb");
+    let opened = open(&path).await;
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let neighbour = {
+        let (stop, folder) = (stop.clone(), folder.clone());
+        std::thread::spawn(move || {
+            let mut filler = Filler::new(&folder);
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                filler.fill(0);
+                filler.shrink(1 << 20);
+            }
+            std::fs::remove_file(&filler.path).unwrap();
+        })
+    };
+    let end = Instant::now() + Duration::from_secs(5);
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..8 {
+        let storage = opened.storage.clone();
+        writers.spawn(async move {
+            // Ever new keys, so that the file has to take more room.
+            let mut outcomes = Vec::new();
+            while Instant::now() < end {
+                let key = Bytes::from(format!("{writer}/{}", outcomes.len()));
+                let done = match storage.put(key.clone(), value(outcomes.len(), 500)).await {
+                    Ok(()) => true,
+                    Err(Error::DiskFull(_)) => false,
+                    Err(error) => panic!("{error}"),
+                };
+                assert_whole(storage.get(&key).await.unwrap(), outcomes.len(), done);
+                outcomes.push(done);
+                tokio::task::yield_now().await;
+            }
+            (writer, outcomes)
+        });
+    }
+    let outcomes = writers.join_all().await;
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    neighbour.join().unwrap();
+    let attempts: usize = outcomes.iter().map(|(_, outcomes)| outcomes.len()).sum();
+    let done = outcomes.iter().flat_map(|(_, outcomes)| outcomes).filter(|&&done| done).count();
+    assert!(done > 100 && attempts - done > 100, "{done} of {attempts} done");
+
+    put_soon(&opened.storage, Bytes::from_static(b"after"), Bytes::from_static(b"all")).await;
+    opened.storage.close().await;
+    let storage = open(&path).await.storage;
+    assert_eq!(storage.get(&Bytes::from_static(b"after")).await.unwrap().as_deref(), Some(&b"all"[..]));
+    for (writer, outcomes) in outcomes {
+        for (i, done) in outcomes.into_iter().enumerate() {
+            let found = storage.get(&Bytes::from(format!("{writer}/{i}"))).await.unwrap();
+            assert_whole(found, i, done);
+        }
+    }
+    eprintln!("the neighbour has gone: {done} of {attempts} done");
+}
+
+#[test]
+fn a_failing_disk_does_not_end_the_reading() {
+    let folder = tempfile::tempdir().unwrap();
+    let direct = child("storage::local_full::child_with_a_limit", folder.path());
+    // Past the limit the kernel sends a signal; ignored, as it stays in the child, it becomes an error.
+    let output = Command::new("sh")
+        .args(["-ec", "trap '' XFSZ; exec \"$@\"", "sh"])
+        .arg(direct.get_program())
+        .args(direct.get_args())
+        .env(CHILD_PATH, folder.path())
+        .output()
+        .unwrap();
+    assert_told(&output, "the limit was lifted");
+}
+
+/// Every write beyond the limit fails with an error that is not "disk full" (EFBIG).
+#[tokio::test]
+async fn child_with_a_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+
+    let Some(folder) = child_path() else { return };
+    let path = folder.join("store.redb");
+    let opened = open(&path).await;
+    let storage = &opened.storage;
+    for i in 0..50 {
+        storage.put(key(i), value(i, 1000)).await.unwrap();
+    }
+    let unlimited = getrlimit(Resource::Fsize);
+    let mut limited = unlimited;
+    limited.current = Some(std::fs::metadata(&path).unwrap().len());
+    setrlimit(Resource::Fsize, limited).unwrap();
+    let mut written = 50;
+    let error = loop {
+        match storage.put(key(written), value(written, 1000)).await {
+            Ok(()) => written += 1,
+            Err(error) => break error,
+        }
+        assert!(written < 5000, "the file never had to grow");
+    };
+    assert!(matches!(&error, Error::Backend(said) if said.contains("store.redb")), "{error}");
+    assert!(problem(&opened.health).is_some());
+    assert_values(storage, 0..written, 1000).await;
+    assert_eq!(storage.get(&key(written)).await.unwrap(), None);
+    // Again and again, over several attempts to open it anew.
+    let until = Instant::now() + Duration::from_millis(2500);
+    while Instant::now() < until {
+        let error = storage.put(key(written), value(written, 1 << 20)).await.unwrap_err();
+        assert!(matches!(error, Error::Backend(_)), "{error}");
+        assert_values(storage, 0..written, 1000).await;
+    }
+    setrlimit(Resource::Fsize, unlimited).unwrap();
+    put_soon(storage, key(written), value(written, 1000)).await;
+    assert_eq!(problem(&opened.health), None);
+    storage.close().await;
+    assert_values(&open(&path).await.storage, 0..=written, 1000).await;
+    eprintln!("the limit was lifted");
+}
