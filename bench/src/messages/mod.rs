@@ -3,6 +3,7 @@
 //! Every contender answers the same bytes; what differs is how they travel. One file a contender.
 
 mod nats;
+mod peerscope;
 mod request_response;
 mod substream;
 
@@ -13,7 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::measure::{Round, Window};
 use crate::process::{self, Process};
-use crate::report::{Report, Unit};
+use crate::report::{OURS, Report, Unit};
 use crate::{Plan, Result};
 
 /// The bytes of an echo's payload, and of a stored value.
@@ -102,12 +103,13 @@ impl Flavour {
 }
 
 /// The names of the contenders, in the order in which they are measured.
-const CONTENDERS: [&str; 5] =
-    ["request-response", "nats", "substream, two tasks", "substream, one task", "substream, one thread"];
+const CONTENDERS: [&str; 6] =
+    [OURS, "request-response", "nats", "substream, two tasks", "substream, one task", "substream, one thread"];
 
 /// The server side of a contender, in a process of its own.
 pub(crate) fn serve(contender: &str, at: Option<&str>) -> Result<()> {
     match contender {
+        OURS => peerscope::serve(at.ok_or("peerscope needs --at PEER_ID")?),
         "request-response" => request_response::serve(),
         "nats" => nats::serve(at.ok_or("nats needs --at URL")?),
         _ => match substream::Variant::named(contender) {
@@ -128,6 +130,12 @@ impl Running {
     fn start(who: &'static str, dir: &std::path::Path) -> Result<Self> {
         let mut processes = Vec::new();
         let mut at = None;
+        let mut identity = None;
+        if who == OURS {
+            let (dir, peer) = peerscope::identity()?;
+            identity = Some(dir);
+            at = Some(peer.to_string());
+        }
         if who == "nats" {
             let (broker, url) = process::nats_server(dir)?;
             processes.push(broker);
@@ -136,6 +144,7 @@ impl Running {
         let (server, address) = process::serve(who, at.as_deref())?;
         processes.push(server);
         let client: Box<dyn Contender> = match who {
+            OURS => Box::new(peerscope::Client::connect(&address, identity.ok_or("no identity was made")?)?),
             "request-response" => Box::new(request_response::Client::connect(&address)?),
             "nats" => Box::new(nats::Client::connect(&address)?),
             _ => {

@@ -1,6 +1,7 @@
 //! Durable puts and gets of 256-byte values: on the embedded store, and on Redis. One file a contender.
 
 mod group_commit;
+mod peerscope;
 mod plain_redb;
 mod redis;
 
@@ -88,6 +89,9 @@ pub(crate) fn run(plan: &Plan) -> Result<Report> {
 
 fn embedded(plan: &Plan, dir: &Path) -> Result<Contenders> {
     let mut contenders: Contenders = Vec::new();
+    if plan.wants(peerscope::NAME) {
+        contenders.push((peerscope::NAME, Box::new(peerscope::Store::local(dir.join("peerscope.redb"))?)));
+    }
     if plan.wants(plain_redb::NAME) {
         contenders.push((plain_redb::NAME, Box::new(plain_redb::Store::open(&dir.join("plain.redb"))?)));
     }
@@ -99,6 +103,9 @@ fn embedded(plan: &Plan, dir: &Path) -> Result<Contenders> {
 
 fn over_redis(plan: &Plan, url: &str) -> Result<Contenders> {
     let mut contenders: Contenders = Vec::new();
+    if plan.wants(peerscope::NAME) {
+        contenders.push((peerscope::NAME, Box::new(peerscope::Store::redis(url)?)));
+    }
     if plan.wants(redis::NAME) {
         contenders.push((redis::NAME, Box::new(redis::Store::connect(url)?)));
     }
