@@ -1,7 +1,10 @@
 //! Peerscope measured side by side with what one would use in its place. `bench/README.md` says what each case means.
 
+mod cargo;
+mod footprint;
 mod measure;
 mod messages;
+mod overhead;
 mod process;
 mod report;
 mod storage;
@@ -51,11 +54,16 @@ enum Bench {
     Messages,
     /// Durable puts and gets, on the embedded store and on Redis.
     Storage,
+    /// The same paths with and without metrics, in time and in instructions (needs valgrind).
+    Overhead,
+    /// Memory, time to the first scrape, and size of an idle agent.
+    Footprint,
 }
 
 /// How long and how often to measure, and what.
 pub(crate) struct Plan {
     pub(crate) rounds: u32,
+    pub(crate) quick: bool,
     pub(crate) warm_up: Duration,
     pub(crate) length: Duration,
     only: Vec<String>,
@@ -69,7 +77,7 @@ impl Plan {
         } else {
             (args.rounds, Duration::from_millis(200), Duration::from_secs(1))
         };
-        Self { rounds, warm_up, length, only: args.only.clone(), case: args.case.clone() }
+        Self { rounds, quick: args.quick, warm_up, length, only: args.only.clone(), case: args.case.clone() }
     }
 
     pub(crate) fn wants(&self, who: &str) -> bool {
@@ -99,6 +107,8 @@ fn run(args: &Args) -> Result<()> {
     let report = match args.bench {
         Some(Bench::Messages) => messages::run(&plan)?,
         Some(Bench::Storage) => storage::run(&plan)?,
+        Some(Bench::Overhead) => overhead::run(&plan)?,
+        Some(Bench::Footprint) => footprint::run(&plan)?,
         None => return Ok(()),
     };
     report.print(args.json)

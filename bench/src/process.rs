@@ -11,6 +11,24 @@ use crate::Result;
 /// A child process that does not outlive the run.
 pub(crate) struct Process(Child);
 
+impl Process {
+    pub(crate) fn spawn(command: &mut Command) -> Result<Self> {
+        Ok(Self(command.spawn()?))
+    }
+
+    /// Its resident memory, in bytes.
+    pub(crate) fn resident(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
+        Ok(resident(&status).ok_or("no VmRSS in the process's status")? * 1024)
+    }
+}
+
+/// The KiB in the line `VmRSS:    12345 kB` of a process's status.
+fn resident(status: &str) -> Option<u64> {
+    let (_, rest) = status.split_once("VmRSS:")?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         // It may have ended by itself; there is nothing to do about that here.
@@ -90,5 +108,18 @@ pub(crate) fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> R
             return Err(format!("{what} did not come within 10 s").into());
         }
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resident_memory_is_read_from_a_status() {
+        assert_eq!(resident("VmHWM:\t   9000 kB\nVmRSS:\t   8192 kB\nRssAnon:\t 1 kB\n"), Some(8192));
+        assert_eq!(resident("Name:\tzombie\n"), None);
+        let own = std::fs::read_to_string("/proc/self/status").unwrap();
+        assert!(resident(&own).unwrap() > 100);
     }
 }

@@ -15,6 +15,16 @@ pub(crate) const OURS: &str = "peerscope";
 pub(crate) enum Unit {
     PerSecond,
     Microseconds,
+    Milliseconds,
+    /// For one operation.
+    Nanoseconds,
+    /// For one operation.
+    Instructions,
+    /// How much more time the build with metrics takes.
+    PercentOfTime,
+    /// How many more instructions it takes.
+    PercentOfInstructions,
+    MiB,
 }
 
 impl Unit {
@@ -22,6 +32,12 @@ impl Unit {
         match self {
             Self::PerSecond => "1/s",
             Self::Microseconds => "us",
+            Self::Milliseconds => "ms",
+            Self::Nanoseconds => "ns",
+            Self::Instructions => "instructions",
+            Self::PercentOfTime => "% of time",
+            Self::PercentOfInstructions => "% of instructions",
+            Self::MiB => "MiB",
         }
     }
 
@@ -29,7 +45,7 @@ impl Unit {
     fn ratio(self, ours: f64, theirs: f64) -> f64 {
         match self {
             Self::PerSecond => ours / theirs,
-            Self::Microseconds => theirs / ours,
+            _ => theirs / ours,
         }
     }
 }
@@ -54,7 +70,7 @@ struct Row<'a> {
     who: &'a str,
     median: f64,
     unit: &'a str,
-    /// `None` without a figure of ours to compare with.
+    /// `None` where there is nobody to compare with.
     ratio: Option<f64>,
 }
 
@@ -75,7 +91,8 @@ impl Report {
     pub(crate) fn print(&self, json: bool) -> Result<()> {
         let mut out = std::io::stdout().lock();
         if !json {
-            writeln!(out, "{:<9} {:<34} {:<26} {:>12} {:<4} {:>7}", "bench", "case", "who", "median", "unit", "ratio")?;
+            let (bench, case, who, median, unit, ratio) = ("bench", "case", "who", "median", "unit", "ratio");
+            writeln!(out, "{bench:<9} {case:<36} {who:<26} {median:>12} {unit:<17} {ratio:>7}")?;
         }
         for row in self.rows() {
             if json {
@@ -85,7 +102,7 @@ impl Report {
                 let ratio = row.ratio.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}"));
                 writeln!(
                     out,
-                    "{:<9} {:<34} {:<26} {:>12.1} {:<4} {ratio:>7}",
+                    "{:<9} {:<36} {:<26} {:>12.2} {:<17} {ratio:>7}",
                     row.bench, row.case, row.who, row.median, row.unit
                 )?;
             }
@@ -104,6 +121,7 @@ impl Report {
         for (case, unit) in cases {
             let of_case = || self.figures.iter().filter(|figure| figure.case == case && figure.unit == unit);
             let ours = of_case().find(|figure| figure.who == OURS).map(|figure| median(&figure.values));
+            let ours = ours.filter(|_| of_case().count() > 1);
             for figure in of_case() {
                 let theirs = median(&figure.values);
                 rows.push(Row {
@@ -117,5 +135,42 @@ impl Report {
             }
         }
         rows
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(report: &Report) -> Vec<String> {
+        report.rows().iter().map(|row| serde_json::to_string(row).unwrap()).collect()
+    }
+
+    #[test]
+    fn above_one_means_ahead_whichever_way_is_better() {
+        let mut report = Report::new("messages");
+        for value in [90.0, 100.0, 300.0] {
+            report.add("ping", OURS, Unit::PerSecond, value);
+        }
+        report.add("ping", "nats", Unit::PerSecond, 50.0);
+        report.add("ping", OURS, Unit::Microseconds, 10.0);
+        report.add("ping", "nats", Unit::Microseconds, 20.0);
+        assert_eq!(
+            json(&report),
+            [
+                r#"{"bench":"messages","case":"ping","who":"peerscope","median":100.0,"unit":"1/s","ratio":1.0}"#,
+                r#"{"bench":"messages","case":"ping","who":"nats","median":50.0,"unit":"1/s","ratio":2.0}"#,
+                r#"{"bench":"messages","case":"ping","who":"peerscope","median":10.0,"unit":"us","ratio":1.0}"#,
+                r#"{"bench":"messages","case":"ping","who":"nats","median":20.0,"unit":"us","ratio":2.0}"#,
+            ]
+        );
+    }
+
+    #[test]
+    fn without_somebody_to_compare_with_there_is_no_ratio() {
+        let mut report = Report::new("footprint");
+        report.add("size", OURS, Unit::MiB, 17.5);
+        let line = r#"{"bench":"footprint","case":"size","who":"peerscope","median":17.5,"unit":"MiB","ratio":null}"#;
+        assert_eq!(json(&report), [line]);
     }
 }

@@ -26,8 +26,7 @@ fn config(dir: &Path, listen: bool) -> Result<Config> {
     let mut config = Config::default();
     config.node.data_dir = dir.to_owned();
     config.metrics.port = 0;
-    config.network.listen =
-        if listen { vec!["/ip4/127.0.0.1/tcp/0".parse::<ListenAddr>()?] } else { Vec::new() };
+    config.network.listen = if listen { vec!["/ip4/127.0.0.1/tcp/0".parse::<ListenAddr>()?] } else { Vec::new() };
     Ok(config)
 }
 
