@@ -16,10 +16,11 @@ const WARM_UP: usize = 1000;
 
 pub(super) fn run(get: bool, count: usize) -> Result<f64> {
     one_thread()?.block_on(async {
-        let (storage, _dir) = storage::open().await?;
+        let metrics = collector();
+        let (storage, _dir) = storage::open(metrics.clone()).await?;
         let peer = PeerId::random();
         let rule = AccessRule { peer: PeerSelector::Peer(peer), allow: vec![Permission::Get] };
-        let handler = Handler::new(Access::new(&[rule]), storage.clone(), collector());
+        let handler = Handler::new(Access::new(&[rule]), storage.clone(), metrics);
         let mut exchange = Exchange { handler, peer, reader: FrameReader::new(1 << 20), output: Vec::new() };
         let requests = wire(get);
         for request in requests.iter().cycle().take(WARM_UP) {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use peerscope::metrics::Health;
+use peerscope::metrics::{Health, MetricsCollector};
 use peerscope::storage::{Config, Storage};
 use tempfile::TempDir;
 
@@ -12,10 +12,10 @@ use super::{KEYS, PAYLOAD, Result, collector, key, one_thread, per_operation};
 const WARM_UP: usize = 640;
 
 /// A store that holds every key, and its folder.
-pub(super) async fn open() -> Result<(Storage, TempDir)> {
+pub(super) async fn open(metrics: MetricsCollector) -> Result<(Storage, TempDir)> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("store.redb");
-    let storage = Storage::open(&Config::default(), path, collector(), Health::default()).await?;
+    let storage = Storage::open(&Config::default(), path, metrics, Health::default()).await?;
     let value = || Bytes::from_static(&[7; PAYLOAD]);
     futures::future::try_join_all((0..KEYS).map(|number| storage.put(key(number), value()))).await?;
     Ok((storage, dir))
@@ -23,7 +23,7 @@ pub(super) async fn open() -> Result<(Storage, TempDir)> {
 
 pub(super) fn get(count: usize) -> Result<f64> {
     one_thread()?.block_on(async {
-        let (storage, _dir) = open().await?;
+        let (storage, _dir) = open(collector()).await?;
         let keys: Vec<_> = (0..KEYS).map(key).collect();
         let read = async |count| {
             for key in keys.iter().cycle().take(count) {
@@ -46,7 +46,7 @@ pub(super) fn get(count: usize) -> Result<f64> {
 /// Puts in rounds: in each, `callers` put one value and wait until all are durable.
 pub(super) fn put(callers: usize, count: usize) -> Result<f64> {
     one_thread()?.block_on(async {
-        let (storage, _dir) = open().await?;
+        let (storage, _dir) = open(collector()).await?;
         let write = async |count: usize| {
             for round in 0..count / callers {
                 let puts = (0..callers).map(|caller| {
