@@ -76,7 +76,8 @@ pub(crate) fn run(plan: &Plan) -> Result<Report> {
         for (operation, callers) in
             [(Operation::Put, 1), (Operation::Put, 16), (Operation::Put, 64), (Operation::Get, 1), (Operation::Get, 2)]
         {
-            let case = format!("redb, {}, {callers} callers", operation.name());
+            let plural = if callers == 1 { "" } else { "s" };
+            let case = format!("redb, {}, {callers} caller{plural}", operation.name());
             measure(plan, &mut report, &case, operation, callers, &mut embedded)?;
         }
         for operation in [Operation::Put, Operation::Get] {
