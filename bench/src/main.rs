@@ -1,1 +1,115 @@
-fn main() {}
+//! Peerscope measured side by side with what one would use in its place. `bench/README.md` says what each case means.
+
+mod cargo;
+mod footprint;
+mod measure;
+mod messages;
+mod overhead;
+mod process;
+mod report;
+mod storage;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+
+/// Whatever goes wrong ends the run with one line on stderr.
+pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+/// Measures Peerscope and its contenders, interleaved, and prints the medians.
+#[derive(Parser)]
+#[command(name = "peerscope-bench")]
+struct Args {
+    /// What to measure.
+    #[arg(required_unless_present = "serve")]
+    bench: Option<Bench>,
+    /// Print one JSON object a line in place of the table.
+    #[arg(long)]
+    json: bool,
+    /// How many times every contender is measured; the median is quoted.
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Three short rounds: to see that everything works, not to quote.
+    #[arg(long)]
+    quick: bool,
+    /// Measure only this contender; may be repeated.
+    #[arg(long, value_name = "WHO")]
+    only: Vec<String>,
+    /// Measure only the cases whose name contains this; may be repeated.
+    #[arg(long, value_name = "CASE")]
+    case: Vec<String>,
+    /// The server side of a contender, started by the bench itself: prints its address, ends when its stdin closes.
+    #[arg(long, hide = true, value_name = "CONTENDER")]
+    serve: Option<String>,
+    /// Where the contender's broker is.
+    #[arg(long, hide = true, value_name = "ADDRESS", requires = "serve")]
+    at: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Bench {
+    /// Requests between two processes over loopback.
+    Messages,
+    /// Durable puts and gets, on the embedded store and on Redis.
+    Storage,
+    /// The same paths with and without metrics, in time and in instructions (needs valgrind).
+    Overhead,
+    /// Memory, time to the first scrape, and size of an idle agent.
+    Footprint,
+}
+
+/// How long and how often to measure, and what.
+pub(crate) struct Plan {
+    pub(crate) rounds: u32,
+    pub(crate) quick: bool,
+    pub(crate) warm_up: Duration,
+    pub(crate) length: Duration,
+    only: Vec<String>,
+    case: Vec<String>,
+}
+
+impl Plan {
+    fn new(args: &Args) -> Self {
+        let (rounds, warm_up, length) = if args.quick {
+            (3, Duration::from_millis(50), Duration::from_millis(200))
+        } else {
+            (args.rounds, Duration::from_millis(200), Duration::from_secs(1))
+        };
+        Self { rounds, quick: args.quick, warm_up, length, only: args.only.clone(), case: args.case.clone() }
+    }
+
+    pub(crate) fn wants(&self, who: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|name| who == name)
+    }
+
+    pub(crate) fn wants_case(&self, case: &str) -> bool {
+        self.case.is_empty() || self.case.iter().any(|part| case.contains(part))
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("peerscope-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    if let Some(contender) = &args.serve {
+        return messages::serve(contender, args.at.as_deref());
+    }
+    let plan = Plan::new(args);
+    let report = match args.bench {
+        Some(Bench::Messages) => messages::run(&plan)?,
+        Some(Bench::Storage) => storage::run(&plan)?,
+        Some(Bench::Overhead) => overhead::run(&plan)?,
+        Some(Bench::Footprint) => footprint::run(&plan)?,
+        None => return Ok(()),
+    };
+    report.print(args.json)
+}

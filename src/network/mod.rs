@@ -81,7 +81,7 @@ impl Receipt {
 
     /// Its answer is encoded.
     #[inline]
-    pub(crate) fn complete(mut self, outcome: Result<(), ErrorCode>) {
+    pub fn complete(mut self, outcome: Result<(), ErrorCode>) {
         self.completed = true;
         match (outcome, self.kind) {
             (Ok(()), Some(kind)) => self.metrics.message_handled(kind, self.timer),

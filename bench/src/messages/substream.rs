@@ -1,0 +1,248 @@
+//! The ceiling: one long-lived substream over libp2p's TCP + Noise + Yamux, and on it length-delimited frames, with
+//! nothing else: no swarm, no ids, no access control. Requests are pipelined and answered in order.
+//!
+//! Both sides take all that has arrived, and write what results from it in one go: Yamux makes of every write a frame
+//! of its own, encrypts it by itself and hands it to the kernel by itself, so a batch costs what one message costs.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::time::Instant;
+
+use futures::future::{Either, select};
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt};
+use libp2p::core::muxing::{StreamMuxerBox, StreamMuxerExt, SubstreamBox};
+use libp2p::core::transport::{Boxed, DialOpts, ListenerId, PortUse, TransportEvent};
+use libp2p::core::{Endpoint, Transport, upgrade};
+use libp2p::{Multiaddr, PeerId, identity, noise, tcp, yamux};
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+
+use super::{Answers, Contender, Flavour, Load, Operation, check};
+use crate::measure::{Round, Window, nanos};
+use crate::process::announce_and_wait;
+use crate::{Error, Result};
+
+/// A read takes this much at most: more than 128 messages in flight make.
+const READ: usize = 64 * 1024;
+
+/// Where the substream and the connection beneath it run. On an idle machine a single request is fastest with two
+/// tasks on two threads, which keep each other's core from sleeping; at full load one task is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Variant {
+    flavour: Flavour,
+    /// Both are polled by one task, as in a handler's `poll`; if not, each has a task of its own.
+    one_task: bool,
+}
+
+impl Variant {
+    pub(super) fn named(name: &str) -> Option<Self> {
+        let (flavour, one_task) = match name {
+            "substream, two tasks" => (Flavour::MultiThread, false),
+            "substream, one task" => (Flavour::MultiThread, true),
+            "substream, one thread" => (Flavour::CurrentThread, true),
+            _ => return None,
+        };
+        Some(Self { flavour, one_task })
+    }
+}
+
+fn transport() -> Result<Boxed<(PeerId, StreamMuxerBox)>> {
+    let key = identity::Keypair::generate_ed25519();
+    Ok(tcp::tokio::Transport::new(tcp::Config::new())
+        .upgrade(upgrade::Version::V1)
+        .authenticate(noise::Config::new(&key)?)
+        .multiplex(yamux::Config::default())
+        .boxed())
+}
+
+/// Drives the connection and `work` until `work` is done or the connection fails.
+async fn with_connection<T>(
+    mut muxer: StreamMuxerBox,
+    one_task: bool,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let connection = poll_fn(move |cx| match muxer.poll_unpin(cx) {
+        std::task::Poll::Ready(Err(error)) => std::task::Poll::Ready(Error::from(error)),
+        _ => std::task::Poll::Pending,
+    });
+    if !one_task {
+        let connection = tokio::spawn(connection);
+        let result = work.await;
+        connection.abort();
+        return result;
+    }
+    // The substream first, so that what it writes goes out in the same turn.
+    match select(pin!(work), connection).await {
+        Either::Left((result, _)) => result,
+        Either::Right((error, _)) => Err(error),
+    }
+}
+
+pub(super) fn serve(variant: Variant) -> Result<()> {
+    let runtime = variant.flavour.runtime()?;
+    let (address, server) = runtime.block_on(async {
+        let mut transport = transport()?;
+        transport.listen_on(ListenerId::next(), "/ip4/127.0.0.1/tcp/0".parse()?)?;
+        let address = loop {
+            if let TransportEvent::NewAddress { listen_addr, .. } = transport.select_next_some().await {
+                break listen_addr;
+            }
+        };
+        Ok::<_, Error>((address, accept(transport, variant)))
+    })?;
+    runtime.spawn(async move {
+        if let Err(error) = server.await {
+            eprintln!("substream: {error}");
+        }
+    });
+    // A current-thread runtime runs only in here.
+    runtime.block_on(runtime.spawn_blocking(move || announce_and_wait(&address.to_string())))?
+}
+
+async fn accept(mut transport: Boxed<(PeerId, StreamMuxerBox)>, variant: Variant) -> Result<()> {
+    loop {
+        if let TransportEvent::Incoming { upgrade, .. } = transport.select_next_some().await {
+            let (_, mut muxer) = upgrade.await?;
+            let stream = poll_fn(|cx| muxer.poll_inbound_unpin(cx)).await?;
+            tokio::spawn(with_connection(muxer, variant.one_task, answer(stream)));
+        }
+    }
+}
+
+async fn answer(mut stream: SubstreamBox) -> Result<()> {
+    let answers = Answers::new();
+    let (mut input, mut output) = (Frames::new(), Vec::with_capacity(READ));
+    while input.read(&mut stream).await? {
+        output.clear();
+        while let Some(request) = input.next() {
+            push_frame(&mut output, answers.answer(request));
+        }
+        write(&mut stream, &output).await?;
+    }
+    Ok(())
+}
+
+pub(super) struct Client {
+    runtime: Runtime,
+    loads: tokio::sync::mpsc::Sender<(Operation, usize, Window)>,
+    rounds: tokio::sync::mpsc::Receiver<Vec<u32>>,
+    task: JoinHandle<Result<()>>,
+}
+
+impl Client {
+    pub(super) fn connect(address: &str, variant: Variant) -> Result<Self> {
+        let runtime = variant.flavour.runtime()?;
+        let address: Multiaddr = address.parse()?;
+        let (loads, mut next_load) = tokio::sync::mpsc::channel(1);
+        let (done, rounds) = tokio::sync::mpsc::channel(1);
+        let task = runtime.spawn(async move {
+            let options = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
+            let (_, mut muxer) = transport()?.dial(address, options)?.await?;
+            let mut stream = poll_fn(|cx| muxer.poll_outbound_unpin(cx)).await?;
+            let rounds = async move {
+                while let Some((operation, in_flight, window)) = next_load.recv().await {
+                    done.send(pipeline(&mut stream, operation, in_flight, window).await?).await?;
+                }
+                Ok(())
+            };
+            with_connection(muxer, variant.one_task, rounds).await
+        });
+        Ok(Self { runtime, loads, rounds, task })
+    }
+}
+
+impl Contender for Client {
+    fn round(&mut self, load: &Load) -> Result<Round> {
+        self.runtime.block_on(async {
+            // When the task is gone, its own error says why.
+            let _ = self.loads.send((load.operation, load.in_flight, load.window)).await;
+            match self.rounds.recv().await {
+                Some(taken) => load.window.round(taken),
+                None => Err((&mut self.task).await?.err().unwrap_or_else(|| "the substream ended".into())),
+            }
+        })
+    }
+}
+
+/// Keeps `in_flight` requests on the substream until the window ends, and then waits for the last answers.
+async fn pipeline(
+    stream: &mut SubstreamBox,
+    operation: Operation,
+    in_flight: usize,
+    window: Window,
+) -> Result<Vec<u32>> {
+    let mut begun = VecDeque::with_capacity(in_flight);
+    let mut taken = Vec::with_capacity(1 << 20);
+    let (mut input, mut output) = (Frames::new(), Vec::with_capacity(READ));
+    let mut number = 0;
+    let mut free = in_flight;
+    let mut now = Instant::now();
+    loop {
+        if now < window.to && free > 0 {
+            output.clear();
+            for _ in 0..free {
+                push_frame(&mut output, &operation.request(number));
+                number += 1;
+                begun.push_back(now);
+            }
+            write(stream, &output).await?;
+            free = 0;
+        } else if begun.is_empty() {
+            return Ok(taken);
+        }
+        if !input.read(stream).await? {
+            return Err("the server side closed the substream".into());
+        }
+        now = Instant::now();
+        while let Some(answer) = input.next() {
+            check(answer)?;
+            let begin = begun.pop_front().ok_or("an answer to no request")?;
+            if window.contains(now) {
+                taken.push(nanos(now - begin));
+            }
+            free += 1;
+        }
+    }
+}
+
+async fn write(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<()> {
+    stream.write_all(bytes).await?;
+    Ok(stream.flush().await?)
+}
+
+fn push_frame(output: &mut Vec<u8>, body: &[u8]) {
+    output.extend_from_slice(&(body.len() as u32).to_be_bytes());
+    output.extend_from_slice(body);
+}
+
+/// Takes frames apart: four bytes of length in network order, and the body.
+struct Frames {
+    buffer: Vec<u8>,
+    begin: usize,
+    end: usize,
+}
+
+impl Frames {
+    fn new() -> Self {
+        Self { buffer: vec![0; READ], begin: 0, end: 0 }
+    }
+
+    /// Reads what is there, at least a byte; `false` at the end of the stream.
+    async fn read(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> Result<bool> {
+        self.buffer.copy_within(self.begin..self.end, 0);
+        self.end -= self.begin;
+        self.begin = 0;
+        let count = stream.read(self.buffer.get_mut(self.end..).unwrap_or_default()).await?;
+        self.end += count;
+        Ok(count > 0)
+    }
+
+    /// The next whole frame's body.
+    fn next(&mut self) -> Option<&[u8]> {
+        let (length, rest) = self.buffer.get(self.begin..self.end)?.split_first_chunk::<4>()?;
+        let body = rest.get(..u32::from_be_bytes(*length) as usize)?;
+        self.begin += 4 + body.len();
+        Some(body)
+    }
+}

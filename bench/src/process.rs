@@ -1,0 +1,125 @@
+//! The processes that a run starts: each is ended, by its own handle, when its guard is dropped.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::Result;
+
+/// A child process that does not outlive the run.
+pub(crate) struct Process(Child);
+
+impl Process {
+    pub(crate) fn spawn(command: &mut Command) -> Result<Self> {
+        Ok(Self(command.spawn()?))
+    }
+
+    /// Its resident memory, in bytes.
+    pub(crate) fn resident(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
+        Ok(resident(&status).ok_or("no VmRSS in the process's status")? * 1024)
+    }
+}
+
+/// The KiB in the line `VmRSS:    12345 kB` of a process's status.
+fn resident(status: &str) -> Option<u64> {
+    let (_, rest) = status.split_once("VmRSS:")?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself; there is nothing to do about that here.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts this binary as the server side of `contender`, and returns the address that it prints.
+pub(crate) fn serve(contender: &str, at: Option<&str>) -> Result<(Process, String)> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("--serve").arg(contender).stdin(Stdio::piped()).stdout(Stdio::piped());
+    if let Some(at) = at {
+        command.arg("--at").arg(at);
+    }
+    let mut process = Process(command.spawn()?);
+    let stdout = process.0.stdout.take().ok_or("the server side has no stdout")?;
+    let mut address = String::new();
+    BufReader::new(stdout).read_line(&mut address)?;
+    if address.trim().is_empty() {
+        return Err(format!("the server side of {contender} ended before it was ready").into());
+    }
+    Ok((process, address.trim().to_owned()))
+}
+
+/// The server side's half: prints the address, and returns when the bench closes stdin or is gone.
+pub(crate) fn announce_and_wait(address: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{address}")?;
+    stdout.flush()?;
+    drop(stdout);
+    std::io::stdin().lock().read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+/// Starts a `nats-server` on a port of its own choice and returns its URL.
+pub(crate) fn nats_server(dir: &Path) -> Result<(Process, String)> {
+    let mut command = Command::new("nats-server");
+    // It writes the port that it got into this folder.
+    command.args(["--addr", "127.0.0.1", "--port", "-1", "--ports_file_dir"]).arg(dir);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let process = Process(
+        command
+            .spawn()
+            .map_err(|error| format!("cannot start nats-server: {error}; Debian has it in `nats-server`"))?,
+    );
+    let ports = dir.join(format!("nats-server_{}.ports", process.0.id()));
+    let url = wait_for("nats-server's ports file", || {
+        let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(&ports).ok()?).ok()?;
+        Some(ports.get("nats")?.get(0)?.as_str()?.to_owned())
+    })?;
+    Ok((process, url))
+}
+
+/// Starts a `redis-server` that persists nothing, and returns its URL.
+pub(crate) fn redis_server() -> Result<(Process, String)> {
+    // Redis cannot be asked to choose a port; between this and its start another process could take it.
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let mut command = Command::new("redis-server");
+    command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"]).arg(port.to_string());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let start = command.spawn();
+    let process =
+        Process(start.map_err(|error| format!("cannot start redis-server: {error}; Debian has it in `redis-server`"))?);
+    wait_for("redis-server", || TcpStream::connect(("127.0.0.1", port)).ok())?;
+    Ok((process, format!("redis://127.0.0.1:{port}")))
+}
+
+/// Polls until `ready` gives something, 10 s at most: for what offers no event to wait on.
+pub(crate) fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(value) = ready() {
+            return Ok(value);
+        }
+        if Instant::now() > deadline {
+            return Err(format!("{what} did not come within 10 s").into());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resident_memory_is_read_from_a_status() {
+        assert_eq!(resident("VmHWM:\t   9000 kB\nVmRSS:\t   8192 kB\nRssAnon:\t 1 kB\n"), Some(8192));
+        assert_eq!(resident("Name:\tzombie\n"), None);
+        let own = std::fs::read_to_string("/proc/self/status").unwrap();
+        assert!(resident(&own).unwrap() > 100);
+    }
+}

@@ -1,0 +1,149 @@
+//! Durable puts and gets of 256-byte values: on the embedded store, and on Redis. One file a contender.
+
+mod group_commit;
+mod peerscope;
+mod plain_redb;
+mod redis;
+
+use std::path::Path;
+
+use bytes::Bytes;
+
+use crate::measure::{Round, Window};
+use crate::report::{Report, Unit};
+use crate::{Plan, Result, process};
+
+const VALUE: usize = 256;
+/// How many different keys are written, and exist before anything is read.
+const KEYS: usize = 100_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Operation {
+    Put,
+    Get,
+}
+
+impl Operation {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Put => "put",
+            Self::Get => "get",
+        }
+    }
+}
+
+/// The key of the operation with this number: neighbours in time are far apart in the tree.
+fn key(number: usize) -> Bytes {
+    // Knuth's multiplicative hash; it is odd and no multiple of 5, so that all keys occur.
+    format!("key-{:06}", number.wrapping_mul(2_654_435_761) % KEYS).into()
+}
+
+fn value() -> Bytes {
+    Bytes::from_static(&[7; VALUE])
+}
+
+/// Refuses a value that is not the one that was put: a fast wrong answer is worth nothing.
+fn check(value: Option<&[u8]>) -> Result<()> {
+    match value {
+        Some(value) if value.len() == VALUE => Ok(()),
+        _ => Err("a get did not answer what was put".into()),
+    }
+}
+
+/// What one round asks of a contender.
+#[derive(Debug, Clone, Copy)]
+struct Load {
+    operation: Operation,
+    callers: usize,
+    window: Window,
+}
+
+/// A store that is open and holds all keys.
+trait Contender {
+    fn round(&mut self, load: Load) -> Result<Round>;
+}
+
+type Contenders = Vec<(&'static str, Box<dyn Contender>)>;
+
+pub(crate) fn run(plan: &Plan) -> Result<Report> {
+    let mut report = Report::new("storage");
+    let dir = tempfile::tempdir()?;
+    let mut embedded = embedded(plan, dir.path())?;
+    let (_server, url) = process::redis_server()?;
+    let mut over_redis = over_redis(plan, &url)?;
+    for round in 1..=plan.rounds {
+        eprintln!("round {round} of {}", plan.rounds);
+        for (operation, callers) in
+            [(Operation::Put, 1), (Operation::Put, 16), (Operation::Put, 64), (Operation::Get, 1), (Operation::Get, 2)]
+        {
+            let plural = if callers == 1 { "" } else { "s" };
+            let case = format!("redb, {}, {callers} caller{plural}", operation.name());
+            measure(plan, &mut report, &case, operation, callers, &mut embedded)?;
+        }
+        for operation in [Operation::Put, Operation::Get] {
+            let case = format!("Redis, {}, 64 callers", operation.name());
+            measure(plan, &mut report, &case, operation, 64, &mut over_redis)?;
+        }
+    }
+    Ok(report)
+}
+
+fn embedded(plan: &Plan, dir: &Path) -> Result<Contenders> {
+    let mut contenders: Contenders = Vec::new();
+    if plan.wants(peerscope::NAME) {
+        contenders.push((peerscope::NAME, Box::new(peerscope::Store::local(dir.join("peerscope.redb"))?)));
+    }
+    if plan.wants(plain_redb::NAME) {
+        contenders.push((plain_redb::NAME, Box::new(plain_redb::Store::open(&dir.join("plain.redb"))?)));
+    }
+    if plan.wants(group_commit::NAME) {
+        contenders.push((group_commit::NAME, Box::new(group_commit::Store::open(&dir.join("group.redb"))?)));
+    }
+    Ok(contenders)
+}
+
+fn over_redis(plan: &Plan, url: &str) -> Result<Contenders> {
+    let mut contenders: Contenders = Vec::new();
+    if plan.wants(peerscope::NAME) {
+        contenders.push((peerscope::NAME, Box::new(peerscope::Store::redis(url)?)));
+    }
+    if plan.wants(redis::NAME) {
+        contenders.push((redis::NAME, Box::new(redis::Store::connect(url)?)));
+    }
+    Ok(contenders)
+}
+
+fn measure(
+    plan: &Plan,
+    report: &mut Report,
+    case: &str,
+    operation: Operation,
+    callers: usize,
+    contenders: &mut Contenders,
+) -> Result<()> {
+    if !plan.wants_case(case) {
+        return Ok(());
+    }
+    for (who, contender) in contenders {
+        let window = Window::new(plan.warm_up, plan.length);
+        let measured = contender.round(Load { operation, callers, window })?;
+        report.add(case, who, Unit::PerSecond, measured.per_second);
+        report.add(&format!("{case}, p50"), who, Unit::Microseconds, measured.p50_us);
+        report.add(&format!("{case}, p99"), who, Unit::Microseconds, measured.p99_us);
+    }
+    Ok(())
+}
+
+/// Puts all keys in one transaction: the start from which every embedded contender is measured.
+fn fill(database: &redb::Database) -> Result<()> {
+    let transaction = database.begin_write()?;
+    {
+        let mut table = transaction.open_table(TABLE)?;
+        for number in 0..KEYS {
+            table.insert(key(number).as_ref(), value().as_ref())?;
+        }
+    }
+    Ok(transaction.commit()?)
+}
+
+const TABLE: redb::TableDefinition<'_, &[u8], &[u8]> = redb::TableDefinition::new("values");
