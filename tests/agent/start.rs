@@ -4,11 +4,11 @@ use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::agent::{PATIENCE, Process, connect, eventually, peerscope, within};
+use crate::support::agent::{PATIENCE, Process, connect, eventually, peerscope};
 use crate::support::http::{self, Reply};
 use crate::support::metrics::value;
 
@@ -21,7 +21,8 @@ fn default_ports() -> File {
     let lock = File::options().create(true).write(true).truncate(false).open(path).unwrap();
     lock.lock().unwrap();
     for address in [(Ipv4Addr::UNSPECIFIED, 4001), (Ipv4Addr::LOCALHOST, 8080)] {
-        within(Duration::from_secs(60), &format!("{address:?} is free"), || TcpListener::bind(address).is_ok());
+        let what = format!("this test needs the default ports, and {address:?} is free (stop what listens there)");
+        eventually(&what, || TcpListener::bind(address).is_ok());
     }
     lock
 }

@@ -1,19 +1,19 @@
 //! A real agent: the built binary as a process of its own, with a data directory, a loopback address and
 //! a log that are nobody else's.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::http::{self, Reply};
+pub(crate) use super::process::Process;
 
 /// No test waits longer than this for anything that should come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -219,7 +219,7 @@ impl TestAgent {
 
     /// What it logged so far, without colours and without line ends.
     pub(crate) fn log(&self) -> Vec<String> {
-        self.process().log.lines.lock().unwrap().0.clone()
+        self.process().log.lines()
     }
 
     /// Waits for a line of the log that contains `text`.
@@ -342,106 +342,4 @@ pub(crate) fn own_address() -> Ipv4Addr {
 /// A port of `address` that nothing listens on. With an address of one's own nobody else will.
 pub(crate) fn free_port(address: Ipv4Addr) -> u16 {
     TcpListener::bind((address, 0)).unwrap().local_addr().unwrap().port()
-}
-
-/// A running `peerscope run`, whatever its arguments.
-pub(crate) struct Process {
-    pub(crate) child: Child,
-    pub(crate) log: Arc<Log>,
-    notify: UnixDatagram,
-}
-
-impl Process {
-    /// `notify_path` becomes its `NOTIFY_SOCKET`.
-    pub(crate) fn spawn(mut command: Command, notify_path: &Path) -> Self {
-        let _none_yet = std::fs::remove_file(notify_path);
-        let notify = UnixDatagram::bind(notify_path).unwrap();
-        command.env("NOTIFY_SOCKET", notify_path);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let log = Arc::new(Log::default());
-        let (stderr, reader) = (child.stderr.take().unwrap(), Arc::clone(&log));
-        std::thread::spawn(move || reader.read(stderr));
-        Self { child, log, notify }
-    }
-
-    /// The next message that it sends to systemd.
-    fn await_notification(&self) -> String {
-        let deadline = Instant::now() + PATIENCE;
-        self.notify.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-        let mut message = [0; 256];
-        loop {
-            match self.notify.recv(&mut message) {
-                Ok(length) => return String::from_utf8(message[..length].to_vec()).unwrap().trim_end().to_owned(),
-                Err(_) => assert!(
-                    Instant::now() < deadline && !self.log.lines.lock().unwrap().1,
-                    "no notification came; the log: {:#?}",
-                    self.log.lines.lock().unwrap().0
-                ),
-            }
-        }
-    }
-
-    /// Whether any message to systemd is waiting to be read.
-    pub(crate) fn has_notified(&self) -> bool {
-        self.notify.set_nonblocking(true).unwrap();
-        self.notify.recv(&mut [0; 256]).is_ok()
-    }
-
-    /// Waits until the process has ended. Its log ends with it.
-    pub(crate) fn ended(mut self, limit: Duration) -> ExitStatus {
-        let lines = self.log.lines.lock().unwrap();
-        let (lines, late) = self.log.changed.wait_timeout_while(lines, limit, |lines| !lines.1).unwrap();
-        assert!(!late.timed_out(), "the agent did not end within {limit:?}; its log: {:#?}", lines.0);
-        drop(lines);
-        self.child.wait().unwrap()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// What a process wrote to standard error.
-#[derive(Default)]
-pub(crate) struct Log {
-    /// The lines, and whether there will be no more.
-    lines: Mutex<(Vec<String>, bool)>,
-    changed: Condvar,
-}
-
-impl Log {
-    fn read(&self, stderr: ChildStderr) {
-        for line in BufReader::new(stderr).lines() {
-            let Ok(line) = line else { break };
-            self.lines.lock().unwrap().0.push(line);
-            self.changed.notify_all();
-        }
-        self.lines.lock().unwrap().1 = true;
-        self.changed.notify_all();
-    }
-
-    pub(crate) fn lines(&self) -> Vec<String> {
-        self.lines.lock().unwrap().0.clone()
-    }
-
-    /// Waits for a line that contains `text`.
-    #[track_caller]
-    pub(crate) fn await_line(&self, text: &str) -> String {
-        self.await_any(&[text])
-    }
-
-    /// Waits for a line that contains one of `texts`.
-    #[track_caller]
-    fn await_any(&self, texts: &[&str]) -> String {
-        let is_it = |line: &&String| texts.iter().any(|text| line.contains(text));
-        let found = |lines: &[String]| lines.iter().find(is_it).cloned();
-        let lines = self.lines.lock().unwrap();
-        let waited = self.changed.wait_timeout_while(lines, PATIENCE, |lines| found(&lines.0).is_none() && !lines.1);
-        let (lines, _) = waited.unwrap();
-        found(&lines.0).unwrap_or_else(|| panic!("no line with one of {texts:?} in {:#?}", lines.0))
-    }
 }

@@ -5,6 +5,7 @@ pub(crate) mod agent;
 pub(crate) mod http;
 #[cfg(feature = "metrics-prometheus")]
 pub(crate) mod metrics;
+pub(crate) mod process;
 pub(crate) mod redis;
 
 use peerscope::metrics::AgentInfo;
