@@ -9,14 +9,14 @@
 # - prometheus and promtool: always unpacked, never installed, so that no service starts.
 # - the Python package prometheus-client, whose OpenMetrics parser is the strictest: into the tools folder.
 #
-# The folder is $PEERSCOPE_TOOLS_DIR, by default target/tools. A second run finds everything there.
+# The folder is $TEST_TOOLS_DIR, by default target/tools. A second run finds everything there.
 # Progress goes to stderr.
 set -eu
 
 say() { echo "tools: $*" >&2; }
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
-tools=${PEERSCOPE_TOOLS_DIR:-$here/target/tools}
+tools=${TEST_TOOLS_DIR:-$here/target/tools}
 mkdir -p "$tools"
 tools=$(CDPATH='' cd -- "$tools" && pwd)
 # System programs such as nft live in sbin, which is not on everybody's PATH.
@@ -108,6 +108,6 @@ for directory in "$tools"/root/usr/lib/*-linux-gnu "$tools"/root/lib/*-linux-gnu
     [ -d "$directory" ] && libraries="$libraries:$directory"
 done
 [ -z "$libraries" ] || echo "export LD_LIBRARY_PATH=\"\${LD_LIBRARY_PATH:-}$libraries\""
-echo "export PEERSCOPE_PROMTOOL=\"$tools/root/usr/bin/promtool\""
-echo "export PEERSCOPE_PROMETHEUS=\"$tools/root/usr/bin/prometheus\""
-echo "export PEERSCOPE_PYTHONPATH=\"$tools/python\""
+echo "export TEST_PROMTOOL=\"$tools/root/usr/bin/promtool\""
+echo "export TEST_PROMETHEUS=\"$tools/root/usr/bin/prometheus\""
+echo "export TEST_PYTHONPATH=\"$tools/python\""

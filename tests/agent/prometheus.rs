@@ -24,7 +24,7 @@ impl Prometheus {
             targets.join(", ")
         );
         std::fs::write(home.join("prometheus.yml"), config).unwrap();
-        let program = std::env::var_os("PEERSCOPE_PROMETHEUS").unwrap_or_else(|| "prometheus".into());
+        let program = std::env::var_os("TEST_PROMETHEUS").unwrap_or_else(|| "prometheus".into());
         let address = own_address();
         let port = free_port(address);
         let child = Command::new(&program)

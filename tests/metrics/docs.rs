@@ -5,7 +5,7 @@ use std::process::Command;
 
 use peerscope::metrics::catalogue;
 
-const START: &str = "<!-- catalogue: written by `PEERSCOPE_BLESS=1 cargo test --test integration_metrics docs` -->\n";
+const START: &str = "<!-- catalogue: written by `TEST_BLESS=1 cargo test --test integration_metrics docs` -->\n";
 const END: &str = "<!-- /catalogue -->";
 
 #[test]
@@ -19,8 +19,8 @@ fn the_table_of_families_is_the_catalogue() {
         return;
     }
     assert!(
-        std::env::var_os("PEERSCOPE_BLESS").is_some(),
-        "docs/metrics.md is stale; run `PEERSCOPE_BLESS=1 cargo test --test integration_metrics docs` and commit it"
+        std::env::var_os("TEST_BLESS").is_some(),
+        "docs/metrics.md is stale; run `TEST_BLESS=1 cargo test --test integration_metrics docs` and commit it"
     );
     std::fs::write(path, format!("{before}{START}{current}{END}{after}")).unwrap();
 }
@@ -101,7 +101,7 @@ fn family(series: &str) -> &str {
 /// Prometheus itself takes the configuration and the alerts that operators copy.
 #[test]
 fn prometheus_takes_the_configuration_and_the_alerts() {
-    let promtool = std::env::var_os("PEERSCOPE_PROMTOOL").unwrap_or_else(|| "promtool".into());
+    let promtool = std::env::var_os("TEST_PROMTOOL").unwrap_or_else(|| "promtool".into());
     let mut command = Command::new(promtool);
     let output = command.args(["check", "config", "deploy/prometheus.yml"]).current_dir(env!("CARGO_MANIFEST_DIR"));
     let output = output.output().expect("promtool starts; tests/tools.sh gets it");

@@ -62,7 +62,7 @@ fn run(mut command: Command, input: &[u8]) -> Result<String, String> {
 }
 
 fn promtool(input: &[u8]) -> Result<String, String> {
-    let mut command = Command::new(std::env::var_os("PEERSCOPE_PROMTOOL").unwrap_or_else(|| "promtool".into()));
+    let mut command = Command::new(std::env::var_os("TEST_PROMTOOL").unwrap_or_else(|| "promtool".into()));
     command.args(["check", "metrics"]);
     run(command, input)
 }
@@ -101,7 +101,7 @@ fn the_strict_python_parser_accepts_openmetrics() {
     let reply = endpoint.connect().get("/metrics", &[("Accept", "application/openmetrics-text;version=1.0.0")]);
     let mut command = Command::new("python3");
     command.args(["-c", PARSER]).env("PYTHONIOENCODING", "utf-8");
-    if let Some(path) = std::env::var_os("PEERSCOPE_PYTHONPATH") {
+    if let Some(path) = std::env::var_os("TEST_PYTHONPATH") {
         command.env("PYTHONPATH", path);
     }
     let understood = run(command, &reply.body).unwrap_or_else(|complaint| panic!("{complaint}\n{}", reply.text()));
