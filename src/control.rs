@@ -69,6 +69,16 @@ pub enum Error {
     },
 }
 
+/// Where the control socket of a data directory is.
+///
+/// # Errors
+///
+/// When the system allows no socket path of that length.
+pub fn socket_path(data_dir: &Path) -> Result<PathBuf, Error> {
+    let path = data_dir.join(SOCKET_NAME);
+    if path.as_os_str().len() > MAX_PATH { Err(Error::PathTooLong(path)) } else { Ok(path) }
+}
+
 /// What the API works on.
 #[derive(Debug)]
 pub struct Api {
@@ -178,12 +188,9 @@ impl ControlServer {
     ///
     /// When the path is too long or the socket cannot be made.
     pub fn bind(data_dir: &Path, api: Api) -> Result<Self, Error> {
-        let path = data_dir.join(SOCKET_NAME);
+        let path = socket_path(data_dir)?;
         // Made under another name and moved when its mode is right: at no time can others open it.
         let draft = data_dir.join("control.new");
-        if draft.as_os_str().len().max(path.as_os_str().len()) > MAX_PATH {
-            return Err(Error::PathTooLong(path));
-        }
         let bind = || {
             match std::fs::remove_file(&draft) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -16,7 +16,10 @@ use crate::config::Config;
 use crate::control::{self, SOCKET_NAME};
 
 /// Longer than the agent needs for its slowest answer, one that waits for a peer.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const SLOW: Duration = Duration::from_secs(60);
+
+/// What the agent says of itself waits for nobody. The operator who asks an agent that hangs is to know soon.
+const QUICK: Duration = Duration::from_secs(5);
 
 /// What the agent answered.
 #[derive(Debug)]
@@ -39,10 +42,15 @@ pub(super) fn ask(config: &Config, method: Method, target: &str, body: Bytes) ->
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
     let dir = &config.node.data_dir;
+    let limit = if target.starts_with("/v1/keys/") { SLOW } else { QUICK };
     let answer = runtime.block_on(async {
-        tokio::time::timeout(TIMEOUT, exchange(dir, method, target, body))
-            .await
-            .unwrap_or_else(|_| Err(Failure::unavailable(format!("the agent did not answer within {TIMEOUT:?}"))))
+        tokio::time::timeout(limit, exchange(dir, method, target, body)).await.unwrap_or_else(|_| {
+            let socket = dir.join(SOCKET_NAME);
+            Err(Failure::unavailable(format!(
+                "the agent at {} did not answer within {limit:?}: it is running, but it hangs",
+                socket.display()
+            )))
+        })
     })?;
     if answer.status.is_success() || answer.status == StatusCode::NOT_FOUND {
         return Ok(answer);
@@ -51,7 +59,7 @@ pub(super) fn ask(config: &Config, method: Method, target: &str, body: Bytes) ->
 }
 
 async fn exchange(dir: &Path, method: Method, target: &str, body: Bytes) -> Result<Answer, Failure> {
-    let socket = dir.join(SOCKET_NAME);
+    let socket = control::socket_path(dir).map_err(|error| Failure::unavailable(error.to_string()))?;
     let stream = UnixStream::connect(&socket).await.map_err(|error| {
         let dir = dir.display();
         match error.kind() {

@@ -1,6 +1,6 @@
 //! `peerscope get`, `put` and `delete`, on the agent's own store or, with `--peer`, on a peer's.
 
-use std::io::{self, Read as _};
+use std::io::{self, IsTerminal as _, Read as _};
 
 use bytes::Bytes;
 use clap::Args;
@@ -46,7 +46,10 @@ pub(super) fn get(config: &Config, get: &Get, as_json: bool) -> Result<(), Failu
         return Err(not_found(&get.key));
     }
     if !as_json {
-        return print(&answer.body);
+        print(&answer.body)?;
+        // For eyes only: a pipe or a file gets the value byte for byte.
+        let ends_a_line = answer.body.last().is_none_or(|&last| last == b'\n');
+        return if io::stdout().is_terminal() && !ends_a_line { print(b"\n") } else { Ok(()) };
     }
     // JSON has no bytes: a value that is no text is given in hexadecimal.
     match std::str::from_utf8(&answer.body) {
@@ -72,7 +75,7 @@ pub(super) fn delete(config: &Config, delete: &Delete, as_json: bool) -> Result<
     let answer = client::ask(config, Method::DELETE, &target(&delete.key, &delete.peer), Bytes::new())?;
     let control::Deleted { deleted } = answer.json()?;
     if as_json {
-        return print_json(&json!({ "key": delete.key, "deleted": deleted }));
+        print_json(&json!({ "key": delete.key, "deleted": deleted }))?;
     }
     if deleted { Ok(()) } else { Err(not_found(&delete.key)) }
 }

@@ -43,10 +43,11 @@ struct Cli {
 
 #[derive(Debug, Args)]
 struct Common {
-    /// The configuration file; without one, the defaults hold
+    /// The configuration file; without this and without PEERSCOPE_CONFIG, the defaults hold
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
-    /// Where the key, the store and the control socket are [default: $XDG_STATE_HOME/peerscope]
+    /// Where the key, the store and the control socket are [default: $XDG_STATE_HOME/peerscope, or
+    /// ~/.local/state/peerscope]
     #[arg(long, value_name = "DIR", global = true)]
     data_dir: Option<PathBuf>,
     /// Print JSON
@@ -93,6 +94,10 @@ impl Failure {
         Self { code: exit::FAILED, message: message.into() }
     }
 
+    fn usage(message: impl Into<String>) -> Self {
+        Self { code: exit::USAGE, message: message.into() }
+    }
+
     fn unavailable(message: impl Into<String>) -> Self {
         Self { code: exit::UNAVAILABLE, message: message.into() }
     }
@@ -130,8 +135,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(cli: Cli) -> Result<(), Failure> {
     let Cli { common, command } = cli;
     match command {
-        Command::Run(flags) => run::run(&common.load(&flags)?),
-        Command::Check(flags) => check::run(&common.load(&flags)?, common.json),
+        Command::Run(flags) => run::run(&flags.checked(common.load(&flags)?)?),
+        Command::Check(flags) => check::run(&flags.checked(common.load(&flags)?)?, common.json),
         Command::Id => id::run(&common.plain()?, common.json),
         Command::Status => status::run(&common.plain()?, common.json),
         Command::Peers => peers::run(&common.plain()?, common.json),

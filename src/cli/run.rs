@@ -9,6 +9,7 @@ use super::{Failure, logging};
 use crate::config::Config;
 use crate::node::Node;
 use crate::signal::Signals;
+use crate::storage::{self, BackendKind};
 
 /// A second signal this soon after the first is its echo and not somebody's second wish.
 const ECHO: Duration = Duration::from_millis(250);
@@ -37,10 +38,11 @@ pub(super) struct Flags {
     /// Where the data is: local or redis [default: local]
     #[arg(long, value_name = "BACKEND")]
     storage: Option<String>,
-    /// The Redis server, or several times the seeds of a cluster [default: redis://127.0.0.1:6379]
+    /// The Redis server, or several times the seeds of a cluster; a URL with a password belongs into the
+    /// configuration, since others can read this command line [default: redis://127.0.0.1:6379]
     #[arg(long, value_name = "URL")]
     redis_url: Vec<String>,
-    /// How much to log: error, warn, info, debug, trace [default: info]
+    /// How much to log: off, error, warn, info, debug, trace, or directives [default: info]
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
     /// How to log: text or json [default: text]
@@ -49,6 +51,16 @@ pub(super) struct Flags {
 }
 
 impl Flags {
+    /// Refuses a flag that would have no effect.
+    pub(super) fn checked(&self, config: Config) -> Result<Config, Failure> {
+        if !self.redis_url.is_empty() && config.storage.backend == BackendKind::Local {
+            return Err(Failure::usage(
+                "--redis-url has no effect while the data is in the local store; add --storage redis",
+            ));
+        }
+        Ok(config)
+    }
+
     /// The dotted keys that the flags set, with their values as YAML.
     pub(super) fn overrides(&self) -> Vec<(&'static str, String, &'static str)> {
         let one = |key, value: &Option<String>, flag| value.as_deref().map(|value| (key, text(value), flag));
@@ -83,6 +95,10 @@ pub(super) fn text(value: &str) -> String {
 
 pub(super) fn run(config: &Config) -> Result<(), Failure> {
     logging::init(&config.log);
+    let storage = &config.storage;
+    if storage.backend == BackendKind::Local && storage.redis.urls != storage::RedisConfig::default().urls {
+        tracing::warn!("storage.redis.urls has no effect while storage.backend is local");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("peerscope").build();
     let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
     let result = runtime.block_on(agent(config));

@@ -214,6 +214,8 @@ impl Check<'_> {
     fn path(&mut self, key: &str, path: &Path) {
         if path.as_os_str().is_empty() {
             self.refuse(key, "is empty; give a path, or leave the key out");
+        } else if path.starts_with("~") {
+            self.refuse(key, "begins with ~, which only a shell expands; write the path out");
         } else if path.as_os_str().as_encoded_bytes().contains(&0) {
             self.refuse(key, "contains a NUL character");
         }

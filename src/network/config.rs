@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use libp2p::identity::PublicKey;
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 use serde::{Deserialize, Serialize};
@@ -111,6 +112,9 @@ impl std::str::FromStr for BootstrapAddr {
         let Some(Protocol::P2p(peer)) = address.pop() else {
             return Err(format!("`{text}` does not end in /p2p/PEER_ID; write it like {BOOTSTRAP_EXAMPLE}"));
         };
+        if !is_whole(&peer) {
+            return Err(format!("`{peer}` in `{text}` is not a PeerId, such as {EXAMPLE_PEER}"));
+        }
         use Protocol::{Dns, Dns4, Dns6, Dnsaddr, Ip4, Ip6, QuicV1, Tcp, Udp};
         let parts: Vec<Protocol<'_>> = address.iter().collect();
         match parts.as_slice() {
@@ -136,7 +140,7 @@ impl std::fmt::Display for BootstrapAddr {
 impl std::str::FromStr for PeerIdText {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        text.parse().map(Self).map_err(|_| {
+        text.parse().ok().filter(is_whole).map(Self).ok_or_else(|| {
             format!("`{text}` is not a PeerId, such as {EXAMPLE_PEER}; `peerscope id` prints the one of an agent")
         })
     }
@@ -150,6 +154,14 @@ impl std::fmt::Display for PeerIdText {
 
 const EXAMPLE_PEER: &str = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
 const BOOTSTRAP_EXAMPLE: &str = "/ip4/203.0.113.1/tcp/4001/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
+
+/// Whether a PeerId that holds a public key (as those of Ed25519 do) holds a whole one. libp2p takes any
+/// bytes for one, so that `12D3KooWnope` would pass.
+fn is_whole(peer: &PeerId) -> bool {
+    const IDENTITY: u64 = 0; // the multihash code of data that is its own hash (multiformats' table)
+    let hash = peer.as_ref();
+    hash.code() != IDENTITY || PublicKey::try_decode_protobuf(hash.digest()).is_ok()
+}
 
 fn multiaddr(text: &str, example: &str) -> Result<Multiaddr, String> {
     text.parse().map_err(|error| format!("`{text}` is not a multiaddress ({error}); write it like {example}"))

@@ -78,6 +78,8 @@ impl Node {
     pub async fn bind(config: &Config) -> Result<Self, Error> {
         let started = Instant::now();
         let data_dir = &config.node.data_dir;
+        // Before anything is made there: the socket itself comes last.
+        control::socket_path(data_dir)?;
         prepare(data_dir).map_err(|source| Error::DataDir { path: data_dir.clone(), source })?;
         let lock = lock(data_dir)?;
         let keypair = identity::load_or_create(data_dir)?;
