@@ -1,7 +1,48 @@
 //! Which addresses of peers are believed. A peer can say anything about where it is.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use libp2p::Multiaddr;
+use libp2p::core::Transport;
+use libp2p::core::transport::{DialOpts, ListenerId, TransportError, TransportEvent};
 use libp2p::multiaddr::Protocol;
+
+/// A transport that dials addresses of usual stacks only.
+///
+/// TCP itself dials an address however often it repeats the PeerId at its end. A peer can spread such
+/// addresses of itself, and the stack of a dialed one becomes a label of libp2p's metrics.
+pub(super) struct UsualStacks<T>(pub(super) T);
+
+impl<T: Transport + Unpin> Transport for UsualStacks<T> {
+    type Output = T::Output;
+    type Error = T::Error;
+    type ListenerUpgrade = T::ListenerUpgrade;
+    type Dial = T::Dial;
+
+    fn listen_on(&mut self, id: ListenerId, address: Multiaddr) -> Result<(), TransportError<Self::Error>> {
+        self.0.listen_on(id, address)
+    }
+
+    fn remove_listener(&mut self, id: ListenerId) -> bool {
+        self.0.remove_listener(id)
+    }
+
+    fn dial(&mut self, address: Multiaddr, opts: DialOpts) -> Result<Self::Dial, TransportError<Self::Error>> {
+        if is_usual_stack(&address) {
+            self.0.dial(address, opts)
+        } else {
+            Err(TransportError::MultiaddrNotSupported(address))
+        }
+    }
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<TransportEvent<Self::ListenerUpgrade, Self::Error>> {
+        Pin::new(&mut self.0).poll(cx)
+    }
+}
 
 /// Whether the address is of one of the few kinds that an agent can listen on or be reached at: a host,
 /// TCP or QUIC, and at most one PeerId at its end.

@@ -17,6 +17,7 @@ use libp2p::{
     tcp, yamux,
 };
 
+use super::addresses::UsualStacks;
 use super::link::{LinkContext, Links};
 use super::{Config, Error};
 use crate::metrics::Registry;
@@ -61,13 +62,15 @@ pub(super) fn build(
     let psk = config.psk_file.as_deref().map(read_psk).transpose()?;
     let behaviour = Behaviour::new(config, &keypair, context)?;
     let transport = transport(&keypair, psk)?;
-    let builder = SwarmBuilder::with_existing_identity(keypair)
+    #[cfg(feature = "metrics-prometheus")]
+    let transport = libp2p::metrics::BandwidthTransport::new(transport, registry)
+        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)));
+    // Around the measured one: an address that is not dialed is not measured.
+    let transport = UsualStacks(transport.boxed());
+    Ok(SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
         .with_other_transport(|_| transport)
-        .map_err(build_error)?;
-    #[cfg(feature = "metrics-prometheus")]
-    let builder = builder.with_bandwidth_metrics(registry);
-    Ok(builder
+        .map_err(build_error)?
         .with_behaviour(|_| behaviour)
         .map_err(build_error)?
         .with_swarm_config(|swarm| swarm.with_idle_connection_timeout(IDLE_TIMEOUT))

@@ -63,7 +63,6 @@ pub struct Driver {
     waiting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), RequestError>>>>,
     listeners: HashMap<ListenerId, Multiaddr>,
     addresses: Vec<Multiaddr>,
-    max_peers: usize,
     metrics: MetricsCollector,
     health: Health,
     #[cfg(feature = "metrics-prometheus")]
@@ -92,7 +91,6 @@ impl Driver {
             waiting: HashMap::new(),
             listeners: HashMap::new(),
             addresses: Vec::new(),
-            max_peers: config.max_peers as usize,
             metrics,
             health,
             #[cfg(feature = "metrics-prometheus")]
@@ -222,7 +220,17 @@ impl Driver {
                 }
                 self.tell(Input::Identified { peer: peer_id, agent: info.agent_version });
             }
-            BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => self.on_discovered(found),
+            BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
+                for (peer, address) in found {
+                    tracing::debug!(%peer, %address, "found by mDNS");
+                    self.tell(Input::Found { peer, address });
+                }
+            }
+            BehaviourEvent::Mdns(mdns::Event::Expired(gone)) => {
+                for (peer, address) in gone {
+                    self.tell(Input::Expired { peer, address });
+                }
+            }
             _ => {}
         }
     }
@@ -252,17 +260,6 @@ impl Driver {
         let reason = reason.as_ref().err().map_or_else(|| "closed".to_owned(), ToString::to_string);
         tracing::error!(%address, reason, "A listener for peers ended; restart the agent to open it again");
         self.health.not_ready(Component::Network, format!("the listener on {address} ended: {reason}"));
-    }
-
-    fn on_discovered(&mut self, found: Vec<(PeerId, Multiaddr)>) {
-        for (peer, address) in found {
-            if self.peers.is_connected(&peer) || self.peers.count() >= self.max_peers {
-                continue;
-            }
-            tracing::debug!(%peer, %address, "found by mDNS");
-            let options = DialOpts::peer_id(peer).condition(PeerCondition::DisconnectedAndNotDialing);
-            let _already_dialing = self.swarm.dial(options.addresses(vec![address]).build());
-        }
     }
 
     fn on_dial_failed(&mut self, peer: PeerId, error: &DialError) {

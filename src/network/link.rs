@@ -31,7 +31,6 @@ use tokio::sync::{mpsc, watch};
 use self::handler::{Command, LinkHandler};
 pub(crate) use self::requester::Outgoing;
 use super::RequestHandler;
-use super::addresses::is_usual_stack;
 use super::protocol::{FrameError, RemoteError};
 use crate::metrics::MetricsCollector;
 use crate::metrics::labels::FailureReason;
@@ -201,8 +200,6 @@ enum Denied {
     TooManyPeers(usize),
     #[error("this agent is shutting down")]
     ShuttingDown,
-    #[error("{0} is no address that an agent listens on")]
-    OddAddress(Multiaddr),
 }
 
 impl Links {
@@ -279,16 +276,11 @@ impl NetworkBehaviour for Links {
         &mut self,
         connection: ConnectionId,
         peer: PeerId,
-        address: &Multiaddr,
+        _: &Multiaddr,
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
         self.check_room(&peer)?;
-        // A peer can spread odd addresses of its own that lead to it all the same, and the protocol stack
-        // of a connection's address becomes a label of libp2p's metrics.
-        if !is_usual_stack(address) {
-            return Err(ConnectionDenied::new(Denied::OddAddress(address.clone())));
-        }
         Ok(self.handler(connection, peer))
     }
 

@@ -17,6 +17,11 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// accepts and then closes at once (a full one, or one that does not allow us) is not hammered.
 const STABLE_AFTER: Duration = Duration::from_secs(5);
 
+/// Peers found on the local network that are dialed; more are not.
+const MAX_FOUND: usize = 256;
+/// Addresses that are kept of one found peer.
+const MAX_FOUND_ADDRESSES: usize = 8;
+
 /// Who opened the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -69,6 +74,16 @@ pub(super) enum Input {
     DialFailed {
         peer: PeerId,
     },
+    /// A peer was found on the local network.
+    Found {
+        peer: PeerId,
+        address: Multiaddr,
+    },
+    /// A peer that was found has not been heard of at this address for long.
+    Expired {
+        peer: PeerId,
+        address: Multiaddr,
+    },
     /// Time has passed.
     Tick,
 }
@@ -83,7 +98,7 @@ pub(super) struct Dial {
 #[derive(Debug)]
 pub(super) struct Peers {
     connected: HashMap<PeerId, PeerInfo>,
-    /// The configured peers, that the agent stays connected to.
+    /// The peers that the agent stays connected to: those configured, and those found.
     targets: HashMap<PeerId, Target>,
     /// Between 0 and 1: how much of the backoff's random half is waited.
     jitter: fn() -> f64,
@@ -92,10 +107,18 @@ pub(super) struct Peers {
 #[derive(Debug)]
 struct Target {
     addresses: Vec<Multiaddr>,
+    /// Whether it is here only because it was found.
+    found: bool,
     failures: u32,
     link_since: Option<Instant>,
     /// When to dial; `None` while connected or being dialed.
     next_dial: Option<Instant>,
+}
+
+impl Target {
+    fn new(found: bool, next_dial: Option<Instant>) -> Self {
+        Self { addresses: Vec::new(), found, failures: 0, link_since: None, next_dial }
+    }
 }
 
 impl Peers {
@@ -103,12 +126,7 @@ impl Peers {
         let mut targets: HashMap<PeerId, Target> = HashMap::new();
         // A fleet may share one list: an agent leaves itself out.
         for BootstrapAddr { peer, address } in bootstrap.iter().filter(|target| target.peer != local) {
-            let target = targets.entry(*peer).or_insert_with(|| Target {
-                addresses: Vec::new(),
-                failures: 0,
-                link_since: None,
-                next_dial: Some(now),
-            });
+            let target = targets.entry(*peer).or_insert_with(|| Target::new(false, Some(now)));
             target.addresses.push(address.clone());
         }
         Self { connected: HashMap::new(), targets, jitter }
@@ -157,9 +175,33 @@ impl Peers {
                     self.retry(peer, now);
                 }
             }
+            Input::Found { peer, address } => self.on_found(peer, address, now),
+            Input::Expired { peer, address } => self.on_expired(peer, &address),
             Input::Tick => {}
         }
         self.due(now)
+    }
+
+    /// Anyone on the local network can say that it found anyone: hence the bounds.
+    fn on_found(&mut self, peer: PeerId, address: Multiaddr, now: Instant) {
+        let room = self.targets.values().filter(|target| target.found).count() < MAX_FOUND;
+        let next_dial = (!self.is_connected(&peer)).then_some(now);
+        if !room && !self.targets.contains_key(&peer) {
+            return;
+        }
+        let target = self.targets.entry(peer).or_insert_with(|| Target::new(true, next_dial));
+        if target.found && target.addresses.len() < MAX_FOUND_ADDRESSES && !target.addresses.contains(&address) {
+            target.addresses.push(address);
+        }
+    }
+
+    fn on_expired(&mut self, peer: PeerId, address: &Multiaddr) {
+        if let Some(target) = self.targets.get_mut(&peer).filter(|target| target.found) {
+            target.addresses.retain(|known| known != address);
+            if target.addresses.is_empty() {
+                self.targets.remove(&peer);
+            }
+        }
     }
 
     fn on_connected(&mut self, peer: PeerId, address: Multiaddr, direction: Direction, now: Instant) {
@@ -281,6 +323,38 @@ mod tests {
         let local = PeerId::random();
         let mut peers = Peers::new(&[BootstrapAddr { peer: local, address: address() }], local, now, || 0.0);
         assert_eq!(peers.handle(Input::Tick, now), vec![]);
+    }
+
+    /// Two agents that find each other in the same moment dial from and to the same ports. TCP makes one
+    /// connection of that, in which both are the dialer, and both dials fail: the second attempt matters.
+    #[test]
+    fn a_found_peer_is_dialed_until_it_expires() {
+        let start = Instant::now();
+        let (mut peers, configured) = table(start);
+        peers.handle(Input::Tick, start);
+        let peer = PeerId::random();
+        let found = || Input::Found { peer, address: address() };
+        assert_eq!(peers.handle(found(), start), vec![Dial { peer, addresses: vec![address()] }]);
+        assert_eq!(peers.handle(found(), start), vec![], "it is being dialed");
+        peers.handle(Input::DialFailed { peer }, start);
+        assert_eq!(peers.handle(Input::Tick, start + BACKOFF_MIN).len(), 1);
+        peers.handle(connected(peer), start);
+        peers.handle(Input::Disconnected { peer, remaining: 0 }, start);
+        assert!(peers.next_tick().is_some());
+        peers.handle(Input::Expired { peer, address: address() }, start);
+        assert_eq!(peers.next_tick(), None, "nobody is left to be dialed");
+        // What is configured stays, whatever is said of it.
+        peers.handle(Input::Found { peer: configured, address: "/ip4/10.0.0.1/tcp/1".parse().unwrap() }, start);
+        peers.handle(Input::Expired { peer: configured, address: address() }, start);
+        peers.handle(Input::DialFailed { peer: configured }, start);
+        assert_eq!(
+            peers.handle(Input::Tick, start + BACKOFF_MIN),
+            vec![Dial { peer: configured, addresses: vec![address()] }]
+        );
+        for _ in 0..2 * MAX_FOUND {
+            peers.handle(Input::Found { peer: PeerId::random(), address: address() }, start);
+        }
+        assert_eq!(peers.targets.len(), MAX_FOUND + 1);
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use peerscope::identity;
+
 /// In a namespace of its own (`unshare`): makes the second one, the cable, and runs an agent in each. What
 /// it started ends with it: a process that has lost its standard input's writer stops.
 const SCRIPT: &str = r#"
@@ -65,7 +67,7 @@ fn peers(data_dir: &Path) -> String {
 }
 
 fn peer_id(data_dir: &Path) -> String {
-    let key = peerscope::identity::load(data_dir).unwrap();
+    let key = identity::load(&data_dir.join(identity::FILE_NAME)).unwrap();
     key.public().to_peer_id().to_string()
 }
 
