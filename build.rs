@@ -4,8 +4,12 @@ use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-env-changed=PEERSCOPE_REVISION");
-    println!("cargo:rerun-if-changed=.git/HEAD");
-    println!("cargo:rerun-if-changed=.git/logs/HEAD");
+    println!("cargo:rerun-if-changed=build.rs");
+    // The log of HEAD changes with every commit. A path that does not exist would mean a new build each time.
+    let log = output("git", &["rev-parse", "--git-path", "logs/HEAD"]);
+    if let Some(log) = log.filter(|log| std::path::Path::new(log).exists()) {
+        println!("cargo:rerun-if-changed={log}");
+    }
     // A package builder without a checkout sets PEERSCOPE_REVISION.
     let revision = std::env::var("PEERSCOPE_REVISION").ok();
     let revision = revision.or_else(|| output("git", &["rev-parse", "--short=12", "HEAD"]));

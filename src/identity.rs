@@ -104,7 +104,13 @@ fn create(path: &Path) -> Result<Keypair, Error> {
     let error = |source| Error::Create { path: path.to_owned(), source };
     let key = Keypair::generate_ed25519();
     let bytes = key.to_protobuf_encoding().map_err(|e| error(io::Error::other(e)))?;
-    let draft = path.with_extension(format!("{}.new", std::process::id()));
+    let draft = path.with_extension("new");
+    // What a crash left behind was never anybody's key. The caller holds the lock on the directory.
+    if let Err(source) = std::fs::remove_file(&draft)
+        && source.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error(source));
+    }
     let written = write_private(&draft, &bytes).and_then(|()| std::fs::hard_link(&draft, path));
     let removed = std::fs::remove_file(&draft);
     match written {
@@ -154,6 +160,15 @@ mod tests {
         let path = dir.path().join(FILE_NAME);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the draft is gone");
+    }
+
+    #[test]
+    fn what_a_crash_left_behind_does_not_stop_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("identity.new"), b"half a k").unwrap();
+        let key = load_or_create(dir.path()).unwrap();
+        assert_eq!(load_or_create(dir.path()).unwrap().public(), key.public());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -10,7 +10,7 @@ tools=$(tests/tools.sh)
 eval "$tools"
 
 echo "tests: with the default features, documentation tests included" >&2
-cargo test "$@"
+cargo test --locked "$@"
 
 echo "tests: without metrics" >&2
-cargo test --no-default-features --lib --test integration_agent
+cargo test --locked --no-default-features --lib --test integration_agent

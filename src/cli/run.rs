@@ -109,7 +109,14 @@ pub(super) fn run(config: &Config) -> Result<(), Failure> {
 
 async fn agent(config: &Config) -> Result<(), Failure> {
     let mut signals = Signals::new().map_err(|error| Failure::failed(format!("cannot watch signals: {error}")))?;
-    let node = Node::bind(config).await.map_err(|error| Failure::failed(error.to_string()))?;
+    // Opening a large store can take minutes, and until it was checked it is not written to.
+    let node = tokio::select! {
+        node = Node::bind(config) => node.map_err(|error| Failure::failed(error.to_string()))?,
+        signal = signals.next() => {
+            tracing::info!("{signal} while starting: stopped");
+            return Ok(());
+        }
+    };
     notify(&[NotifyState::Ready]);
     let stop = async move {
         let signal = signals.next().await;
@@ -125,10 +132,10 @@ async fn agent(config: &Config) -> Result<(), Failure> {
         Instant::now()
     };
     let (stopping, stopped) = tokio::sync::oneshot::channel();
-    node.serve(async {
+    let served = node.serve(async {
         let _ = stopping.send(stop.await);
-    })
-    .await;
+    });
+    served.await.map_err(|error| Failure::failed(error.to_string()))?;
     if let Ok(since) = stopped.await {
         tracing::info!("Stopped after {:?}", since.elapsed());
     }

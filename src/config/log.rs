@@ -38,10 +38,13 @@ pub struct LogLevel(String);
 
 impl LogLevel {
     /// The filter for the subscriber. A bare level is about this agent; of the libraries under it only
-    /// warnings are let through, and not the one of libp2p-kad that it knows no peers yet.
+    /// warnings are let through, and not those that a lone agent or any stranger can cause at will.
     pub fn filter(&self) -> EnvFilter {
         if ["warn", "info", "debug", "trace"].iter().any(|level| level.eq_ignore_ascii_case(&self.0)) {
-            return EnvFilter::builder().parse_lossy(format!("warn,libp2p_kad=error,peerscope={}", self.0));
+            return EnvFilter::builder().parse_lossy(format!(
+                "warn,libp2p_kad=error,libp2p_identify=error,libp2p_yamux=error,libp2p_swarm=error,peerscope={}",
+                self.0
+            ));
         }
         // The text was parsed by the same rules when the value was made, so nothing is lost.
         EnvFilter::builder().parse_lossy(&self.0)

@@ -132,6 +132,10 @@ impl Behaviour {
             .with_max_pending_outgoing(Some(MAX_PENDING))
             .with_max_established_per_peer(Some(MAX_CONNECTIONS_PER_PEER))
             .with_max_established(Some(config.max_peers.saturating_mul(2)));
+        let mut limits = connection_limits::Behaviour::new(limits);
+        for peer in &context.reserved {
+            limits.bypass_peer_id(peer);
+        }
         let allowed = config.allow_peers.as_ref().map(|peers| {
             let mut allowed = allow_block_list::Behaviour::<AllowedPeers>::default();
             for peer in peers {
@@ -152,7 +156,7 @@ impl Behaviour {
             kad.set_mode(Some(kad::Mode::Server));
         }
         Ok(Self {
-            limits: connection_limits::Behaviour::new(limits),
+            limits,
             allowed: allowed.into(),
             links: Links::new(context),
             identify: identify::Behaviour::new(identify),

@@ -1,6 +1,7 @@
 //! Owns the swarm: commands in, events out.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,8 @@ pub(super) enum Command {
     Peers {
         reply: oneshot::Sender<Vec<PeerInfo>>,
     },
+    /// Takes nothing new; what is under way goes on.
+    Drain,
     Shutdown {
         grace: Duration,
         reply: oneshot::Sender<()>,
@@ -113,8 +116,14 @@ impl Driver {
     async fn listen(&mut self, config: &Config) -> Result<(), Error> {
         // All before the first: two configured addresses may share a port.
         for address in &config.listen {
-            check_free(&address.0)
-                .map_err(|error| Error::Listen { address: address.0.clone(), reason: error.to_string() })?;
+            check_free(&address.0).map_err(|error| {
+                let remedy = match error.kind() {
+                    ErrorKind::AddrInUse => "; stop what listens there, or choose another port",
+                    ErrorKind::AddrNotAvailable => "; this machine does not have that address",
+                    _ => "",
+                };
+                Error::Listen { address: address.0.clone(), reason: format!("{error}{remedy}") }
+            })?;
         }
         for address in &config.listen {
             let refused = |reason: String| Error::Listen { address: address.0.clone(), reason };
@@ -154,6 +163,7 @@ impl Driver {
                     Some(Command::Peers { reply }) => {
                         let _caller_gone = reply.send(self.list());
                     }
+                    Some(Command::Drain) => self.drain(),
                     Some(Command::Shutdown { grace, reply }) => {
                         self.shut_down(grace).await;
                         let _caller_gone = reply.send(());
@@ -192,7 +202,7 @@ impl Driver {
             }
             SwarmEvent::ConnectionClosed { peer_id, num_established, cause, .. } => {
                 if num_established == 0 {
-                    let cause = cause.map_or_else(|| "closed".to_owned(), |cause| cause.to_string());
+                    let cause = cause.map_or_else(|| "closed by this agent".to_owned(), |cause| innermost(&cause));
                     tracing::info!(peer = %peer_id, cause, "Peer disconnected");
                 }
                 self.tell(Input::Disconnected { peer: peer_id, remaining: num_established as usize });
@@ -211,7 +221,9 @@ impl Driver {
             }
             BehaviourEvent::Links(link::Event::Lost(peer, error)) => match error {
                 LinkError::Closed | LinkError::Io(_) => tracing::debug!(%peer, %error, "link lost"),
-                error => tracing::warn!(%peer, %error, "link closed"),
+                // Any stranger can cause these at will; the metrics count them.
+                error if self.peers.is_target(&peer) => tracing::warn!(%peer, %error, "link closed"),
+                error => tracing::debug!(%peer, %error, "link closed"),
             },
             BehaviourEvent::Links(link::Event::Drained) => self.links_drained = true,
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
@@ -264,7 +276,7 @@ impl Driver {
 
     fn on_dial_failed(&mut self, peer: PeerId, error: &DialError) {
         let reason = dial_problem(error);
-        if self.peers.is_first_failure(&peer) {
+        if self.peers.report(&peer) {
             tracing::warn!(%peer, reason, "A bootstrap peer cannot be reached; trying again until it can");
         } else {
             tracing::debug!(%peer, reason, "dialing failed");
@@ -334,12 +346,18 @@ impl Driver {
         list
     }
 
-    async fn shut_down(&mut self, grace: Duration) {
-        self.stopping = true;
+    fn drain(&mut self) {
+        if std::mem::replace(&mut self.stopping, true) {
+            return;
+        }
         for (id, _) in std::mem::take(&mut self.listeners) {
             self.swarm.remove_listener(id);
         }
         self.swarm.behaviour_mut().links.drain();
+    }
+
+    async fn shut_down(&mut self, grace: Duration) {
+        self.drain();
         self.serve_until(grace, |driver| driver.links_drained).await;
         if self.peers.count() > 0 {
             self.let_answers_arrive().await;

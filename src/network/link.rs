@@ -14,7 +14,8 @@ mod requester;
 mod responder;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ pub(crate) struct LinkContext {
     pub(crate) metrics: MetricsCollector,
     pub(crate) table: LinkTable,
     pub(crate) limits: Limits,
+    /// Configured peers, for whom there is always room: strangers cannot shut them out.
+    pub(crate) reserved: HashSet<PeerId>,
 }
 
 /// The bounds of one link.
@@ -72,6 +75,8 @@ pub(crate) enum LinkError {
     GaveUp(RemoteError),
     #[error("nothing was heard from the peer for {0:?}")]
     Silent(Duration),
+    #[error("the peer took nothing of what waits for it for {0:?}")]
+    NotReading(Duration),
     #[error("the peer did not take up the link in time")]
     NotOpened,
 }
@@ -82,7 +87,9 @@ impl LinkError {
         match self {
             Self::Frame(FrameError::TooLarge { .. }) => Some(FailureReason::TooLarge),
             Self::Frame(FrameError::Malformed(_)) => Some(FailureReason::Malformed),
-            Self::Closed | Self::Io(_) | Self::GaveUp(_) | Self::Silent(_) | Self::NotOpened => None,
+            Self::Closed | Self::Io(_) | Self::GaveUp(_) | Self::Silent(_) | Self::NotReading(_) | Self::NotOpened => {
+                None
+            }
         }
     }
 }
@@ -188,6 +195,9 @@ pub(crate) struct Links {
     /// The caller's end of each connection's queue, until the link is up.
     queues: HashMap<ConnectionId, mpsc::Sender<Outgoing>>,
     connections: HashMap<PeerId, HashSet<ConnectionId>>,
+    /// The requests under way of each peer, over all of its connections, those included whose connection has
+    /// gone already.
+    in_flight: HashMap<PeerId, Weak<AtomicU32>>,
     /// Connections whose links still have to say that they are drained.
     draining: Option<HashSet<ConnectionId>>,
     events: VecDeque<ToSwarm<Event, Command>>,
@@ -204,7 +214,14 @@ enum Denied {
 
 impl Links {
     pub(crate) fn new(context: Arc<LinkContext>) -> Self {
-        Self { context, queues: HashMap::new(), connections: HashMap::new(), draining: None, events: VecDeque::new() }
+        Self {
+            context,
+            queues: HashMap::new(),
+            connections: HashMap::new(),
+            in_flight: HashMap::new(),
+            draining: None,
+            events: VecDeque::new(),
+        }
     }
 
     /// The links that are up.
@@ -244,16 +261,29 @@ impl Links {
         if self.draining.is_some() {
             return Err(ConnectionDenied::new(Denied::ShuttingDown));
         }
-        if self.connections.len() >= self.context.limits.max_peers && !self.connections.contains_key(peer) {
+        let known = self.connections.contains_key(peer) || self.context.reserved.contains(peer);
+        if self.connections.len() >= self.context.limits.max_peers && !known {
             return Err(ConnectionDenied::new(Denied::TooManyPeers(self.connections.len())));
         }
         Ok(())
     }
 
+    fn in_flight(&mut self, peer: PeerId) -> Arc<AtomicU32> {
+        if self.in_flight.len() > 2 * self.context.limits.max_peers {
+            self.in_flight.retain(|_, count| count.strong_count() > 0);
+        }
+        let count = self.in_flight.entry(peer).or_default();
+        count.upgrade().unwrap_or_else(|| {
+            let new = Arc::default();
+            *count = Arc::downgrade(&new);
+            new
+        })
+    }
+
     fn handler(&mut self, connection: ConnectionId, peer: PeerId) -> LinkHandler {
         let (sender, queue) = mpsc::channel(self.context.limits.max_in_flight as usize);
         self.queues.insert(connection, sender);
-        LinkHandler::new(peer, connection, queue, Arc::clone(&self.context))
+        LinkHandler::new(peer, connection, queue, self.in_flight(peer), Arc::clone(&self.context))
     }
 }
 

@@ -171,9 +171,7 @@ impl RequestError {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A listener could not be opened.
-    #[error(
-        "cannot listen for peers on {address}: {reason}; stop what listens there, or choose another address (network.listen, --listen)"
-    )]
+    #[error("cannot listen for peers on {address} (network.listen, --listen): {reason}")]
     Listen {
         /// The configured address.
         address: Multiaddr,
@@ -232,7 +230,9 @@ impl Network {
         };
         let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
         let table = LinkTable::default();
-        let context = link::LinkContext { handler, metrics: metrics.clone(), table: table.clone(), limits };
+        let named = config.allow_peers.iter().flatten().map(|peer| peer.0);
+        let reserved = config.bootstrap.iter().map(|target| target.peer).chain(named).collect();
+        let context = link::LinkContext { handler, metrics: metrics.clone(), table: table.clone(), limits, reserved };
         let swarm = behaviour::build(config, keypair, Arc::new(context), registry)?;
         let driver = Driver::bind(swarm, config, queue, metrics.clone(), registry, health).await?;
         let shared = Shared {
@@ -287,6 +287,13 @@ impl Network {
         if self.shared.commands.send(event_loop::Command::Shutdown { grace, reply }).await.is_ok() {
             let _stopped = done.await;
         }
+    }
+
+    /// Begins to stop: no new connections, peers' new requests are answered with `shutting down`. Our own
+    /// requests over links that are up still work, until [`Network::shutdown`].
+    pub async fn drain(&self) {
+        // When the event loop has ended there is nothing to drain.
+        let _ended = self.shared.commands.send(event_loop::Command::Drain).await;
     }
 
     async fn exchange(&self, peer: PeerId, request: Request) -> Result<Response, RequestError> {

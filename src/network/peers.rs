@@ -110,6 +110,8 @@ struct Target {
     /// Whether it is here only because it was found.
     found: bool,
     failures: u32,
+    /// Whether it was said that it cannot be reached, since it was last connected.
+    reported: bool,
     link_since: Option<Instant>,
     /// When to dial; `None` while connected or being dialed.
     next_dial: Option<Instant>,
@@ -117,7 +119,7 @@ struct Target {
 
 impl Target {
     fn new(found: bool, next_dial: Option<Instant>) -> Self {
-        Self { addresses: Vec::new(), found, failures: 0, link_since: None, next_dial }
+        Self { addresses: Vec::new(), found, failures: 0, reported: false, link_since: None, next_dial }
     }
 }
 
@@ -141,9 +143,15 @@ impl Peers {
         self.connected.contains_key(peer)
     }
 
-    /// Whether `peer` is one to stay connected to, and nothing has gone wrong with it since it last worked.
-    pub(super) fn is_first_failure(&self, peer: &PeerId) -> bool {
-        self.targets.get(peer).is_some_and(|target| target.failures == 0)
+    /// Whether it should be said that `peer` cannot be reached: it is one to stay connected to, and it was
+    /// not said since it was last connected.
+    pub(super) fn report(&mut self, peer: &PeerId) -> bool {
+        self.targets.get_mut(peer).is_some_and(|target| !std::mem::replace(&mut target.reported, true))
+    }
+
+    /// Whether `peer` is one to stay connected to.
+    pub(super) fn is_target(&self, peer: &PeerId) -> bool {
+        self.targets.contains_key(peer)
     }
 
     pub(super) fn list(&self) -> impl Iterator<Item = &PeerInfo> {
@@ -217,6 +225,7 @@ impl Peers {
         info.connections += 1;
         if let Some(target) = self.targets.get_mut(&peer) {
             target.next_dial = None;
+            target.reported = false;
         }
     }
 

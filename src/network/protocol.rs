@@ -132,7 +132,8 @@ pub struct RemoteError {
 impl RemoteError {
     /// An error with its text, which is cut at 512 bytes.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        let mut message = message.into();
+        // A peer's words end up in logs and on terminals: they may not break a line or steer the screen.
+        let mut message: String = message.into().replace(char::is_control, " ");
         let mut end = MAX_ERROR_TEXT.min(message.len());
         while !message.is_char_boundary(end) {
             end -= 1;
@@ -325,7 +326,7 @@ pub struct FrameReader {
 impl FrameReader {
     /// Room for one read when no large frame is under way, in bytes. Small, since every peer has two of these.
     const IDLE_ROOM: usize = 4 * 1024;
-    /// Room for one read when the peer keeps filling it, in bytes.
+    /// The most room for one read behind what has come of a large frame, in bytes.
     const BUSY_ROOM: usize = 64 * 1024;
 
     /// A reader of frames of at most `max_frame` bytes.
@@ -467,6 +468,12 @@ mod tests {
         let mut reader = FrameReader::new(100);
         let frames = read_all::<RequestFrame>(&mut reader, &[4, 0x08, 7, 0x7a, 0], 100).unwrap();
         assert_eq!(frames, vec![RequestFrame { id: 7, body: None }]);
+    }
+
+    #[test]
+    fn an_error_text_cannot_break_a_line_or_steer_a_terminal() {
+        let body = ErrorBody { code: 1, message: "no\nINFO PeerId\u{1b}[2J\u{85}\r".into() };
+        assert_eq!(RemoteError::from(body).message, "no INFO PeerId [2J  ");
     }
 
     #[test]

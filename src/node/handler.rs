@@ -15,9 +15,9 @@ use crate::network::protocol::{ErrorCode, RemoteError, Request, Response};
 use crate::network::{Answer, Receipt, RequestHandler};
 use crate::storage::{self, Storage};
 
-/// How long one request may take. Longer than a storage backend needs to fail by its own bounds, so
-/// that this is only met when a backend hangs.
-const TIMEOUT: Duration = Duration::from_secs(12);
+/// How much longer one request may take than the store needs to fail by its own bounds: the limit is only
+/// met when a backend hangs, and what the store has to say of a failure is heard first.
+const MARGIN: Duration = Duration::from_secs(3);
 
 /// Who may do what. Nobody may do anything that no rule allows; `ping` needs no rule.
 #[derive(Debug, Clone)]
@@ -108,8 +108,9 @@ async fn execute(storage: &Storage, request: Request) -> Result<Response, Remote
     if let Poll::Ready(result) = futures::poll!(work.as_mut()) {
         return result;
     }
-    let late = |_| Err(RemoteError::new(ErrorCode::Timeout, format!("the store did not answer within {TIMEOUT:?}")));
-    tokio::time::timeout(TIMEOUT, work).await.unwrap_or_else(late)
+    let limit = storage.patience() + MARGIN;
+    let late = |_| Err(RemoteError::new(ErrorCode::Timeout, format!("the store did not answer within {limit:?}")));
+    tokio::time::timeout(limit, work).await.unwrap_or_else(late)
 }
 
 /// What a peer is told of a storage error: enough to act on, nothing of this machine's paths or servers.

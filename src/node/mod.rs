@@ -26,7 +26,13 @@ use crate::storage::{self, Storage};
 /// How long requests under way may take to finish once the agent was told to stop.
 pub const DRAIN: Duration = Duration::from_secs(10);
 
-/// Why the agent could not start.
+/// What requests of peers get at least, when local callers have used up [`DRAIN`].
+const LAST_MOMENT: Duration = Duration::from_secs(1);
+
+/// How long the store may take to close.
+const CLOSE: Duration = Duration::from_secs(5);
+
+/// Why the agent could not start, or not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The data directory cannot be made or used.
@@ -49,6 +55,9 @@ pub enum Error {
     /// The network cannot be started.
     #[error(transparent)]
     Network(#[from] network::Error),
+    /// A part of the running agent ended by itself, which is a defect.
+    #[error("{0} of this agent has failed, which is a defect worth a report; the log says more")]
+    Died(&'static str),
     /// The control socket cannot be opened.
     #[error(transparent)]
     Control(#[from] control::Error),
@@ -165,27 +174,50 @@ impl Node {
 
     /// Serves until `stop` completes. Then: accept nothing new, finish what is in flight within
     /// [`DRAIN`], close the store, and return. The endpoint goes last, so that the end can be watched.
-    pub async fn serve(self, stop: impl Future<Output = ()>) {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Died`] when a part of the agent ended by itself. The rest was stopped in order.
+    pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         let Self { storage, network, driver, control, endpoint, lock, .. } = self;
         let (stopping, stopped) = watch::channel(false);
-        let driver = tokio::spawn(driver.run());
+        let mut driver = tokio::spawn(driver.run());
         let mut control = tokio::spawn(control.run(stopped));
-        stop.await;
+        // Neither of the two ends by itself. If one does, it panicked: better to be started anew than to run on
+        // without peers and look well.
+        let (driver_ended, control_ended) = tokio::select! {
+            () = stop => (false, false),
+            _ = &mut driver => (true, false),
+            _ = &mut control => (false, true),
+        };
         let deadline = Instant::now() + DRAIN;
+        network.drain().await;
         // Local callers first: their requests to peers need the links.
         let _ = stopping.send(true);
-        if tokio::time::timeout(DRAIN, &mut control).await.is_err() {
+        if !control_ended && tokio::time::timeout(DRAIN, &mut control).await.is_err() {
             tracing::warn!("stopping although clients of the control socket still wait");
             control.abort();
         }
-        network.shutdown(deadline.saturating_duration_since(Instant::now())).await;
-        // It ends with the shutdown; a panic in it was logged by the panic hook.
-        let _ended = driver.await;
-        storage.close().await;
+        // The peers' requests have been draining all the while; what is left of them gets a moment in any case.
+        let left = deadline.saturating_duration_since(Instant::now());
+        network.shutdown(left.max(LAST_MOMENT)).await;
+        if !driver_ended {
+            // It ends with the shutdown; a panic in it was logged by the panic hook.
+            let _ended = driver.await;
+        }
+        // Nobody waits for an acknowledgement any more, so that a disk that hangs may be left alone.
+        if tokio::time::timeout(CLOSE, storage.close()).await.is_err() {
+            tracing::warn!("the store did not close within {CLOSE:?}; exiting without it");
+        }
         if let Some(endpoint) = endpoint {
             endpoint.shutdown().await;
         }
         drop(lock);
+        match (driver_ended, control_ended) {
+            (false, false) => Ok(()),
+            (true, _) => Err(Error::Died("the network")),
+            (_, true) => Err(Error::Died("the control socket")),
+        }
     }
 }
 

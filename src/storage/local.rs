@@ -129,11 +129,17 @@ impl LocalStorageBackend {
             let shared = Arc::new(Shared::default());
             let (queue, jobs) = std::sync::mpsc::sync_channel(QUEUE_WRITES);
             let (alive, ended) = watch::channel(());
+            let after = health.clone();
             let writer = Writer::new(generation, options, shared.clone(), metrics, health.clone());
             std::thread::Builder::new()
                 .name("peerscope-store".into())
                 .spawn(move || {
-                    writer.run(&jobs);
+                    // What redb asserts in a place where nobody catches it ends the writer. That has to show.
+                    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| writer.run(&jobs))) {
+                        let reason = format!("the store's writer failed: {}", open::panic_text(&*panic));
+                        tracing::error!(reason, "The store takes no more writes; restart the agent");
+                        after.not_ready(Component::Storage, reason);
+                    }
                     drop(alive);
                 })
                 .map_err(|source| OpenError::Io { path: path.clone(), source })?;

@@ -198,6 +198,9 @@ pub enum OpenError {
     Redis(String),
 }
 
+/// The embedded store has no deadline of its own. A queue full of the largest batches is written in less.
+const LOCAL_PATIENCE: Duration = Duration::from_secs(9);
+
 /// A handle on the store. Cloning shares it.
 #[derive(Debug, Clone)]
 pub struct Storage {
@@ -312,6 +315,14 @@ impl Storage {
     /// Which backend holds the data.
     pub fn backend(&self) -> Backend {
         self.backend
+    }
+
+    /// How long an operation may take until the backend itself gives it up.
+    pub fn patience(&self) -> Duration {
+        match &*self.engine {
+            Engine::Local(_) => LOCAL_PATIENCE,
+            Engine::Redis(redis) => redis.patience(),
+        }
     }
 
     /// The longest value, in bytes.

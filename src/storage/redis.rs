@@ -51,9 +51,11 @@ use super::{Error, OpenError, RedisConfig};
 use crate::metrics::labels::Component;
 use crate::metrics::{Health, MetricsCollector};
 
-/// The most operations under way at once. Far above what saturates a server, low enough that their
-/// copies of keys and values stay within memory.
+/// The most operations under way at once: far above what saturates a server.
 const MAX_IN_FLIGHT: usize = 4096;
+/// The most KiB of keys and values in the writes under way. Each stands in memory twice, once as the caller's
+/// and once as the command.
+const MAX_WRITING_KIB: usize = 64 * 1024;
 /// The most operations that wait for a retry at once: an outage may not gather every caller there is.
 const MAX_WAITING: usize = 1024;
 /// How long `close` waits for the operations under way.
@@ -67,6 +69,8 @@ pub struct RedisStorageBackend {
     in_flight: Semaphore,
     /// Operations that wait for a retry.
     waiting: Semaphore,
+    /// KiB of the writes under way.
+    writing: Semaphore,
     closing: AtomicBool,
     supervisor: AbortHandle,
     key_prefix: Vec<u8>,
@@ -113,6 +117,7 @@ impl RedisStorageBackend {
             shared,
             in_flight: Semaphore::new(MAX_IN_FLIGHT),
             waiting: Semaphore::new(MAX_WAITING),
+            writing: Semaphore::new(MAX_WRITING_KIB),
             closing: AtomicBool::new(false),
             supervisor: tokio::spawn(supervisor.run()).abort_handle(),
             key_prefix: config.key_prefix.clone().into_bytes(),
@@ -145,6 +150,8 @@ impl RedisStorageBackend {
     pub async fn put(&self, key: &Bytes, value: &Bytes) -> Result<(), Error> {
         let mut command = self.command("SET", key, value.len());
         command.arg(&value[..]);
+        let size = u32::try_from((key.len() + value.len()).div_ceil(1024)).unwrap_or(u32::MAX);
+        let _writing = self.writing.try_acquire_many(size).map_err(|_| Error::Busy(MAX_IN_FLIGHT))?;
         match self.execute(&command).await? {
             Value::Okay => Ok(()),
             other => Err(unexpected("SET", &other)),
@@ -162,6 +169,12 @@ impl RedisStorageBackend {
             Value::Int(removed) => Ok(removed > 0),
             other => Err(unexpected("DEL", &other)),
         }
+    }
+
+    /// How long an operation may take: each attempt its timeout, and the longest waits in between.
+    pub(super) fn patience(&self) -> Duration {
+        let attempts = 1 + u32::try_from(RETRY_CAPS.len()).unwrap_or(u32::MAX);
+        self.timeout.saturating_mul(attempts).saturating_add(RETRY_CAPS.iter().sum())
     }
 
     /// Where the data is, without secrets.

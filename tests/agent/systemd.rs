@@ -36,7 +36,12 @@ fn an_agent_that_cannot_start_is_never_ready() {
     let command = agent.command(&["run", "--metrics-port", "0", "--listen", &listen]);
     let process = Process::spawn(command, &agent.home().join("notify.sock"));
     let message = process.log.await_line("peerscope: ");
-    assert!(message.contains(&format!("cannot listen for peers on {listen}: Address already in use")), "{message}");
+    assert!(
+        message.contains(&format!(
+            "cannot listen for peers on {listen} (network.listen, --listen): Address already in use"
+        )),
+        "{message}"
+    );
     assert!(!process.has_notified());
     assert_eq!(process.ended(Duration::from_secs(10)).code(), Some(1));
 }

@@ -168,7 +168,6 @@ async fn a_flood_of_substreams_ends_at_most_its_own_connection() {
     }
     raw.closed().await;
     scene.agent.connected(1).await;
-    assert!(streams.len() < 600 || raw.is_closed());
     scene.assert_unharmed().await;
 }
 

@@ -17,8 +17,8 @@ pub(super) const HIGH_WATER: usize = 256 * 1024;
 /// A buffer that grew past this is given back when it is empty.
 const KEPT_CAPACITY: usize = 16 * 1024;
 
-pub(super) struct Framed {
-    stream: Stream,
+pub(super) struct Framed<S = Stream> {
+    stream: S,
     reader: FrameReader,
     out: Vec<u8>,
     /// How much of `out` the stream has taken.
@@ -26,10 +26,12 @@ pub(super) struct Framed {
     unflushed: bool,
     /// Whether anything was received since it was last asked.
     received: bool,
+    /// Whether the peer took anything since it was last asked, or nothing waited for it.
+    taken: bool,
 }
 
-impl Framed {
-    pub(super) fn new(stream: Stream, max_frame: usize) -> Self {
+impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
+    pub(super) fn new(stream: S, max_frame: usize) -> Self {
         Self {
             stream,
             reader: FrameReader::new(max_frame),
@@ -37,6 +39,7 @@ impl Framed {
             written: 0,
             unflushed: false,
             received: false,
+            taken: true,
         }
     }
 
@@ -63,6 +66,12 @@ impl Framed {
 
     /// Queues a frame; [`Framed::poll_write`] sends it.
     pub(super) fn push(&mut self, frame: &impl prost::Message) {
+        // A peer that takes a little at a time never lets the buffer run empty. What it has taken makes
+        // room once that is the larger part, so that each byte is moved once at most.
+        if self.written > self.out.len() / 2 {
+            self.out.drain(..self.written);
+            self.written = 0;
+        }
         protocol::encode(frame, &mut self.out);
     }
 
@@ -78,6 +87,7 @@ impl Framed {
                 0 => return Poll::Ready(Err(LinkError::Closed)),
                 n => self.written += n,
             }
+            self.taken = true;
             self.unflushed = true;
         }
         self.out.clear();
@@ -92,8 +102,79 @@ impl Framed {
         Poll::Ready(Ok(()))
     }
 
+    /// Whether the peer has taken anything since the last call, or nothing waits for it.
+    pub(super) fn take_progress(&mut self) -> bool {
+        std::mem::take(&mut self.taken) || self.backlog() == 0
+    }
+
     /// Whether the peer has sent anything since the last call.
     pub(super) fn take_received(&mut self) -> bool {
         std::mem::take(&mut self.received)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use futures::task::noop_waker_ref;
+
+    use super::*;
+    use crate::network::protocol::{ResponseBody, ResponseFrame};
+
+    /// Takes at most `window` bytes until it is granted more, as a Yamux stream does.
+    struct Narrow {
+        window: usize,
+        took: Vec<u8>,
+    }
+
+    impl AsyncRead for Narrow {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut [u8]) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Narrow {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            let len = bytes.len().min(self.window);
+            if len == 0 {
+                return Poll::Pending;
+            }
+            self.window -= len;
+            self.took.extend_from_slice(&bytes[..len]);
+            Poll::Ready(Ok(len))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// The buffer was emptied only once all of it was written. A peer that granted a little credit at a time
+    /// kept it from ever running empty, and it grew by everything that was ever sent.
+    #[test]
+    fn a_peer_that_reads_slowly_does_not_make_the_buffer_grow() {
+        let mut framed = Framed::new(Narrow { window: 0, took: Vec::new() }, 1024);
+        let mut cx = Context::from_waker(noop_waker_ref());
+        let mut pushed = Vec::new();
+        for id in 0..20_000u64 {
+            while framed.backlog() < HIGH_WATER {
+                let frame = ResponseFrame { id, body: Some(ResponseBody::Pong(vec![id as u8; 900].into())) };
+                protocol::encode(&frame, &mut pushed);
+                framed.push(&frame);
+            }
+            framed.stream.window += 1000;
+            assert!(framed.poll_write(&mut cx).is_pending());
+            assert!(framed.take_progress());
+        }
+        assert!(framed.out.capacity() <= 4 * HIGH_WATER, "{}", framed.out.capacity());
+        assert!(!framed.take_progress(), "nothing was taken since");
+        framed.stream.window = usize::MAX;
+        assert!(framed.poll_write(&mut cx).is_ready());
+        assert!(framed.stream.took == pushed, "nothing was lost, doubled or put out of order");
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -61,6 +62,10 @@ pub(crate) struct LinkHandler {
     up: bool,
     draining: Draining,
     last_alive: Instant,
+    /// When the peer last took something of what waits for it, or nothing waited.
+    last_taken: Instant,
+    /// The peer's requests under way, over all of its connections.
+    in_flight: Arc<AtomicU32>,
     next_heartbeat: Instant,
     timer: Pin<Box<Sleep>>,
     /// Whether the timer runs at [`DEADLINE_PRECISION`].
@@ -89,6 +94,7 @@ impl LinkHandler {
         peer: PeerId,
         connection: ConnectionId,
         queue: mpsc::Receiver<Outgoing>,
+        in_flight: Arc<AtomicU32>,
         context: Arc<LinkContext>,
     ) -> Self {
         let now = Instant::now();
@@ -102,6 +108,8 @@ impl LinkHandler {
             up: false,
             draining: Draining::No,
             last_alive: now,
+            last_taken: now,
+            in_flight,
             next_heartbeat: now + HEARTBEAT,
             timer: Box::pin(tokio::time::sleep(HEARTBEAT)),
             precise: false,
@@ -151,6 +159,12 @@ impl LinkHandler {
             if has_link && now - self.last_alive >= DEAD_AFTER {
                 return Poll::Ready(Event::Lost(LinkError::Silent(DEAD_AFTER)));
             }
+            if self.take_progress() {
+                self.last_taken = now;
+            }
+            if now - self.last_taken >= DEAD_AFTER {
+                return Poll::Ready(Event::Lost(LinkError::NotReading(DEAD_AFTER)));
+            }
             let heartbeat_due = now >= self.next_heartbeat;
             if heartbeat_due {
                 self.next_heartbeat = now + HEARTBEAT;
@@ -173,6 +187,15 @@ impl LinkHandler {
 
     fn reset_timer(&mut self, after: Duration) {
         self.timer.as_mut().reset(tokio::time::Instant::now() + after);
+    }
+
+    fn take_progress(&mut self) -> bool {
+        let inbound = self.responder.as_mut().is_none_or(Responder::take_progress);
+        let outbound = match &mut self.outbound {
+            Outbound::Open(requester) => requester.take_progress(),
+            Outbound::ToOpen(_) | Outbound::Opening(_) | Outbound::Gone => true,
+        };
+        inbound && outbound
     }
 
     fn take_received(&mut self) -> bool {
@@ -251,7 +274,8 @@ impl ConnectionHandler for LinkHandler {
                     return;
                 }
                 self.accepted = true;
-                let mut responder = Responder::new(stream, self.peer, Arc::clone(&self.context));
+                let mut responder =
+                    Responder::new(stream, self.peer, Arc::clone(&self.in_flight), Arc::clone(&self.context));
                 if self.draining != Draining::No {
                     responder.drain();
                 }

@@ -127,6 +127,10 @@ impl Requester {
         made_room || !self.taken.is_empty()
     }
 
+    pub(super) fn take_progress(&mut self) -> bool {
+        self.framed.take_progress()
+    }
+
     pub(super) fn take_received(&mut self) -> bool {
         self.framed.take_received()
     }

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
 use futures::StreamExt as _;
@@ -24,6 +25,8 @@ pub(super) struct Responder {
     peer: PeerId,
     context: Arc<LinkContext>,
     in_flight: FuturesUnordered<InFlight>,
+    /// How many the peer has under way over all of its connections.
+    of_peer: Arc<AtomicU32>,
     /// The longest frame that the peer takes; known from its hello.
     peer_max_frame: Option<usize>,
     draining: bool,
@@ -32,6 +35,23 @@ pub(super) struct Responder {
 struct InFlight {
     id: u64,
     work: BoxFuture<'static, Answer>,
+    _counted: Counted,
+}
+
+/// Counts one request of a peer for as long as it is worked on, also after its connection has gone.
+struct Counted(Arc<AtomicU32>);
+
+impl Counted {
+    fn new(of_peer: &Arc<AtomicU32>) -> Self {
+        of_peer.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(of_peer))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Future for InFlight {
@@ -44,11 +64,19 @@ impl Future for InFlight {
 }
 
 impl Responder {
-    pub(super) fn new(stream: Stream, peer: PeerId, context: Arc<LinkContext>) -> Self {
+    pub(super) fn new(stream: Stream, peer: PeerId, of_peer: Arc<AtomicU32>, context: Arc<LinkContext>) -> Self {
         let mut framed = Framed::new(stream, context.limits.max_frame);
         let hello = Hello { max_frame: context.limits.max_frame as u64, max_in_flight: context.limits.max_in_flight };
         framed.push(&ResponseFrame { id: 0, body: Some(ResponseBody::Hello(hello)) });
-        Self { framed, peer, context, in_flight: FuturesUnordered::new(), peer_max_frame: None, draining: false }
+        Self {
+            framed,
+            peer,
+            context,
+            in_flight: FuturesUnordered::new(),
+            of_peer,
+            peer_max_frame: None,
+            draining: false,
+        }
     }
 
     /// Does all that can be done now. It ends only with an error.
@@ -87,6 +115,10 @@ impl Responder {
     /// Whether every request that was begun has been answered and the answers are written.
     pub(super) fn is_idle(&self) -> bool {
         self.in_flight.is_empty() && self.framed.backlog() == 0
+    }
+
+    pub(super) fn take_progress(&mut self) -> bool {
+        self.framed.take_progress()
     }
 
     pub(super) fn take_received(&mut self) -> bool {
@@ -129,11 +161,17 @@ impl Responder {
             let error = RemoteError::new(ErrorCode::ShuttingDown, "this agent is shutting down");
             return self.answer(id, Answer { result: Err(error), receipt });
         }
+        if self.of_peer.load(Ordering::Relaxed) >= self.context.limits.max_in_flight {
+            // On this connection there is room: it is the peer's other ones that hold the rest.
+            let receipt = Receipt::begin(self.context.metrics.clone(), request.message_type());
+            let error = RemoteError::new(ErrorCode::Busy, "too many requests of yours are in flight");
+            return self.answer(id, Answer { result: Err(error), receipt });
+        }
         let mut work = self.context.handler.handle(self.peer, request);
         // Most requests are done at once: those need no place among the ones that wait.
         match work.as_mut().poll(cx) {
             Poll::Ready(answer) => self.answer(id, answer),
-            Poll::Pending => self.in_flight.push(InFlight { id, work }),
+            Poll::Pending => self.in_flight.push(InFlight { id, work, _counted: Counted::new(&self.of_peer) }),
         }
     }
 
