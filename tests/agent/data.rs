@@ -79,7 +79,11 @@ fn as_json() {
     assert!(agent.cli_with_input(&["put", "bytes", "-"], &[0xff, 0x00, 0x80]).ok().is_empty());
     assert_eq!(json(&["get", "bytes"]), serde_json::json!({ "key": "bytes", "value_hex": "ff0080" }));
     assert_eq!(json(&["delete", "bytes"]), serde_json::json!({ "key": "bytes", "deleted": true }));
-    assert_eq!(json(&["delete", "bytes"]), serde_json::json!({ "key": "bytes", "deleted": false }));
+    // The answer, and the exit code that it has without --json.
+    let absent = agent.cli(&["delete", "bytes", "--json"]);
+    assert_eq!(absent.code, 1);
+    let answer: serde_json::Value = serde_json::from_slice(&absent.stdout).unwrap();
+    assert_eq!(answer, serde_json::json!({ "key": "bytes", "deleted": false }));
     assert_eq!(agent.cli(&["get", "bytes", "--json"]).failed(1), "there is no key \"bytes\"");
 }
 

@@ -1,7 +1,5 @@
 //! Limits, and what cannot go together.
 
-use libp2p::PeerId;
-
 use super::*;
 use crate::network::{BootstrapAddr, ListenAddr};
 
@@ -113,7 +111,7 @@ fn private_networks_refuse_quic() {
 
 #[test]
 fn peers_and_addresses_are_not_contradictory() {
-    let other = PeerId::random();
+    let other = libp2p::identity::Keypair::generate_ed25519().public().to_peer_id();
     let yaml = format!(
         "network:\n  listen: [/ip4/0.0.0.0/tcp/1, /ip4/0.0.0.0/tcp/1]\n  bootstrap: [/ip4/1.2.3.4/tcp/1/p2p/{PEER}]\n  allow_peers: [{other}]\naccess:\n  - {{ peer: {PEER}, allow: [] }}\n  - {{ peer: '*', allow: [get] }}\n  - {{ peer: {PEER}, allow: [get] }}\n"
     );

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use libp2p::PeerId;
 use proptest::prelude::*;
 
 use super::*;
@@ -174,10 +173,10 @@ prop_compose! {
         config.network.psk_file = path.map(Into::into);
         config.network.mdns = mdns;
         config.network.listen = ports.iter().map(|port| format!("/ip6/::1/tcp/{port}").parse().unwrap()).collect();
-        config.network.allow_peers = mdns.then(|| vec![PeerIdText(PeerId::random())]);
+        config.network.allow_peers = mdns.then(|| vec![PeerIdText(libp2p::identity::Keypair::generate_ed25519().public().to_peer_id())]);
         let all = [Permission::Get, Permission::Put, Permission::Delete];
         config.access = rules.into_iter().map(|allow| AccessRule {
-            peer: PeerSelector::Peer(PeerId::random()),
+            peer: PeerSelector::Peer(libp2p::identity::Keypair::generate_ed25519().public().to_peer_id()),
             allow: allow.into_iter().map(|i| all[i]).collect(),
         }).collect();
         config
