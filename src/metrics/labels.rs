@@ -1,6 +1,8 @@
 //! The label values. Every label is an enum, so the number of series is fixed when the program is
 //! compiled, and nothing that a remote peer says can become a label value.
 
+use std::fmt::Write as _;
+
 /// A label whose values are known at compile time.
 pub trait Label: Copy + std::fmt::Debug + 'static {
     /// The label's name in the exposition.
@@ -12,13 +14,15 @@ pub trait Label: Copy + std::fmt::Debug + 'static {
     fn index(self) -> usize;
     /// The value as it stands in the exposition.
     fn as_str(self) -> &'static str;
+    /// What it says: the value's doc comment.
+    fn meaning(self) -> &'static str;
 }
 
 macro_rules! label {
-    ($(#[$doc:meta])* $name:ident = $label:literal { $($(#[$vdoc:meta])* $variant:ident = $value:literal),+ $(,)? }) => {
+    ($(#[$doc:meta])* $name:ident = $label:literal { $(#[doc = $meaning:literal] $variant:ident = $value:literal),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$vdoc])* $variant),+ }
+        pub enum $name { $(#[doc = $meaning] $variant),+ }
 
         impl Label for $name {
             const NAME: &'static str = $label;
@@ -26,6 +30,9 @@ macro_rules! label {
             fn index(self) -> usize { self as usize }
             fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $value),+ }
+            }
+            fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => $meaning.trim_ascii()),+ }
             }
         }
 
@@ -199,6 +206,34 @@ label! {
         InternalServerError = "500",
         /// Service unavailable
         ServiceUnavailable = "503",
+    }
+}
+
+/// The table of all label values, as `docs/metrics.md` has it.
+pub fn markdown() -> String {
+    let mut out = String::from("| families | label | value | meaning |\n| --- | --- | --- | --- |\n");
+    rows::<MessageType>("`messages_*`, `message_*`", &mut out);
+    rows::<FailedMessage>("`messages_failed_total`", &mut out);
+    rows::<FailureReason>("`messages_failed_total`", &mut out);
+    rows::<SendFailure>("`messages_send_failures_total`", &mut out);
+    rows::<Operation>("`storage_operation*`", &mut out);
+    rows::<Backend>("`storage_operation*`", &mut out);
+    rows::<StorageErrorReason>("`storage_operation_errors_total`", &mut out);
+    rows::<Component>("`agent_component_ready`", &mut out);
+    rows::<HttpHandler>("`http_*`", &mut out);
+    rows::<HttpCode>("`http_requests_total`", &mut out);
+    out
+}
+
+fn rows<L: Label>(families: &str, out: &mut String) {
+    for value in L::ALL {
+        let _infallible = writeln!(
+            out,
+            "| {families} | `{}` | `{}` | {} |",
+            L::NAME,
+            value.as_str(),
+            value.meaning().trim_end_matches('.')
+        );
     }
 }
 

@@ -10,7 +10,7 @@ fn binary(length: usize) -> Vec<u8> {
 }
 
 /// Two agents; the second one may do everything on the first one.
-fn pair() -> (TestAgent, TestAgent) {
+pub(crate) fn pair() -> (TestAgent, TestAgent) {
     let mut second = TestAgent::start();
     let id = second.peer_id();
     let first = TestAgent::start_with(&format!("access: [{{peer: {id}, allow: [get, put, delete]}}]\n"));

@@ -55,6 +55,31 @@ fn a_request_that_was_begun_is_answered_after_the_signal() {
     assert_eq!(agent.cli(&["get", "begun"]).ok(), b"hello");
 }
 
+/// A client of the control socket that dawdled used up the peers' ten seconds, too, and all the while their
+/// new requests were taken on. Links drain from the first moment.
+#[test]
+fn a_slow_local_client_does_not_keep_the_door_open_for_peers() {
+    let (mut agent, mut stopping) = super::data::pair();
+    let target = stopping.peer_id();
+    assert_eq!(agent.cli(&["put", "before", "x", "--peer", &target]).ok(), b"");
+    let mut begun = half_a_request(&stopping, "begun");
+    stopping.signal(Signal::TERM);
+    stopping.await_log("SIGTERM: stopping");
+    let since = Instant::now();
+    let refused = loop {
+        let answer = agent.cli(&["get", "before", "--peer", &target]);
+        if answer.code != 0 {
+            break answer.failed(1);
+        }
+        assert!(since.elapsed() < SLACK, "peers' requests are still taken on");
+    };
+    assert!(refused.contains("shutting down"), "{refused}");
+    begun.write_all(b"llo").unwrap();
+    assert_eq!(http::read_reply(begun).unwrap().status, 204);
+    assert_eq!(stopping.ended().code(), Some(0));
+    assert_eq!(agent.stop().code(), Some(0));
+}
+
 /// A client that has connected and said nothing has no request in flight.
 #[test]
 fn idle_clients_do_not_hold_up_the_stop() {

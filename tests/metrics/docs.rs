@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use peerscope::metrics::catalogue;
+use peerscope::metrics::{catalogue, labels};
 
 const START: &str = "<!-- catalogue: written by `TEST_BLESS=1 cargo test --test integration_metrics docs` -->\n";
 const END: &str = "<!-- /catalogue -->";
@@ -14,7 +14,7 @@ fn the_table_of_families_is_the_catalogue() {
     let page = std::fs::read_to_string(path).unwrap();
     let (before, rest) = page.split_once(START).expect("docs/metrics.md has the line that starts the table");
     let (table, after) = rest.split_once(END).expect("docs/metrics.md has the line that ends the table");
-    let current = format!("\n{}\n", catalogue::markdown());
+    let current = format!("\n{}\n{}\n", catalogue::markdown(), labels::markdown());
     if table == current {
         return;
     }

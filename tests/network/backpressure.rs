@@ -73,6 +73,43 @@ async fn a_request_that_waits_in_the_queue_ends_in_time_too() {
     assert_eq!(client.ping(server.peer).await.unwrap(), pong(b"x"));
 }
 
+/// The bound held for a connection, of which a peer may have four; and the work that a lost connection left
+/// behind was not counted at all.
+#[tokio::test]
+async fn more_connections_get_a_peer_no_more_places() {
+    let agent = Agent::start(Config { max_in_flight: 4, ..config() }).await;
+    let key = libp2p::identity::Keypair::generate_ed25519();
+    let first = RawPeer::dial_as(&agent, &key).await;
+    let second = RawPeer::dial_as(&agent, &key).await;
+    let (mut one, mut other) = (first.link_with_hello().await, second.link_with_hello().await);
+    let hold = |id| request(id, Some(RequestBody::Get("hold:1".into())));
+    for id in 1..=4 {
+        one.send(&hold(id)).await;
+    }
+    eventually("four are under way", || async { agent.handler.begun() == 4 }).await;
+    let is_busy = |frame: Option<ResponseFrame>| match frame.unwrap().body {
+        Some(ResponseBody::Error(error)) => error.code() == peerscope::network::protocol::ErrorCode::Busy,
+        _ => false,
+    };
+    other.send(&hold(1)).await;
+    assert!(is_busy(other.answer().await));
+    drop((one, first));
+    eventually("the connection is gone", || async { agent.network.peers().await[0].connections == 1 }).await;
+    other.send(&hold(2)).await;
+    assert!(is_busy(other.answer().await), "what it left behind is still worked on");
+    assert_eq!((agent.handler.begun(), agent.failed("get", "busy")), (4, 2.0));
+    // Another peer has places of its own.
+    let stranger = RawPeer::dial(&agent).await;
+    let mut link = stranger.link_with_hello().await;
+    link.send(&request(1, Some(RequestBody::Get("x".into())))).await;
+    assert!(!is_busy(link.answer().await));
+
+    agent.handler.release(1);
+    eventually("they have ended", || async { agent.handler.ended() >= 4 }).await;
+    other.send(&hold(3)).await;
+    assert!(!is_busy(other.answer().await));
+}
+
 /// A peer may say that it takes no requests at all, or stop reading: that costs its callers their time
 /// and no more.
 #[tokio::test]

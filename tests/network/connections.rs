@@ -129,6 +129,25 @@ async fn the_third_peer_is_refused_where_two_are_allowed() {
     eventually("the fourth is let in", || async { agent.peers_connected() == 2.0 }).await;
 }
 
+/// Anyone may connect: strangers could take every place, and the peers that the operator named were shut out.
+#[tokio::test]
+async fn strangers_cannot_take_the_place_of_a_configured_peer() {
+    let key = Keypair::generate_ed25519();
+    let configured = Agent::try_start(config(), MAX_PAYLOAD, key.clone()).await.unwrap();
+    let port = configured.port();
+    let named = configured.as_bootstrap();
+    configured.stop().await;
+    let agent = Agent::start(Config { max_peers: 1, bootstrap: vec![named], ..config() }).await;
+    let _stranger = RawPeer::dial(&agent).await;
+    eventually("a stranger has the place", || async { agent.peers_connected() == 1.0 }).await;
+    let mut another = RawPeer::dial(&agent).await;
+    another.closed().await;
+    let listen = vec![format!("/ip4/127.0.0.1/tcp/{port}").parse().unwrap()];
+    let configured = Agent::try_start(Config { listen, ..config() }, MAX_PAYLOAD, key).await.unwrap();
+    eventually("there is one more", || async { agent.peers_connected() == 2.0 }).await;
+    assert_eq!(agent.ping(configured.peer).await.unwrap(), pong(b"x"));
+}
+
 #[tokio::test]
 async fn an_address_in_use_is_named() {
     let (first, _second) = pair().await;
