@@ -16,9 +16,6 @@ const PREFIX: &str = "PEERSCOPE_";
 /// The variable that names the file.
 const FILE_VARIABLE: &str = "PEERSCOPE_CONFIG";
 
-/// Variables of ours that set no key; the second one is build.rs's, and may still be set when the result runs.
-const NO_KEYS: [&str; 2] = [FILE_VARIABLE, "PEERSCOPE_REVISION"];
-
 /// One tree of all sources, and what was wrong with them that does not stop reading.
 ///
 /// # Errors
@@ -44,7 +41,7 @@ pub(super) fn assemble(sources: &Sources) -> Result<(Node, Vec<Problem>), Error>
     let mut variables: Vec<_> = sources.env.iter().filter_map(|(name, value)| Some((ours(name)?, value))).collect();
     variables.sort();
     for (name, value) in variables {
-        if NO_KEYS.contains(&name.as_str()) || is_service_link(&name, value) {
+        if name == FILE_VARIABLE || is_service_link(&name, value) {
             continue;
         }
         let rest = name.strip_prefix(PREFIX).unwrap_or_default();

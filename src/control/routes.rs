@@ -71,7 +71,7 @@ impl Api {
             peer_id: peer_id.clone(),
             name: self.agent.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
-            revision: env!("PEERSCOPE_REVISION").into(),
+            revision: env!("BUILD_REVISION").into(),
             uptime_seconds: self.started.elapsed().as_secs(),
             listen: self.network.listen_addresses().iter().map(|address| format!("{address}/p2p/{peer_id}")).collect(),
             store: self.storage.describe(),

@@ -196,8 +196,8 @@ impl MetricsCollector {
 fn build_labels() -> Vec<(&'static str, &'static str)> {
     vec![
         ("version", env!("CARGO_PKG_VERSION")),
-        ("revision", env!("PEERSCOPE_REVISION")),
-        ("rustc", env!("PEERSCOPE_RUSTC")),
-        ("target", env!("PEERSCOPE_TARGET")),
+        ("revision", env!("BUILD_REVISION")),
+        ("rustc", env!("BUILD_RUSTC")),
+        ("target", env!("BUILD_TARGET")),
     ]
 }
