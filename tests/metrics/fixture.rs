@@ -10,6 +10,7 @@ use peerscope::metrics::{
 };
 
 use crate::support::agent_info;
+use crate::support::http::Reply;
 
 /// No test waits longer than this for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -68,24 +69,6 @@ impl Endpoint {
         let reply = self.get("/metrics");
         assert_eq!(reply.status, 200, "{}", reply.text());
         reply.text()
-    }
-}
-
-/// One answer.
-#[derive(Debug)]
-pub(crate) struct Reply {
-    pub(crate) status: u16,
-    headers: Vec<(String, String)>,
-    pub(crate) body: Vec<u8>,
-}
-
-impl Reply {
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
-    }
-
-    pub(crate) fn text(&self) -> String {
-        String::from_utf8(self.body.clone()).unwrap()
     }
 }
 
