@@ -16,6 +16,8 @@ mod metrics {
     #[cfg(feature = "metrics-prometheus")]
     mod fixture;
     #[cfg(feature = "metrics-prometheus")]
+    mod hostile;
+    #[cfg(feature = "metrics-prometheus")]
     mod lifecycle;
     #[cfg(feature = "metrics-prometheus")]
     mod limits;

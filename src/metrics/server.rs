@@ -6,6 +6,7 @@
 mod connection;
 mod listen;
 mod pages;
+mod places;
 mod routes;
 
 use std::net::SocketAddr;
@@ -24,7 +25,8 @@ use super::{AgentInfo, Health, MetricsCollector, MetricsConfig, Registry, UrlRea
 pub struct Limits {
     /// Expositions that are made at once; further scrapes get 503.
     pub scrapes: usize,
-    /// Open connections; further ones are closed as soon as they are accepted.
+    /// Open connections; a further one takes the place of the one whose client has been waited for the
+    /// longest.
     pub connections: usize,
     /// The longest that a request's head may take from its first byte, or from the connection's start.
     pub head: Duration,

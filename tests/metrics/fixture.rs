@@ -89,6 +89,11 @@ impl Client {
         self.stream.get_mut().write_all(bytes)
     }
 
+    /// Waits until the next answer has begun to arrive, and leaves it where it is.
+    pub(crate) fn begun(&mut self) {
+        assert_ne!(self.stream.fill_buf().unwrap(), b"");
+    }
+
     pub(crate) fn get(&mut self, path: &str, headers: &[(&str, &str)]) -> Reply {
         self.request("GET", path, headers)
     }

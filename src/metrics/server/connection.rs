@@ -3,9 +3,10 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -14,23 +15,25 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
-use super::Limits;
+use super::places::Place;
 use super::routes::Routes;
-use super::stopped;
+use super::{Limits, stopped};
 
 /// The most that the head of a request may hold: Prometheus sends about 500 bytes.
 const MAX_HEAD: usize = 16 * 1024;
 
 /// Serves one connection until the client leaves, a deadline passes, or `stop` says so.
-pub(super) async fn serve(stream: TcpStream, routes: Arc<Routes>, mut stop: watch::Receiver<bool>) {
+pub(super) async fn serve(stream: TcpStream, routes: Arc<Routes>, place: Arc<Place>, mut stop: watch::Receiver<bool>) {
     // Without it a scrape can wait 40 ms for the other side's delayed acknowledgement.
     let _ = stream.set_nodelay(true);
-    let answering = Arc::new(AtomicBool::new(false));
-    let io = TokioIo::new(Guarded::new(stream, routes.limits, Arc::clone(&answering)));
-    let service = service_fn(move |request| {
-        answering.store(true, Ordering::Relaxed);
-        let routes = Arc::clone(&routes);
-        async move { Ok::<_, std::convert::Infallible>(routes.answer(&request).await) }
+    let io = TokioIo::new(Guarded::new(stream, routes.limits, Arc::clone(&place)));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (routes, place) = (Arc::clone(&routes), Arc::clone(&place));
+        async move {
+            // From here on the client waits for us.
+            let _answering = place.answering();
+            Ok::<_, std::convert::Infallible>(routes.answer(&request).await)
+        }
     });
     let connection = http1::Builder::new()
         // hyper's own timeout also runs while a connection is idle; `Guarded` tells the two apart.
@@ -70,15 +73,14 @@ struct Guarded<S> {
     stream: S,
     limits: Limits,
     phase: Phase,
-    /// Set by the service when a request has been read.
-    answering: Arc<AtomicBool>,
+    place: Arc<Place>,
     deadline: Pin<Box<Sleep>>,
 }
 
 impl<S> Guarded<S> {
-    fn new(stream: S, limits: Limits, answering: Arc<AtomicBool>) -> Self {
+    fn new(stream: S, limits: Limits, place: Arc<Place>) -> Self {
         let deadline = Box::pin(tokio::time::sleep(limits.head));
-        Self { stream, limits, phase: Phase::Head, answering, deadline }
+        Self { stream, limits, phase: Phase::Head, place, deadline }
     }
 
     fn enter(&mut self, phase: Phase) {
@@ -96,10 +98,10 @@ impl<S> Guarded<S> {
         self.deadline.as_mut().reset(Instant::now() + time);
     }
 
-    /// Takes note of a request that the service has been given. It does not stop the clock of an earlier
-    /// answer that is still being fetched: sending requests without reading buys no time.
+    /// Takes note of an answer that is being made. It does not stop the clock of an earlier answer that is
+    /// still being fetched: sending requests without reading buys no time.
     fn update(&mut self) {
-        if self.answering.swap(false, Ordering::Relaxed) && self.phase != Phase::Fetch {
+        if self.place.is_answering() && self.phase != Phase::Fetch {
             self.enter(Phase::Answer);
         }
     }
@@ -118,7 +120,14 @@ impl<S> Guarded<S> {
     }
 
     fn wrote(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if poll.is_pending() { self.pending(cx) } else { poll }
+        match poll {
+            Poll::Pending => self.pending(cx),
+            Poll::Ready(Ok(_)) => {
+                self.place.useful();
+                poll
+            }
+            Poll::Ready(Err(_)) => poll,
+        }
     }
 }
 
@@ -130,7 +139,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         match Pin::new(&mut this.stream).poll_read(cx, buf) {
             Poll::Pending => this.pending(cx),
             ready => {
-                if this.phase == Phase::Idle && buf.filled().len() > before {
+                let read = buf.filled().get(before..).unwrap_or_default();
+                if this.phase == Phase::Idle && !read.is_empty() {
                     this.enter(Phase::Head);
                 }
                 ready
