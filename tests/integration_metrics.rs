@@ -22,6 +22,8 @@ mod metrics {
     #[cfg(feature = "metrics-prometheus")]
     mod limits;
     #[cfg(feature = "metrics-prometheus")]
+    mod malformed;
+    #[cfg(feature = "metrics-prometheus")]
     mod pages;
     #[cfg(feature = "metrics-prometheus")]
     mod process;

@@ -316,15 +316,33 @@ fn a_request_that_comes_with_its_connection_is_answered_however_many_come_after_
 }
 
 #[test]
-fn an_oversized_or_malformed_head_is_refused() {
-    let endpoint = Endpoint::start();
+fn a_collector_that_hangs_costs_its_client_a_bounded_wait() {
+    let gate = Gate::default();
+    let limits = Limits { scrapes: 1, making: Duration::from_millis(300), ..Limits::default() };
+    let endpoint = Endpoint::with(limits, |registry| registry.register_collector(Box::new(gate.clone())));
     let mut client = endpoint.connect();
-    let _ = client.send(format!("GET / HTTP/1.1\r\nHost: test\r\nX: {}\r\n\r\n", "x".repeat(64 * 1024)).as_bytes());
-    assert!(client.reply(false).is_none_or(|reply| reply.status == 431));
+    let asked = Instant::now();
+    // The bytes after the request must not hide the clock from the connection.
+    client.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\nGET /live HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    let reply = client.reply(false).unwrap();
+    assert_eq!(reply.status, 503);
+    assert_eq!(reply.text(), "The answer was not made within 300ms; some part of the agent hangs.\n");
+    assert!(asked.elapsed() >= Duration::from_millis(300) && asked.elapsed() < PATIENCE, "{:?}", asked.elapsed());
+    assert_eq!(client.reply(false).unwrap().status, 200);
+    // The exposition still has its thread and its place; the connection is as good as before.
+    assert_eq!(client.get("/metrics", &[]).text(), "Limit of concurrent requests reached (1), try again later.\n");
+    gate.open();
+    eventually("the place is free again", || client.get("/metrics", &[]).status == 200);
+}
+
+#[test]
+fn a_request_that_begins_right_behind_another_one_is_cut_off_as_well() {
+    let limits = Limits { head: Duration::from_millis(300), ..Limits::default() };
+    let endpoint = Endpoint::with(limits, |_| ());
     let mut client = endpoint.connect();
-    client.send(b"\x16\x03\x01 this is no HTTP\r\n\r\n").unwrap();
-    assert_eq!(client.reply(false).unwrap().status, 400);
-    assert_eq!(endpoint.get("/live").status, 200);
+    client.send(b"GET /live HTTP/1.1\r\nHost: test\r\n\r\nGET /li").unwrap();
+    assert_eq!(client.reply(false).unwrap().status, 200);
+    assert_eq!(client.closed(), b"");
 }
 
 #[test]

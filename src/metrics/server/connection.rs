@@ -3,42 +3,60 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
-use hyper::Request;
-use hyper::body::Incoming;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::{Body, Incoming};
+use hyper::header::{self, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
+use super::framing::Framing;
 use super::places::Place;
 use super::routes::Routes;
-use super::{Limits, stopped};
+use super::{Limits, pages, stopped};
 
 /// The most that the head of a request may hold: Prometheus sends about 500 bytes.
 const MAX_HEAD: usize = 16 * 1024;
+
+/// The most headers that a request may have: Prometheus sends about 6, a browser about 20. hyper's own
+/// bound is 100.
+const MAX_HEADERS: usize = 64;
 
 /// Serves one connection until the client leaves, a deadline passes, or `stop` says so.
 pub(super) async fn serve(stream: TcpStream, routes: Arc<Routes>, place: Arc<Place>, mut stop: watch::Receiver<bool>) {
     // Without it a scrape can wait 40 ms for the other side's delayed acknowledgement.
     let _ = stream.set_nodelay(true);
-    let io = TokioIo::new(Guarded::new(stream, routes.limits, Arc::clone(&place)));
+    let disputable = Arc::new(AtomicBool::new(false));
+    let io = TokioIo::new(Guarded::new(stream, routes.limits, Arc::clone(&place), Arc::clone(&disputable)));
     let service = service_fn(move |request: Request<Incoming>| {
         let (routes, place) = (Arc::clone(&routes), Arc::clone(&place));
+        // hyper reads no body that nobody asks it for. What follows a head with a body, or with lines that
+        // others may read otherwise, is not taken for a request: this answer is the connection's last.
+        let last = !request.body().is_end_stream() || disputable.load(Ordering::Relaxed);
         async move {
             // From here on the client waits for us.
             let _answering = place.answering();
-            Ok::<_, std::convert::Infallible>(routes.answer(&request).await)
+            let mut response = answer(&routes, &request).await;
+            if last {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, std::convert::Infallible>(response)
         }
     });
     let connection = http1::Builder::new()
         // hyper's own timeout also runs while a connection is idle; `Guarded` tells the two apart.
         .header_read_timeout(None)
         .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_HEADERS)
         .serve_connection(io, service);
     tokio::pin!(connection);
     let ended = tokio::select! {
@@ -52,6 +70,19 @@ pub(super) async fn serve(stream: TcpStream, routes: Arc<Routes>, place: Arc<Pla
         // The client's doing, all of it: it went away, was too slow, or does not speak HTTP.
         tracing::debug!("a connection to the metrics endpoint ended: {error}");
     }
+}
+
+/// The answer, or that there will be none: a collector that hangs must not keep its client for ever.
+async fn answer(routes: &Routes, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let limit = routes.limits.making;
+    tokio::time::timeout(limit, routes.answer(request)).await.unwrap_or_else(|_| {
+        tracing::warn!("a request to the metrics endpoint had no answer after {limit:?}: some collector hangs");
+        let sentence = format!("The answer was not made within {limit:?}; some part of the agent hangs.\n");
+        let mut response = Response::new(Full::new(sentence.into()));
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(pages::TEXT));
+        response
+    })
 }
 
 /// What the connection waits for.
@@ -74,13 +105,16 @@ struct Guarded<S> {
     limits: Limits,
     phase: Phase,
     place: Arc<Place>,
+    framing: Framing,
+    /// Set when the client's lines can be read in more than one way.
+    disputable: Arc<AtomicBool>,
     deadline: Pin<Box<Sleep>>,
 }
 
 impl<S> Guarded<S> {
-    fn new(stream: S, limits: Limits, place: Arc<Place>) -> Self {
+    fn new(stream: S, limits: Limits, place: Arc<Place>, disputable: Arc<AtomicBool>) -> Self {
         let deadline = Box::pin(tokio::time::sleep(limits.head));
-        Self { stream, limits, phase: Phase::Head, place, deadline }
+        Self { stream, limits, phase: Phase::Head, place, framing: Framing::new(), disputable, deadline }
     }
 
     fn enter(&mut self, phase: Phase) {
@@ -90,7 +124,7 @@ impl<S> Guarded<S> {
         self.phase = phase;
         let time = match phase {
             Phase::Head => self.limits.head,
-            // Its making has bounds of its own.
+            // The service bounds its making.
             Phase::Answer => return,
             Phase::Fetch => self.limits.answer,
             Phase::Idle => self.limits.idle,
@@ -140,6 +174,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
             Poll::Pending => this.pending(cx),
             ready => {
                 let read = buf.filled().get(before..).unwrap_or_default();
+                this.framing.follow(read);
+                this.disputable.store(this.framing.is_disputable(), Ordering::Relaxed);
                 if this.phase == Phase::Idle && !read.is_empty() {
                     this.enter(Phase::Head);
                 }
@@ -182,7 +218,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         }
         // hyper flushes when it has handed over everything that it has: the answer is fetched.
         if this.phase == Phase::Fetch {
-            this.enter(Phase::Idle);
+            // The next request may have begun to arrive with this one.
+            this.enter(if this.framing.between_requests() { Phase::Idle } else { Phase::Head });
             // hyper has read before it flushed and may not come back by itself: the clock has to wake it.
             if this.deadline.as_mut().poll(cx).is_ready() {
                 cx.waker().wake_by_ref();
