@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use peerscope::metrics::Limits;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 
+use super::fixture::Endpoint;
+use super::limits::register_wide;
 use crate::support::agent::{PATIENCE, TestAgent, eventually};
 use crate::support::metrics::value;
 
@@ -112,4 +114,34 @@ fn clients_that_wait_give_their_descriptors_back_when_the_agent_has_no_more() {
     assert_eq!(said(&agent), 1, "{:#?}", agent.log());
     drop(idle);
     agent.scrape();
+}
+
+/// A closed socket's unsent bytes are the kernel's, which keeps them for minutes where nobody reads: clients that
+/// come, ask and are closed would pile up answers there.
+#[test]
+fn the_kernel_does_not_keep_the_answers_of_clients_that_had_to_go() {
+    let limits = Limits { connections: 1, answer: Duration::from_secs(3), ..Limits::default() };
+    let endpoint = Endpoint::with(limits, register_wide);
+    let mut client = TcpStream::connect(endpoint.addr()).unwrap();
+    client.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let own = client.local_addr().unwrap();
+    eventually("its answer has filled its buffers", || unsent(endpoint.addr(), own).is_some_and(|bytes| bytes > 0));
+    assert_eq!(endpoint.get("/live").status, 200, "somebody else gets its place");
+    assert!(unsent(endpoint.addr(), own).is_some_and(|bytes| bytes > 0), "the kernel still tries");
+    eventually("they are gone", || unsent(endpoint.addr(), own).is_none());
+}
+
+/// How many bytes the kernel has to send yet from one address to the other; `None` without a connection.
+fn unsent(from: SocketAddr, to: SocketAddr) -> Option<u64> {
+    let (from, to) = (hexadecimal(from), hexadecimal(to));
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let mut rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+    let row = rows.find(|row| row.get(1) == Some(&from.as_str()) && row.get(2) == Some(&to.as_str()))?;
+    Some(u64::from_str_radix(row[4].split(':').next().unwrap(), 16).unwrap())
+}
+
+/// An address as `/proc/net/tcp` writes it.
+fn hexadecimal(address: SocketAddr) -> String {
+    let std::net::IpAddr::V4(ip) = address.ip() else { panic!("{address} is not of IPv4") };
+    format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), address.port())
 }

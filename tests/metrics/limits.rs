@@ -159,7 +159,7 @@ fn a_connection_may_lie_idle_longer_than_a_head_may_take_but_not_for_ever() {
 }
 
 /// An exposition that is more than the socket's buffers hold.
-fn register_wide(registry: &mut Registry) {
+pub(crate) fn register_wide(registry: &mut Registry) {
     let family = Family::<Vec<(&str, String)>, Gauge>::default();
     for row in 0..2_000 {
         let _ = family.get_or_create(&vec![("row", format!("{row:01000}"))]);

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -33,8 +34,7 @@ const MAX_HEADERS: usize = 64;
 
 /// Serves one connection until the client leaves, a deadline passes, or `stop` says so.
 pub(super) async fn serve(stream: TcpStream, routes: Arc<Routes>, place: Arc<Place>, mut stop: watch::Receiver<bool>) {
-    // Without it a scrape can wait 40 ms for the other side's delayed acknowledgement.
-    let _ = stream.set_nodelay(true);
+    prepare(&stream, routes.limits.answer);
     let disputable = Arc::new(AtomicBool::new(false));
     let io = TokioIo::new(Guarded::new(stream, routes.limits, Arc::clone(&place), Arc::clone(&disputable)));
     let service = service_fn(move |request: Request<Incoming>| {
@@ -70,6 +70,15 @@ pub(super) async fn serve(stream: TcpStream, routes: Arc<Routes>, place: Arc<Pla
         // The client's doing, all of it: it went away, was too slow, or does not speak HTTP.
         tracing::debug!("a connection to the metrics endpoint ended: {error}");
     }
+}
+
+/// Sets the options of a new socket. One that refuses them is served all the same.
+fn prepare(stream: &TcpStream, patience: Duration) {
+    // Without it a scrape can wait 40 ms for the other side's delayed acknowledgement.
+    let _ = stream.set_nodelay(true);
+    // What was written when a connection is closed stays with the kernel, which otherwise goes on for
+    // minutes with a client that takes none of it: as many answers as clients came and went.
+    let _ = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(patience));
 }
 
 /// The answer, or that there will be none: a collector that hangs must not keep its client for ever.
