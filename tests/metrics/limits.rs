@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use peerscope::metrics::{Limits, Registry};
+use peerscope::metrics::Limits;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
 
 use super::fixture::{Client, Endpoint, PATIENCE, eventually};
 use crate::support::metrics::value;
@@ -160,11 +161,15 @@ fn a_connection_may_lie_idle_longer_than_a_head_may_take_but_not_for_ever() {
 
 /// An exposition that is more than the socket's buffers hold.
 pub(crate) fn register_wide(registry: &mut Registry) {
+    register_wide_as(registry, "wide");
+}
+
+fn register_wide_as(registry: &mut Registry, name: &str) {
     let family = Family::<Vec<(&str, String)>, Gauge>::default();
     for row in 0..2_000 {
         let _ = family.get_or_create(&vec![("row", format!("{row:01000}"))]);
     }
-    registry.register("wide", "More than the socket's buffers hold", family);
+    registry.register(name, "More than the socket's buffers hold", family);
 }
 
 #[test]
@@ -285,7 +290,7 @@ fn a_client_that_does_not_read_its_answers_does_not_keep_its_place() {
 fn a_client_that_fetches_its_answer_keeps_its_place() {
     let endpoint = Endpoint::with(Limits { connections: 2, ..Limits::default() }, |registry| {
         // An answer of 12 MB: the socket's buffers hold half of that at most.
-        (0..6).for_each(|_| register_wide(registry));
+        (0..6).for_each(|number| register_wide_as(registry, &format!("wide_{number}")));
     });
     let mut fetching = endpoint.connect();
     fetching.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
@@ -333,6 +338,8 @@ fn a_collector_that_hangs_costs_its_client_a_bounded_wait() {
     assert_eq!(client.get("/metrics", &[]).text(), "Limit of concurrent requests reached (1), try again later.\n");
     gate.open();
     eventually("the place is free again", || client.get("/metrics", &[]).status == 200);
+    let refused = value(&endpoint.scrape(), "http_requests_total", &[("handler", "metrics"), ("code", "503")]);
+    assert!(refused >= 2.0, "both refusals are counted: {refused}");
 }
 
 #[test]

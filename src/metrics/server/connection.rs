@@ -7,13 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
+use hyper::Request;
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -23,7 +21,7 @@ use tokio::time::{Instant, Sleep};
 use super::framing::Framing;
 use super::places::Place;
 use super::routes::Routes;
-use super::{Limits, pages, stopped};
+use super::{Limits, stopped};
 
 /// The most that the head of a request may hold: Prometheus sends about 500 bytes.
 const MAX_HEAD: usize = 16 * 1024;
@@ -45,7 +43,7 @@ pub(super) async fn serve(stream: TcpStream, routes: Arc<Routes>, place: Arc<Pla
         async move {
             // From here on the client waits for us.
             let _answering = place.answering();
-            let mut response = answer(&routes, &request).await;
+            let mut response = routes.answer(&request).await;
             if last {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -79,19 +77,6 @@ fn prepare(stream: &TcpStream, patience: Duration) {
     // What was written when a connection is closed stays with the kernel, which otherwise goes on for
     // minutes with a client that takes none of it: as many answers as clients came and went.
     let _ = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(patience));
-}
-
-/// The answer, or that there will be none: a collector that hangs must not keep its client for ever.
-async fn answer(routes: &Routes, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    let limit = routes.limits.making;
-    tokio::time::timeout(limit, routes.answer(request)).await.unwrap_or_else(|_| {
-        tracing::warn!("a request to the metrics endpoint had no answer after {limit:?}: some collector hangs");
-        let sentence = format!("The answer was not made within {limit:?}; some part of the agent hangs.\n");
-        let mut response = Response::new(Full::new(sentence.into()));
-        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(pages::TEXT));
-        response
-    })
 }
 
 /// What the connection waits for.
