@@ -20,9 +20,13 @@ mod metrics {
     #[cfg(feature = "metrics-prometheus")]
     mod limits;
     #[cfg(feature = "metrics-prometheus")]
+    mod outsiders;
+    #[cfg(feature = "metrics-prometheus")]
     mod pages;
     #[cfg(feature = "metrics-prometheus")]
     mod process;
+    #[cfg(feature = "metrics-prometheus")]
+    mod traffic;
     #[cfg(feature = "metrics-prometheus")]
     mod validators;
 }

@@ -7,13 +7,14 @@
 #   sudo asks for no password); otherwise their Debian packages are unpacked into the tools folder. The
 #   server's binary comes from redis-tools: the package redis-server would add nothing but a service.
 # - prometheus with promtool, and victoria-metrics: always unpacked, never installed, so that no service
-#   starts. Prometheus 3, which Debian's releases do not have yet, comes from Debian's suite sid by way of
-#   this machine's own apt source: lists and packages stay in the tools folder, the machine's apt sees none
-#   of it, and apt checks sid's signature as it checks any other.
+#   starts. The same two of Prometheus 3, which Debian 12 does not have, come from Debian's suite sid by way
+#   of this machine's own apt source: lists and packages stay in the tools folder, the machine's apt sees
+#   none of it, and apt checks sid's signature as it checks any other.
 # - the Python package prometheus-client, whose OpenMetrics parser is the strictest: into the tools folder.
 #
 # The folder is $TEST_TOOLS_DIR, by default target/tools. A second run finds everything there. Who has a
-# program already names it: TEST_PROMETHEUS, TEST_PROMTOOL, TEST_PROMETHEUS_3, TEST_VICTORIA_METRICS.
+# program already names it: TEST_PROMETHEUS, TEST_PROMTOOL, TEST_PROMETHEUS_3, TEST_PROMTOOL_3,
+# TEST_VICTORIA_METRICS.
 # Progress goes to stderr. What cannot be had ends the script with a message that says what to do.
 set -eu
 
@@ -166,7 +167,7 @@ sid_source() {
     return 1
 }
 
-# unpack_from_sid PACKAGE: into a root of its own, whose libraries no other program meets.
+# unpack_from_sid PACKAGE...: into a root of its own, whose libraries no other program meets.
 unpack_from_sid() {
     work=$tools/sid/apt
     rm -rf "$work"
@@ -197,17 +198,21 @@ END
         say "if its signature could not be checked, install a newer debian-archive-keyring"
         return 1
     fi
-    say "apt-get download $1 from sid, unpacked into $tools/sid/root"
-    (cd "$work/packages" && apt-get download -qq -c "$work/apt.conf" "$1" >&2) || return 1
-    dpkg -x "$work/packages/${1}_"*.deb "$tools/sid/root" || return 1
+    say "apt-get download $* from sid, unpacked into $tools/sid/root"
+    (cd "$work/packages" && apt-get download -qq -c "$work/apt.conf" "$@" >&2) || return 1
+    for file in "$work/packages"/*.deb; do
+        dpkg -x "$file" "$tools/sid/root" || return 1
+    done
     rm -rf "$work"
 }
 
 prometheus_3=${TEST_PROMETHEUS_3:-$tools/sid/root/usr/bin/prometheus}
-if ! runs "$prometheus_3"; then
-    unpack_from_sid prometheus || say "prometheus cannot be had from Debian sid"
-    runs "$prometheus_3" || give_up "no Prometheus 3 that runs here" \
-        "put the program prometheus of a release 3.x on this machine, and its path into TEST_PROMETHEUS_3"
+promtool_3=${TEST_PROMTOOL_3:-$tools/sid/root/usr/bin/promtool}
+if ! runs "$prometheus_3" || ! runs "$promtool_3"; then
+    unpack_from_sid prometheus promtool || say "Prometheus cannot be had from Debian sid"
+    runs "$prometheus_3" && runs "$promtool_3" || give_up "no Prometheus 3 that runs here" \
+        "put prometheus and promtool of a release 3.x on this machine, and their paths into" \
+        "TEST_PROMETHEUS_3 and TEST_PROMTOOL_3"
 fi
 
 if ! PYTHONPATH="$tools/python" python3 -c 'import prometheus_client.openmetrics.parser' 2>/dev/null; then
@@ -234,5 +239,6 @@ done
 echo "export TEST_PROMTOOL=\"$promtool\""
 echo "export TEST_PROMETHEUS=\"$prometheus\""
 echo "export TEST_PROMETHEUS_3=\"$prometheus_3\""
+echo "export TEST_PROMTOOL_3=\"$promtool_3\""
 echo "export TEST_VICTORIA_METRICS=\"$victoria\""
 echo "export TEST_PYTHONPATH=\"$tools/python\""

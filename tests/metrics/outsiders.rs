@@ -1,0 +1,247 @@
+//! Proven by outsiders: what the programs of others make of agents that work. Two releases of Prometheus
+//! and VictoriaMetrics scrape them and are asked what they saw; two releases of promtool and the strict
+//! parser of Python's prometheus-client read single pages. `tests/tools.sh` gets them all.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::fixture::Client;
+use super::traffic::{Load, Pair};
+use super::validators::{parse_openmetrics, promtool};
+use crate::support::agent::{PATIENCE, TestAgent, eventually};
+use crate::support::metrics::{Series, samples, series, value};
+use crate::support::scraper::{Labels, Program, Scraper};
+
+const OPENMETRICS: [(&str, &str); 1] = [("Accept", "application/openmetrics-text; version=1.0.0")];
+
+/// What a page has to be in both of its text formats. promtool has nothing to say about any family, not
+/// even about libp2p's: there are no exceptions to list.
+fn assert_pages_are_clean(agent: &TestAgent) {
+    let page = agent.scrape();
+    promtool(page.as_bytes()).unwrap_or_else(|complaint| panic!("{complaint}\n{page}"));
+    let page = Client::connect(agent.metrics_socket()).get("/metrics", &OPENMETRICS);
+    let understood = parse_openmetrics(&page.body).unwrap_or_else(|complaint| panic!("{complaint}\n{}", page.text()));
+    let samples = page.text().lines().filter(|line| !line.starts_with('#')).count();
+    assert!(understood.ends_with(&format!("samples {samples}\n")), "{samples} {understood}");
+}
+
+#[test]
+fn promtool_and_the_strict_parser_accept_agents_at_work() {
+    let pair = Pair::start();
+    let before = pair.both().map(TestAgent::scrape);
+    let load = Load::start(&pair);
+    for _ in 0..4 {
+        pair.both().into_iter().for_each(assert_pages_are_clean);
+    }
+    let during = pair.both().map(TestAgent::scrape);
+    load.finish();
+    let received = |page: &str| value(page, "messages_received_total", &[("type", "put")]);
+    let stored = |page: &str| value(page, "storage_operations_total", &[("operation", "put"), ("backend", "redis")]);
+    assert!(received(&before[0]) < received(&during[0]) && stored(&before[1]) < stored(&during[1]));
+}
+
+/// Counters exact, histograms whole, and a restart that no rate stumbles over.
+#[test]
+fn three_servers_saw_what_the_agents_did() {
+    let mut pair = Pair::start();
+    let targets = pair.both().map(TestAgent::metrics_socket);
+    let scrapers = Program::ALL.map(|program| Scraper::start(program, &targets));
+    // Each saw the zero from which everything grows.
+    for scraper in &scrapers {
+        for target in targets {
+            scraper.await_value("up", target, 1.0);
+            scraper.await_value("agent_peers_connected", target, 1.0);
+            scraper.await_value("messages_received_total{type=\"put\"}", target, 0.0);
+        }
+    }
+
+    let (first, second) = (&pair.first, &pair.second);
+    first.cli(&["get", "key", "--peer", &second.peer_id()]).failed(1);
+    for scraper in &scrapers {
+        scraper.await_value("messages_failed_total{type=\"get\",reason=\"refused\"}", targets[1], 1.0);
+        scraper.await_value("messages_send_failures_total{type=\"get\",reason=\"remote\"}", targets[0], 1.0);
+    }
+
+    let load = Load::start(&pair);
+    for scraper in &scrapers {
+        scraper.await_that(&format!("changes({PUTS}[1m])"), targets[0], |changes| changes >= 5.0);
+    }
+    let before = f64::from(load.finish());
+    assert_counted(&scrapers, &pair, [before, before]);
+    assert_same_as_the_pages(&scrapers, &pair);
+    assert_histograms(&scrapers, &pair);
+
+    assert!(pair.first.stop().success());
+    eventually("the second one is alone", || value(&pair.second.scrape(), "agent_peers_connected", &[]) == 0.0);
+    pair.first.restart();
+    pair.await_link();
+    assert_eq!(pair.first.metrics_socket(), targets[0]);
+    for scraper in &scrapers {
+        scraper.await_value(PUTS, targets[0], 0.0);
+    }
+    let load = Load::start(&pair);
+    for scraper in &scrapers {
+        scraper.await_that(PUTS, targets[0], |received| received > 0.0);
+    }
+    let after = f64::from(load.finish());
+    assert_counted(&scrapers, &pair, [after, before + after]);
+    assert_same_as_the_pages(&scrapers, &pair);
+    assert_restart_is_seen(&scrapers, targets, before, after);
+    for scraper in &scrapers {
+        scraper.assert_targets_up(2);
+    }
+    // Also with what libp2p tells about a connection that ended.
+    pair.both().into_iter().for_each(assert_pages_are_clean);
+}
+
+const PUTS: &str = "messages_received_total{type=\"put\"}";
+
+/// What every server has to say after so many rounds of the load since each agent's start.
+fn assert_counted(scrapers: &[Scraper], pair: &Pair, rounds: [f64; 2]) {
+    let [first, second] = rounds;
+    let expected: [(&str, [f64; 2]); 11] = [
+        (PUTS, [first, 0.0]),
+        ("messages_received_total{type=\"get\"}", [2.0 * first, 0.0]),
+        ("messages_received_total{type=\"delete\"}", [first, 0.0]),
+        ("messages_sent_total{type=\"put\"}", [0.0, second]),
+        ("messages_sent_total{type=\"delete\"}", [0.0, second]),
+        ("storage_operations_total{operation=\"put\",backend=\"local\"}", [first, 0.0]),
+        ("storage_operations_total{operation=\"get\",backend=\"local\"}", [2.0 * first, 0.0]),
+        ("storage_operations_total{operation=\"delete\",backend=\"local\"}", [first, 0.0]),
+        ("storage_operations_total{operation=\"put\",backend=\"redis\"}", [0.0, second]),
+        // Every put and delete of the first one was a part of some transaction.
+        ("storage_local_commit_batch_size_sum", [2.0 * first, 0.0]),
+        ("sum by (instance) (storage_operation_errors_total)", [0.0, 0.0]),
+    ];
+    for scraper in scrapers {
+        for (expression, values) in expected {
+            for (agent, expected) in pair.both().into_iter().zip(values) {
+                scraper.await_value(expression, agent.metrics_socket(), expected);
+            }
+        }
+    }
+}
+
+/// Some histograms, each with the counter of the same events, and whose they are.
+const HISTOGRAMS: [Counted; 6] = [
+    ("message_processing_duration_seconds", "messages_received_total", &[("type", "put")], 0),
+    ("message_processing_duration_seconds", "messages_received_total", &[("type", "get")], 0),
+    ("message_round_trip_duration_seconds", "messages_sent_total", &[("type", "put")], 1),
+    (
+        "storage_operation_duration_seconds",
+        "storage_operations_total",
+        &[("operation", "put"), ("backend", "local")],
+        0,
+    ),
+    (
+        "storage_operation_duration_seconds",
+        "storage_operations_total",
+        &[("operation", "get"), ("backend", "local")],
+        0,
+    ),
+    (
+        "storage_operation_duration_seconds",
+        "storage_operations_total",
+        &[("operation", "put"), ("backend", "redis")],
+        1,
+    ),
+];
+
+/// A histogram, its counter, the labels of both, and which agent's.
+type Counted = (&'static str, &'static str, &'static [(&'static str, &'static str)], usize);
+
+/// Nothing moves any more: every histogram has counted what its counter did.
+fn assert_histograms(scrapers: &[Scraper], pair: &Pair) {
+    for (name, counter, labels, agent) in HISTOGRAMS {
+        let agent = pair.both()[agent];
+        let page = agent.scrape();
+        let count = value(&page, counter, labels);
+        assert!(count > 0.0, "{name}{labels:?}");
+        let labels: String = labels.iter().map(|(label, value)| format!("{label}=\"{value}\",")).collect();
+        for scraper in scrapers {
+            let ask = |expression: &str| scraper.expect_value(expression, agent.metrics_socket());
+            assert_eq!(ask(&format!("{counter}{{{labels}}}")), count);
+            assert_eq!(ask(&format!("{name}_count{{{labels}}}")), count);
+            assert_eq!(ask(&format!("{name}_bucket{{{labels}le=\"+Inf\"}}")), count);
+        }
+    }
+}
+
+/// Every series of an agent's page is in every server, and no other, and with the same value when nothing
+/// moves it any more. Waits until that is so: libp2p makes a series when something happens for the first
+/// time.
+fn assert_same_as_the_pages(scrapers: &[Scraper], pair: &Pair) {
+    for scraper in scrapers {
+        for agent in pair.both() {
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                let differences = differences(scraper, agent.metrics_socket(), &samples(&agent.scrape()));
+                if differences.is_empty() {
+                    break;
+                }
+                assert!(Instant::now() < deadline, "{:?} differs from the page: {differences:#?}", scraper.program);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+fn differences(scraper: &Scraper, target: SocketAddr, page: &BTreeMap<Series, f64>) -> Vec<String> {
+    let instance = format!("{{instance=\"{target}\"}}");
+    let mut seen: BTreeMap<_, _> = scraper.query(&instance).into_iter().map(named).collect();
+    // What each server says about its own scrapes.
+    seen.retain(|key, _| page.contains_key(key) || key.0 != "up" && !key.0.starts_with("scrape_"));
+    let missing = page.keys().filter(|key| !seen.contains_key(key)).map(|key| format!("missing: {key:?}"));
+    let more = seen.keys().filter(|key| !page.contains_key(key)).map(|key| format!("more: {key:?}"));
+    let others = page.iter().filter_map(|(key, value)| {
+        let seen = seen.get(key).filter(|_| still(&key.0))?;
+        // VictoriaMetrics keeps about 15 digits.
+        ((seen - value).abs() > value.abs() * 1e-12).then(|| format!("{key:?}: {seen} instead of {value}"))
+    });
+    missing.chain(more).chain(others).collect()
+}
+
+/// A series as its page has it, without what the server added.
+fn named((mut labels, value): (Labels, f64)) -> (Series, f64) {
+    labels.remove("job");
+    labels.remove("instance");
+    let name = labels.remove("__name__").expect("nothing took the name away");
+    (series(&name, labels), value)
+}
+
+/// Whether the values of a family stand still when nobody asks the agent for anything but its metrics.
+fn still(name: &str) -> bool {
+    ["message", "storage_", "agent_", "build_"].iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// The first agent's counters fell to zero once; no rate ever was negative, or more than the load made.
+fn assert_restart_is_seen(scrapers: &[Scraper], targets: [SocketAddr; 2], before: f64, after: f64) {
+    let whole = before + after;
+    for scraper in scrapers {
+        let ask = |expression: &str| scraper.expect_value(expression, targets[0]);
+        assert_eq!(ask(&format!("resets({PUTS}[10m])")), 1.0, "{:?}", scraper.program);
+        let sent = scraper.expect_value("resets(messages_sent_total{type=\"put\"}[10m])", targets[1]);
+        assert_eq!(sent, 0.0, "{:?}", scraper.program);
+
+        // Prometheus goes on to the ends of the range: by at most one interval between samples at each end.
+        let intervals = ask(&format!("count_over_time({PUTS}[10m])")) - 1.0;
+        let limit = match scraper.program {
+            Program::VictoriaMetrics => whole,
+            Program::Prometheus | Program::Prometheus3 => whole * (1.0 + 2.0 / intervals),
+        };
+        let mut increases = vec![format!("increase({PUTS}[10m])")];
+        increases.push("increase(message_processing_duration_seconds_count{type=\"put\"}[10m])".into());
+        for increase in increases {
+            let found = ask(&increase);
+            assert!(
+                whole * 0.999 <= found && found <= limit * 1.001,
+                "{:?}: {increase} is {found}, not {whole} in {intervals} intervals",
+                scraper.program
+            );
+        }
+        let rates = format!("rate({PUTS}[5s])[10m:1s]");
+        let (least, most) = (ask(&format!("min_over_time({rates})")), ask(&format!("max_over_time({rates})")));
+        assert!(0.0 <= least && 0.0 < most && most <= whole, "{:?}: {least} {most}", scraper.program);
+    }
+}
