@@ -14,7 +14,7 @@ use redis::{ConnectionAddr, ConnectionInfo};
 use super::error::{Origin, Problem};
 use super::tree::{Node, Step};
 use super::{AccessRule, Config, NodeConfig};
-use crate::metrics::MetricsConfig;
+use crate::metrics::{MetricsConfig, NativeHistograms};
 use crate::{network, storage};
 
 const KIB: usize = 1 << 10;
@@ -61,6 +61,9 @@ impl Check<'_> {
                            set it to false, or use a build with that feature";
             self.refuse("metrics.enabled", message);
         }
+        let native = metrics.native_histograms;
+        self.range("metrics.native_histograms.schema", native.schema, NativeHistograms::SCHEMAS, "5");
+        self.range("metrics.native_histograms.max_buckets", native.max_buckets, NativeHistograms::MAX_BUCKETS, "1000");
         let path = metrics.path.as_str();
         let message = if !path.starts_with('/') {
             "must begin with `/`, such as /metrics".into()

@@ -149,11 +149,12 @@ impl Api {
 
     #[cfg(feature = "metrics-prometheus")]
     async fn metrics(&self, request: &Request<Incoming>) -> Result<Answer, Problem> {
-        use crate::metrics::exposition::{negotiate, render};
+        use crate::metrics::exposition::{Wanted, negotiate, render};
         let accept = request.headers().get(hyper::header::ACCEPT).and_then(|accept| accept.to_str().ok());
         let format = negotiate(accept.unwrap_or_default());
+        let wanted = Wanted::from_query(request.uri().query());
         let registry = std::sync::Arc::clone(&self.registry);
-        let text = tokio::task::spawn_blocking(move || render(&registry, format)).await;
+        let text = tokio::task::spawn_blocking(move || render(&registry, format, &wanted)).await;
         let failed = |error: String| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "storage", error);
         let text = text.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
         Ok(with_type(text, HeaderValue::from_static(format.content_type())))

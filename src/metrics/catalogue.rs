@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 
 /// What kind of metric a family is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Only goes up.
     Counter,
@@ -17,6 +17,8 @@ pub enum Kind {
     Histogram,
     /// Constant text, in labels.
     Info,
+    /// Not said. None of ours.
+    Unknown,
 }
 
 impl Kind {
@@ -27,6 +29,16 @@ impl Kind {
             Self::Gauge => "gauge",
             Self::Histogram => "histogram",
             Self::Info => "info",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// The name in the `# TYPE` line of the classic text, which knows neither info nor unknown.
+    pub fn classic(self) -> &'static str {
+        match self {
+            Self::Info => "gauge",
+            Self::Unknown => "untyped",
+            same => same.as_str(),
         }
     }
 }
@@ -47,18 +59,14 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    /// The name as prometheus-client's registry wants it: without what its encoder appends.
-    pub fn registered_name(&self) -> &'static str {
+    /// The name as OpenMetrics has it: without `_total` or `_info`.
+    pub fn openmetrics_name(&self) -> &'static str {
         let name = match self.kind {
             Kind::Counter => self.name.strip_suffix("_total"),
             Kind::Info => self.name.strip_suffix("_info"),
-            Kind::Gauge | Kind::Histogram => None,
+            Kind::Gauge | Kind::Histogram | Kind::Unknown => None,
         };
-        let name = name.unwrap_or(self.name);
-        match self.unit() {
-            Some(unit) => name.strip_suffix(unit).and_then(|n| n.strip_suffix('_')).unwrap_or(name),
-            None => name,
-        }
+        name.unwrap_or(self.name)
     }
 
     /// The base unit that the name ends with, if any.
@@ -178,11 +186,12 @@ mod tests {
     }
 
     #[test]
-    fn the_registered_name_leaves_out_what_the_encoder_appends() {
-        assert_eq!(PROCESS_CPU_SECONDS.registered_name(), "process_cpu");
-        assert_eq!(MESSAGE_PROCESSING.registered_name(), "message_processing_duration");
-        assert_eq!(MESSAGES_SENT.registered_name(), "messages_sent");
-        assert_eq!(BUILD_INFO.registered_name(), "agent_build");
-        assert_eq!(PEERS_CONNECTED.registered_name(), "agent_peers_connected");
+    fn openmetrics_leaves_the_suffix_out_and_names_the_unit() {
+        assert_eq!(
+            (PROCESS_CPU_SECONDS.openmetrics_name(), PROCESS_CPU_SECONDS.unit()),
+            ("process_cpu_seconds", Some("seconds"))
+        );
+        assert_eq!((BUILD_INFO.openmetrics_name(), BUILD_INFO.unit()), ("agent_build", None));
+        assert_eq!(PEERS_CONNECTED.openmetrics_name(), "agent_peers_connected");
     }
 }

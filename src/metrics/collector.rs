@@ -1,18 +1,18 @@
-//! The collector: every family's handles, and one short method an event.
+//! The collector: every family's instrument, and one short method an event.
 
 use std::sync::Arc;
-use std::time::Instant;
-
-use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
 
 use super::AgentInfo;
-use super::catalogue as c;
-use super::instruments::{By, Counter, Gauge, Histogram, register, single};
+use super::catalogue::{self as c, Descriptor};
+use super::instruments::{
+    BATCH_BOUNDS, Buckets, BucketsError, Counter, DURATION_BOUNDS, Events, Gauge, Histogram, InFlight, LabelSet, Timer,
+    UnderWay, warm_up,
+};
 use super::labels::{
     Backend, FailedMessage, FailureReason, HttpCode, HttpHandler, MessageType, Operation, SendFailure,
     StorageErrorReason,
 };
+use super::registry::{Info, Instrument, Registry, shown};
 
 /// Records what the agent does. Cloning shares the same numbers.
 #[derive(Debug, Clone)]
@@ -22,127 +22,84 @@ pub struct MetricsCollector {
 
 #[derive(Debug)]
 struct Families {
-    peers_connected: Gauge,
-    messages_received: By<MessageType, Counter>,
-    message_processing: By<MessageType, Histogram>,
-    messages_failed: By<(FailedMessage, FailureReason), Counter>,
-    messages_sent: By<MessageType, Counter>,
-    message_round_trip: By<MessageType, Histogram>,
-    send_failures: By<(MessageType, SendFailure), Counter>,
-    storage_operations: By<(Operation, Backend), Counter>,
-    storage_duration: By<(Operation, Backend), Histogram>,
-    storage_errors: By<(Operation, Backend, StorageErrorReason), Counter>,
-    storage_in_flight: By<Backend, Gauge>,
-    local_batch: Histogram,
-    redis_reconnects: Counter,
-    redis_retries: Counter,
-    http_requests: By<(HttpHandler, HttpCode), Counter>,
-    http_in_flight: By<HttpHandler, Gauge>,
-    scrape_duration: Histogram,
-}
-
-/// When something that is measured began.
-#[derive(Debug, Clone, Copy)]
-pub struct Timer(Instant);
-
-impl Timer {
-    /// Starts now.
-    #[inline]
-    #[must_use]
-    pub fn start() -> Self {
-        Self(Instant::now())
-    }
-
-    #[inline]
-    fn seconds(self) -> f64 {
-        self.0.elapsed().as_secs_f64()
-    }
-}
-
-/// Counts one thing that is under way until it is dropped.
-#[derive(Debug)]
-#[must_use = "the gauge falls again when this is dropped"]
-pub struct InFlight(Gauge);
-
-impl InFlight {
-    fn enter(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
+    peers_connected: Gauge<()>,
+    messages_received: Events<MessageType>,
+    messages_failed: Counter<(FailedMessage, FailureReason)>,
+    messages_sent: Events<MessageType>,
+    send_failures: Counter<(MessageType, SendFailure)>,
+    storage_operations: Events<(Operation, Backend)>,
+    storage_errors: Counter<(Operation, Backend, StorageErrorReason)>,
+    storage_in_flight: InFlight<Backend>,
+    local_batch: Histogram<()>,
+    redis_reconnects: Counter<()>,
+    redis_retries: Counter<()>,
+    http_requests: Counter<(HttpHandler, HttpCode)>,
+    http_in_flight: InFlight<HttpHandler>,
+    scrape_duration: Histogram<()>,
 }
 
 impl MetricsCollector {
-    /// Registers every family in `registry`.
+    /// Registers every family in `registry`. One whose name is taken there is recorded but not shown, and the
+    /// log says so.
     pub fn new(registry: &mut Registry, agent: &AgentInfo) -> Self {
-        register(registry, &c::BUILD_INFO, Info::new(build_labels()));
-        register(
-            registry,
-            &c::AGENT_INFO,
-            Info::new(vec![("peer_id", agent.peer_id.clone()), ("name", agent.name.clone())]),
-        );
+        warm_up();
+        let durations = buckets(Buckets::durations(&DURATION_BOUNDS, registry.native_histograms()));
+        let batches = buckets(Buckets::numbers(&BATCH_BOUNDS, registry.native_histograms()));
+        let mut add = Add { registry, durations: &durations };
+        add.info(&c::BUILD_INFO, &build_labels());
+        add.info(&c::AGENT_INFO, &[("peer_id", &agent.peer_id), ("name", &agent.name)]);
         let families = Families {
-            peers_connected: single(registry, &c::PEERS_CONNECTED),
-            messages_received: By::new(registry, &c::MESSAGES_RECEIVED),
-            message_processing: By::new(registry, &c::MESSAGE_PROCESSING),
-            messages_failed: By::new(registry, &c::MESSAGES_FAILED),
-            messages_sent: By::new(registry, &c::MESSAGES_SENT),
-            message_round_trip: By::new(registry, &c::MESSAGE_ROUND_TRIP),
-            send_failures: By::new(registry, &c::MESSAGES_SEND_FAILURES),
-            storage_operations: By::new(registry, &c::STORAGE_OPERATIONS),
-            storage_duration: By::new(registry, &c::STORAGE_DURATION),
-            storage_errors: By::new(registry, &c::STORAGE_ERRORS),
-            storage_in_flight: By::new(registry, &c::STORAGE_IN_FLIGHT),
-            local_batch: single(registry, &c::STORAGE_LOCAL_BATCH),
-            redis_reconnects: single(registry, &c::STORAGE_REDIS_RECONNECTS),
-            redis_retries: single(registry, &c::STORAGE_REDIS_RETRIES),
-            http_requests: By::new(registry, &c::HTTP_REQUESTS),
-            http_in_flight: By::new(registry, &c::HTTP_IN_FLIGHT),
-            scrape_duration: single(registry, &c::SCRAPE_DURATION),
+            peers_connected: add.instrument(&c::PEERS_CONNECTED, Gauge::new()),
+            messages_received: add.events(&c::MESSAGES_RECEIVED, &c::MESSAGE_PROCESSING),
+            messages_failed: add.instrument(&c::MESSAGES_FAILED, Counter::new()),
+            messages_sent: add.events(&c::MESSAGES_SENT, &c::MESSAGE_ROUND_TRIP),
+            send_failures: add.instrument(&c::MESSAGES_SEND_FAILURES, Counter::new()),
+            storage_operations: add.events(&c::STORAGE_OPERATIONS, &c::STORAGE_DURATION),
+            storage_errors: add.instrument(&c::STORAGE_ERRORS, Counter::new()),
+            storage_in_flight: add.instrument(&c::STORAGE_IN_FLIGHT, InFlight::new()),
+            local_batch: add.instrument(&c::STORAGE_LOCAL_BATCH, Histogram::new(&batches)),
+            redis_reconnects: add.instrument(&c::STORAGE_REDIS_RECONNECTS, Counter::new()),
+            redis_retries: add.instrument(&c::STORAGE_REDIS_RETRIES, Counter::new()),
+            http_requests: add.instrument(&c::HTTP_REQUESTS, Counter::new()),
+            http_in_flight: add.instrument(&c::HTTP_IN_FLIGHT, InFlight::new()),
+            scrape_duration: add.instrument(&c::SCRAPE_DURATION, Histogram::new(&durations)),
         };
         Self { families: Arc::new(families) }
     }
 
     /// The number of peers with at least one live connection.
     pub fn set_peers_connected(&self, peers: usize) {
-        self.families.peers_connected.set(i64::try_from(peers).unwrap_or(i64::MAX));
+        self.families.peers_connected.set((), i64::try_from(peers).unwrap_or(i64::MAX));
     }
 
     /// A message from a peer was handled successfully; `timer` started when it was decoded.
     #[inline]
     pub fn message_handled(&self, kind: MessageType, timer: Timer) {
-        self.families.messages_received.of(kind).inc();
-        self.families.message_processing.of(kind).observe(timer.seconds());
+        self.families.messages_received.record_since(kind, timer);
     }
 
     /// A message from a peer could not be handled.
     #[inline]
     pub fn message_failed(&self, kind: FailedMessage, reason: FailureReason) {
-        self.families.messages_failed.of((kind, reason)).inc();
+        self.families.messages_failed.inc((kind, reason));
     }
 
     /// A peer answered a request of ours; `timer` started when the request was made.
     #[inline]
     pub fn message_sent(&self, kind: MessageType, timer: Timer) {
-        self.families.messages_sent.of(kind).inc();
-        self.families.message_round_trip.of(kind).observe(timer.seconds());
+        self.families.messages_sent.record_since(kind, timer);
     }
 
     /// A request of ours failed.
     #[inline]
     pub fn send_failed(&self, kind: MessageType, reason: SendFailure) {
-        self.families.send_failures.of((kind, reason)).inc();
+        self.families.send_failures.inc((kind, reason));
     }
 
     /// A storage operation begins; it counts as under way until the guard is dropped.
     #[inline]
-    pub fn storage_started(&self, backend: Backend) -> InFlight {
-        InFlight::enter(self.families.storage_in_flight.of(backend))
+    pub fn storage_started(&self, backend: Backend) -> UnderWay<'_> {
+        self.families.storage_in_flight.enter(backend)
     }
 
     /// A storage operation completed, well or not.
@@ -154,50 +111,111 @@ impl MetricsCollector {
         timer: Timer,
         outcome: Result<(), StorageErrorReason>,
     ) {
-        self.families.storage_operations.of((operation, backend)).inc();
-        self.families.storage_duration.of((operation, backend)).observe(timer.seconds());
+        self.families.storage_operations.record_since((operation, backend), timer);
         if let Err(reason) = outcome {
-            self.families.storage_errors.of((operation, backend, reason)).inc();
+            self.families.storage_errors.inc((operation, backend, reason));
         }
     }
 
     /// One durable transaction of the embedded store carried `writes` writes.
     pub fn local_commit(&self, writes: usize) {
-        #[allow(clippy::cast_precision_loss, reason = "a batch is far smaller than 2^52")]
-        self.families.local_batch.observe(writes as f64);
+        self.families.local_batch.observe((), writes as u64);
     }
 
     /// The connection to Redis was made again after a loss.
     pub fn redis_reconnected(&self) {
-        self.families.redis_reconnects.inc();
+        self.families.redis_reconnects.inc(());
     }
 
     /// A Redis command is tried again.
     pub fn redis_retried(&self) {
-        self.families.redis_retries.inc();
+        self.families.redis_retries.inc(());
     }
 
     /// The endpoint begins to answer a request.
-    pub fn http_started(&self, handler: HttpHandler) -> InFlight {
-        InFlight::enter(self.families.http_in_flight.of(handler))
+    pub fn http_started(&self, handler: HttpHandler) -> UnderWay<'_> {
+        self.families.http_in_flight.enter(handler)
     }
 
     /// The endpoint answered a request.
     pub fn http_answered(&self, handler: HttpHandler, code: HttpCode) {
-        self.families.http_requests.of((handler, code)).inc();
+        self.families.http_requests.inc((handler, code));
     }
 
     /// One exposition was made; `timer` started with it.
     pub fn scraped(&self, timer: Timer) {
-        self.families.scrape_duration.observe(timer.seconds());
+        self.families.scrape_duration.observe((), timer.nanos());
     }
 }
 
-fn build_labels() -> Vec<(&'static str, &'static str)> {
-    vec![
+/// Makes instruments and registers them.
+struct Add<'a> {
+    registry: &'a mut Registry,
+    durations: &'a Arc<Buckets>,
+}
+
+impl Add<'_> {
+    fn instrument<I: Instrument>(&mut self, descriptor: &Descriptor, instrument: I) -> I {
+        shown(self.registry.register(descriptor, &instrument));
+        instrument
+    }
+
+    fn events<L: LabelSet>(&mut self, counter: &Descriptor, histogram: &Descriptor) -> Events<L> {
+        let events = Events::new(self.durations);
+        shown(self.registry.register_events(counter, histogram, &events));
+        events
+    }
+
+    fn info(&mut self, descriptor: &Descriptor, labels: &[(&str, &str)]) {
+        self.registry.add_or_log(Box::new(Info::new(descriptor, labels)));
+    }
+}
+
+#[allow(clippy::expect_used, reason = "the bounds are constants, and a test makes buckets of them for every schema")]
+fn buckets(made: Result<Buckets, BucketsError>) -> Arc<Buckets> {
+    Arc::new(made.expect("the bounds make buckets"))
+}
+
+fn build_labels() -> [(&'static str, &'static str); 4] {
+    [
         ("version", env!("CARGO_PKG_VERSION")),
         ("revision", env!("BUILD_REVISION")),
         ("rustc", env!("BUILD_RUSTC")),
         ("target", env!("BUILD_TARGET")),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::instruments::capacity_for;
+    use super::*;
+
+    /// Everything that a node can come to allocate for its instruments: every thread that can have a row has
+    /// one, and every histogram has seen values that are not packed.
+    #[test]
+    fn a_nodes_instruments_stay_below_a_mebibyte_on_eight_cores() {
+        let buckets = buckets(Buckets::durations(&DURATION_BOUNDS, Default::default()));
+        let slots = capacity_for(8);
+        let histograms = [
+            Histogram::<MessageType>::footprint(&buckets, slots),
+            Histogram::<MessageType>::footprint(&buckets, slots),
+            Histogram::<(Operation, Backend)>::footprint(&buckets, slots),
+            Histogram::<()>::footprint(&buckets, slots),
+            Histogram::<()>::footprint(&buckets, slots),
+        ];
+        let counters = [
+            Counter::<(FailedMessage, FailureReason)>::footprint(slots),
+            Counter::<(MessageType, SendFailure)>::footprint(slots),
+            Counter::<(Operation, Backend, StorageErrorReason)>::footprint(slots),
+            2 * Counter::<Backend>::footprint(slots),
+            Counter::<()>::footprint(slots),
+            Counter::<()>::footprint(slots),
+            Counter::<(HttpHandler, HttpCode)>::footprint(slots),
+            2 * Counter::<HttpHandler>::footprint(slots),
+        ];
+        let tables = 2 * buckets.footprint();
+        let histograms: usize = histograms.iter().map(|(packed, wide)| packed + wide).sum();
+        let total = tables + histograms + counters.iter().sum::<usize>();
+        assert!((900_000..1 << 20).contains(&total), "{total}");
+    }
 }

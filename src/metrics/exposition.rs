@@ -1,17 +1,26 @@
-//! What a scrape is answered with: which format, which coding, and the text itself. Pure functions.
+//! What a scrape is answered with: which format, which coding, and the page itself. Pure functions.
 //!
-//! prometheus-client writes OpenMetrics; `classic` makes the text format 0.0.4 of it, which is what
-//! VictoriaMetrics, a bare `curl` and `promtool check metrics` want.
+//! The families of our own are written straight into the format that was asked for (`page.rs`, `text.rs`,
+//! `protobuf.rs`). Those that others keep in prometheus-client's registry come as the OpenMetrics text of
+//! its encoder, which `foreign.rs` reads, checks and writes on.
 
-mod classic;
+mod family;
+mod foreign;
 mod negotiation;
+mod page;
+mod protobuf;
+mod text;
+mod wanted;
 
 use std::io::Write as _;
 
 use bytes::Bytes;
-use prometheus_client::registry::Registry;
 
-pub use negotiation::{accepts_gzip, negotiate, prefers_json};
+pub(crate) use self::family::{Metadata, Series};
+pub use self::negotiation::{accepts_gzip, negotiate, prefers_json};
+pub(crate) use self::page::{FamilyWriter, Number, Page};
+pub use self::wanted::Wanted;
+use super::registry::Registry;
 
 /// A format in which the metrics can be shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +32,9 @@ pub enum Format {
     /// OpenMetrics under its draft's number 0.0.1, which Prometheus asks for as its second choice. The
     /// body is the same; client_golang, too, answers with the version that was asked for.
     OpenMetricsDraft,
+    /// Messages of `io.prometheus.client.MetricFamily`, each behind its length: the only format with native
+    /// histograms.
+    Protobuf,
 }
 
 impl Format {
@@ -32,6 +44,9 @@ impl Format {
             Self::Text => "text/plain; version=0.0.4; charset=utf-8",
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
             Self::OpenMetricsDraft => "application/openmetrics-text; version=0.0.1; charset=utf-8",
+            Self::Protobuf => {
+                "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
+            }
         }
     }
 }
@@ -47,23 +62,24 @@ impl From<std::fmt::Error> for RenderError {
     }
 }
 
-/// Room for the families of one agent, so that the text rarely has to move while it grows.
-const USUAL_SIZE: usize = 64 * 1024;
-
-/// The whole exposition of `registry`.
+/// The exposition of those families of `registry` that are wanted.
+///
+/// Whatever is registered, no family comes twice, no sample comes twice, and no family comes without samples.
 ///
 /// # Errors
 ///
 /// When a collector in the registry fails to encode itself.
-pub fn render(registry: &Registry, format: Format) -> Result<Bytes, RenderError> {
-    let mut text = String::with_capacity(USUAL_SIZE);
-    prometheus_client::encoding::text::encode(&mut text, registry)?;
-    let text = match format {
-        Format::Text => classic::from_openmetrics(&text),
-        Format::OpenMetrics | Format::OpenMetricsDraft => classic::escape_help(text),
-    };
-    Ok(text.into())
+pub fn render(registry: &Registry, format: Format, wanted: &Wanted) -> Result<Bytes, RenderError> {
+    let mut page = Page::new(format, wanted);
+    registry.expose(&mut page);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode_registry(&mut text, registry.others())?;
+    foreign::write(&text, registry.names(), &mut page);
+    Ok(page.finish())
 }
+
+/// The least that is worth compressing: what fits into one packet anyway arrives no sooner when it is smaller.
+pub(crate) const GZIP_FROM: usize = 1_400;
 
 /// `body` as a gzip stream.
 ///

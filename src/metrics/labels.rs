@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 /// A label whose values are known at compile time.
-pub trait Label: Copy + std::fmt::Debug + 'static {
+pub trait Label: Copy + std::fmt::Debug + Send + Sync + 'static {
     /// The label's name in the exposition.
     const NAME: &'static str;
     /// All values, in the order of [`Label::index`].

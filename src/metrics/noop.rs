@@ -1,18 +1,26 @@
 //! The same API as `collector.rs` for builds without the cargo feature `metrics-prometheus`:
 //! zero-sized, and every call compiles to nothing.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::labels::{
     Backend, FailedMessage, FailureReason, HttpCode, HttpHandler, MessageType, Operation, SendFailure,
     StorageErrorReason,
 };
-use super::{AgentInfo, Health, MetricsConfig, UrlReader};
+use super::{AgentInfo, Health, MetricsConfig, NativeHistograms, UrlReader};
 
 /// Stands where the registry would.
 #[derive(Debug, Default)]
 pub struct Registry {
     _private: (),
+}
+
+impl Registry {
+    /// An empty one.
+    pub fn new(_: NativeHistograms) -> Self {
+        Self::default()
+    }
 }
 
 /// Records nothing.
@@ -34,10 +42,10 @@ impl Timer {
 
 /// Counts nothing.
 #[derive(Debug)]
-pub struct InFlight;
+pub struct UnderWay<'a>(PhantomData<&'a ()>);
 
 // So that code which ends it early with `drop` reads the same in both builds.
-impl Drop for InFlight {
+impl Drop for UnderWay<'_> {
     #[inline(always)]
     fn drop(&mut self) {}
 }
@@ -58,8 +66,8 @@ impl MetricsCollector {
     #[inline(always)]
     pub fn send_failed(&self, _: MessageType, _: SendFailure) {}
     #[inline(always)]
-    pub fn storage_started(&self, _: Backend) -> InFlight {
-        InFlight
+    pub fn storage_started(&self, _: Backend) -> UnderWay<'_> {
+        UnderWay(PhantomData)
     }
     #[inline(always)]
     pub fn storage_completed(&self, _: Operation, _: Backend, _: Timer, _: Result<(), StorageErrorReason>) {}
@@ -70,8 +78,8 @@ impl MetricsCollector {
     #[inline(always)]
     pub fn redis_retried(&self) {}
     #[inline(always)]
-    pub fn http_started(&self, _: HttpHandler) -> InFlight {
-        InFlight
+    pub fn http_started(&self, _: HttpHandler) -> UnderWay<'_> {
+        UnderWay(PhantomData)
     }
     #[inline(always)]
     pub fn http_answered(&self, _: HttpHandler, _: HttpCode) {}

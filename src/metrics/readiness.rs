@@ -1,29 +1,34 @@
 //! `agent_component_ready`, read from the board of [`Health`] when a scrape asks for it.
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::gauge::ConstGauge;
-
 use super::Health;
 use super::catalogue::COMPONENT_READY;
+use super::exposition::{Metadata, Number, Page, Series};
 use super::labels::{Component, Label};
-use super::scrape_time;
+use super::registry::{Expose, metadata};
 
 /// Shows what `/ready` says.
 #[derive(Debug)]
-pub(super) struct ReadinessCollector(pub(super) Health);
+pub(super) struct ReadinessFamily {
+    health: Health,
+    family: Metadata,
+}
 
-impl Collector for ReadinessCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let states = self.0.snapshot();
-        if states.is_empty() {
-            return Ok(());
+impl ReadinessFamily {
+    pub(super) fn new(health: Health) -> Self {
+        Self { health, family: metadata(&COMPONENT_READY) }
+    }
+}
+
+impl Expose for ReadinessFamily {
+    fn families(&self) -> Vec<&Metadata> {
+        vec![&self.family]
+    }
+
+    fn expose(&self, page: &mut Page<'_>) {
+        let Some(mut out) = page.family(&self.family) else { return };
+        for state in self.health.snapshot() {
+            let series = Series::new(&[(Component::NAME, state.component.as_str())]);
+            out.number(&series, Number::Unsigned(state.problem.is_none().into()));
         }
-        let mut family = scrape_time::family(&mut encoder, &COMPONENT_READY)?;
-        for state in states {
-            let labels = [(Component::NAME, state.component.as_str())];
-            ConstGauge::new(i64::from(state.problem.is_none())).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
     }
 }

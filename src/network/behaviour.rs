@@ -63,7 +63,7 @@ pub(super) fn build(
     let behaviour = Behaviour::new(config, &keypair, context)?;
     let transport = transport(&keypair, psk)?;
     #[cfg(feature = "metrics-prometheus")]
-    let transport = libp2p::metrics::BandwidthTransport::new(transport, registry)
+    let transport = libp2p::metrics::BandwidthTransport::new(transport, registry.others_mut())
         .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)));
     // Around the measured one: an address that is not dialed is not measured.
     let transport = UsualStacks(transport.boxed());

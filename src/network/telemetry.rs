@@ -19,7 +19,7 @@ pub(super) struct Telemetry {
 
 impl Telemetry {
     pub(super) fn new(registry: &mut Registry) -> Self {
-        Self { metrics: Metrics::new(registry) }
+        Self { metrics: Metrics::new(registry.others_mut()) }
     }
 
     pub(super) fn record(&self, event: &SwarmEvent<BehaviourEvent>) {

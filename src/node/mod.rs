@@ -96,7 +96,7 @@ impl Node {
         tracing::info!(name = %config.node.name, "PeerId {peer_id}");
 
         let health = Health::default();
-        let mut registry = Registry::default();
+        let mut registry = Registry::new(config.metrics.native_histograms);
         let agent = AgentInfo { peer_id: peer_id.to_string(), name: config.node.name.clone() };
         let collector = MetricsCollector::new(&mut registry, &agent);
         metrics::register_scrape_time(&mut registry, &health);

@@ -18,7 +18,7 @@ pub use self::local::LocalStorageBackend;
 pub use self::redis::RedisStorageBackend;
 pub use self::redis_url::RedisUrl;
 use crate::metrics::labels::{Backend, Operation, StorageErrorReason};
-use crate::metrics::{Health, InFlight, MetricsCollector, Timer};
+use crate::metrics::{Health, MetricsCollector, Timer, UnderWay};
 
 /// The `storage` section of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -382,7 +382,7 @@ struct Measure<'a> {
     operation: Operation,
     backend: Backend,
     timer: Timer,
-    _in_flight: InFlight,
+    _in_flight: UnderWay<'a>,
     outcome: Result<(), StorageErrorReason>,
 }
 

@@ -12,6 +12,9 @@ use peerscope::metrics::{
 use crate::support::agent_info;
 use crate::support::http::Reply;
 
+/// The registry of prometheus-client that is part of ours.
+type Others = prometheus_client::registry::Registry;
+
 /// No test waits longer than this for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -28,17 +31,17 @@ impl Endpoint {
         Self::with(Limits::default(), |_| ())
     }
 
-    /// With these limits, and with what `register` adds to the registry.
-    pub(crate) fn with(limits: Limits, register: impl FnOnce(&mut Registry)) -> Self {
+    /// With these limits, and with what `register` adds to the registry for the metrics of others.
+    pub(crate) fn with(limits: Limits, register: impl FnOnce(&mut Others)) -> Self {
         Self::configured(&MetricsConfig { port: 0, ..MetricsConfig::default() }, limits, register)
     }
 
-    pub(crate) fn configured(config: &MetricsConfig, limits: Limits, register: impl FnOnce(&mut Registry)) -> Self {
+    pub(crate) fn configured(config: &MetricsConfig, limits: Limits, register: impl FnOnce(&mut Others)) -> Self {
         let mut registry = Registry::default();
         let health = Health::default();
         let collector = MetricsCollector::new(&mut registry, &agent_info());
         register_scrape_time(&mut registry, &health);
-        register(&mut registry);
+        register(registry.others_mut());
         let registry = Arc::new(registry);
         let server = MetricsServer::start_with_limits(
             config,

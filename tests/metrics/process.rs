@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use peerscope::metrics::exposition::{self, Format};
+use peerscope::metrics::exposition::{self, Format, Wanted};
 use peerscope::metrics::{Health, Registry, register_scrape_time};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -16,7 +16,7 @@ fn registry() -> Registry {
 }
 
 fn text(registry: &Registry) -> String {
-    String::from_utf8(exposition::render(registry, Format::Text).unwrap().to_vec()).unwrap()
+    String::from_utf8(exposition::render(registry, Format::Text, &Wanted::all()).unwrap().to_vec()).unwrap()
 }
 
 /// A field of `/proc/self/status`, for instance `VmRSS` in kB.

@@ -7,10 +7,11 @@ use std::process::{Command, Stdio};
 use libp2p::metrics::{Metrics, Recorder};
 use libp2p::swarm::SwarmEvent;
 use peerscope::metrics::labels::{Backend, Component, MessageType, Operation, StorageErrorReason};
-use peerscope::metrics::{Limits, Registry, Timer};
+use peerscope::metrics::{Limits, Timer};
 use prometheus_client::metrics::exemplar::{CounterWithExemplar, HistogramWithExemplars};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
 
 use super::fixture::Endpoint;
 

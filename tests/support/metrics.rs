@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use peerscope::metrics::Registry;
+use peerscope::metrics::exposition::{Format, Wanted, render};
 
 type Labels = Vec<(String, String)>;
 
 /// The exposition of everything in `registry`, as OpenMetrics text.
 pub(crate) fn encode(registry: &Registry) -> String {
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, registry).expect("writing to a string cannot fail");
-    text
+    let page = render(registry, Format::OpenMetrics, &Wanted::all()).expect("every metric of ours encodes");
+    String::from_utf8(page.into()).expect("the format is UTF-8")
 }
 
 /// The value of the series `name` that has exactly `labels`, in any order; `None` when there is none.

@@ -67,6 +67,19 @@ fn redis_urls_must_fit_together() {
 }
 
 #[test]
+fn native_histograms_have_a_resolution_that_can_be_recorded() {
+    assert_refused(
+        "metrics:\n  native_histograms:\n    schema: 6\n    max_buckets: 7\n",
+        &[
+            "peerscope.yaml:3:13: metrics.native_histograms.schema: 6 is out of range; 0 to 5 is allowed",
+            "peerscope.yaml:4:18: metrics.native_histograms.max_buckets: 7 is out of range; 8 to 1000 is allowed",
+        ],
+    );
+    let config = Config::from_yaml("f", "metrics: { native_histograms: { schema: 5 } }").unwrap();
+    assert_eq!((config.metrics.native_histograms.schema, config.metrics.native_histograms.max_buckets), (5, 160));
+}
+
+#[test]
 fn metrics_paths_do_not_hide_other_pages() {
     for bad in ["metrics", "''", "/", "/live", "/ready", "/m?x", "'/m#x'", "'/a b'", "/ä", "/../x", "/./x"] {
         let lines = refused(&format!("metrics:\n  path: {bad}\n"));

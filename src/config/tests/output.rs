@@ -71,6 +71,9 @@ log:
 metrics:
   address: \"127.0.0.1\"
   enabled: true
+  native_histograms:
+    max_buckets: 160
+    schema: 3
   path: /metrics
   port: 8080
 storage:
@@ -117,7 +120,7 @@ fn the_example_is_the_default_configuration() {
 #[test]
 fn every_key_is_in_the_example_and_documented() {
     let keys: BTreeSet<String> = known_keys().into_iter().collect();
-    assert_eq!(keys.len(), 28, "{keys:?}");
+    assert_eq!(keys.len(), 30, "{keys:?}");
     for key in keys {
         let last = key.rsplit('.').next().unwrap();
         assert!(EXAMPLE.contains(&format!("{last}:")), "{key} is not in the example");

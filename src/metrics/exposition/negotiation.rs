@@ -62,6 +62,11 @@ pub fn prefers_json(accept: &str) -> bool {
 }
 
 fn format(choice: &Choice<'_>) -> Option<Format> {
+    if choice.is("application/vnd.google.protobuf") {
+        let is = |name, value: &str| parameter(choice.parameters, name).is_some_and(|given| given == value);
+        let delimited = is("proto", "io.prometheus.client.MetricFamily") && is("encoding", "delimited");
+        return delimited.then_some(Format::Protobuf);
+    }
     let version = parameter(choice.parameters, "version");
     if choice.is("text/plain") {
         return matches!(version, None | Some("" | "0.0.4")).then_some(Format::Text);

@@ -1,15 +1,14 @@
 //! The families against the real process, and a kernel that does not tell.
 
-use prometheus_client::registry::Registry;
-
 use super::*;
+use crate::metrics::Registry;
+use crate::metrics::exposition::{Format, Wanted, render};
 
 #[test]
 fn every_family_of_the_process_is_there() {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(ProcessCollector::new()));
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    registry.add(Box::new(ProcessFamilies::new())).unwrap();
+    let text = String::from_utf8(render(&registry, Format::Text, &Wanted::all()).unwrap().to_vec()).unwrap();
     for family in c::ALL.iter().filter(|family| family.name.starts_with("process_")) {
         let sample = text.lines().find_map(|line| line.strip_prefix(family.name)?.strip_prefix(' '));
         let value: f64 = sample.unwrap_or_else(|| panic!("no {} in\n{text}", family.name)).parse().unwrap();
@@ -19,7 +18,7 @@ fn every_family_of_the_process_is_there() {
 
 #[test]
 fn what_cannot_be_read_is_left_out_and_complained_about_once() {
-    let collector = ProcessCollector::new();
+    let collector = ProcessFamilies::new();
     assert_eq!(collector.known::<u64, _>(Err("permission denied")), None);
     assert!(collector.complained.load(Ordering::Relaxed));
     assert_eq!(collector.known::<_, &str>(Ok(3)), Some(3));

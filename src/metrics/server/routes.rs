@@ -10,7 +10,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::Semaphore;
 
 use super::{Limits, pages};
-use crate::metrics::exposition::{self, Format};
+use crate::metrics::exposition::{self, Format, Wanted};
 use crate::metrics::labels::{HttpCode, HttpHandler};
 use crate::metrics::{Health, MetricsCollector, Registry, Timer};
 
@@ -56,7 +56,7 @@ impl Routes {
         let in_flight = self.collector.http_started(handler);
         let answer = match (handler, request.method()) {
             (HttpHandler::Other, _) => Answer::text(HttpCode::NotFound, pages::not_found(&self.path)),
-            (_, &Method::GET | &Method::HEAD) => self.page(handler, request.headers()).await,
+            (_, &Method::GET | &Method::HEAD) => self.page(handler, request).await,
             _ => Answer::text(HttpCode::MethodNotAllowed, "Only GET and HEAD are answered here.\n")
                 .with(header::ALLOW, "GET, HEAD"),
         };
@@ -75,9 +75,10 @@ impl Routes {
         }
     }
 
-    async fn page(&self, handler: HttpHandler, headers: &HeaderMap) -> Answer {
+    async fn page(&self, handler: HttpHandler, request: &Request<Incoming>) -> Answer {
+        let headers = request.headers();
         match handler {
-            HttpHandler::Metrics => self.scrape(headers).await.with(header::VARY, "Accept, Accept-Encoding"),
+            HttpHandler::Metrics => self.scrape(request).await.with(header::VARY, "Accept, Accept-Encoding"),
             HttpHandler::Live => Answer::text(HttpCode::Ok, "live\n"),
             HttpHandler::Ready => self.ready(headers).with(header::VARY, "Accept"),
             HttpHandler::Index | HttpHandler::Other => Answer::new(HttpCode::Ok, pages::HTML, self.index.clone())
@@ -96,27 +97,29 @@ impl Routes {
         }
     }
 
-    async fn scrape(&self, headers: &HeaderMap) -> Answer {
+    async fn scrape(&self, request: &Request<Incoming>) -> Answer {
         let Ok(permit) = Arc::clone(&self.scrapes).try_acquire_owned() else {
             let limit = self.limits.scrapes;
             let body = format!("Limit of concurrent requests reached ({limit}), try again later.\n");
             return Answer::text(HttpCode::ServiceUnavailable, body);
         };
+        let headers = request.headers();
         let format = exposition::negotiate(&joined(headers, &header::ACCEPT));
+        let wanted = Wanted::from_query(request.uri().query());
         let gzip = exposition::accepts_gzip(&joined(headers, &header::ACCEPT_ENCODING));
         let (registry, collector) = (Arc::clone(&self.registry), self.collector.clone());
         let made = tokio::task::spawn_blocking(move || {
             let timer = Timer::start();
-            let body = make(&registry, format, gzip);
+            let body = make(&registry, format, &wanted, gzip);
             collector.scraped(timer);
             drop(permit);
             body
         });
         match made.await {
-            Ok(Ok(body)) if gzip => {
+            Ok(Ok((body, true))) => {
                 Answer::new(HttpCode::Ok, format.content_type(), body).with(header::CONTENT_ENCODING, "gzip")
             }
-            Ok(Ok(body)) => Answer::new(HttpCode::Ok, format.content_type(), body),
+            Ok(Ok((body, false))) => Answer::new(HttpCode::Ok, format.content_type(), body),
             Ok(Err(error)) => failed(&error),
             // It panicked; the panic itself is in the log.
             Err(error) => failed(&error),
@@ -124,9 +127,16 @@ impl Routes {
     }
 }
 
-fn make(registry: &Registry, format: Format, gzip: bool) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
-    let body = exposition::render(registry, format)?;
-    Ok(if gzip { exposition::gzip(&body)? } else { body })
+/// The body, and whether it is compressed.
+fn make(
+    registry: &Registry,
+    format: Format,
+    wanted: &Wanted,
+    gzip: bool,
+) -> Result<(Bytes, bool), Box<dyn std::error::Error + Send + Sync>> {
+    let body = exposition::render(registry, format, wanted)?;
+    let gzip = gzip && body.len() >= exposition::GZIP_FROM;
+    Ok((if gzip { exposition::gzip(&body)? } else { body }, gzip))
 }
 
 fn failed(error: &dyn std::fmt::Display) -> Answer {

@@ -1,0 +1,84 @@
+//! What is known of a family and its series before any value is: written once, when they are registered.
+
+use super::protobuf;
+use super::text::{push_help, push_label_value};
+use crate::metrics::catalogue::Kind;
+
+/// A family's name, type, unit and help, in every format.
+#[derive(Debug)]
+pub(crate) struct Metadata {
+    pub(crate) kind: Kind,
+    /// The name as OpenMetrics has it: without `_total` or `_info`.
+    pub(super) name: Box<str>,
+    /// The name of the samples, and of the family in the classic text; a histogram's get more behind it.
+    pub(super) sample: Box<str>,
+    pub(super) classic: Box<str>,
+    pub(super) openmetrics: Box<str>,
+    /// The fields of `MetricFamily` but for its metrics.
+    pub(super) protobuf: Box<[u8]>,
+}
+
+impl Metadata {
+    /// `name` is the one that OpenMetrics has, with its unit.
+    pub(crate) fn new(kind: Kind, name: &str, unit: Option<&str>, help: &str) -> Self {
+        let sample = match kind {
+            Kind::Counter => format!("{name}_total"),
+            Kind::Info => format!("{name}_info"),
+            Kind::Gauge | Kind::Histogram | Kind::Unknown => name.to_owned(),
+        };
+        let mut classic = format!("# HELP {sample} ");
+        push_help(&mut classic, help, false);
+        classic.push_str(&format!("\n# TYPE {sample} {}\n", kind.classic()));
+        let mut openmetrics = format!("# HELP {name} ");
+        push_help(&mut openmetrics, help, true);
+        openmetrics.push_str(&format!("\n# TYPE {name} {}\n", kind.as_str()));
+        if let Some(unit) = unit {
+            openmetrics.push_str(&format!("# UNIT {name} {unit}\n"));
+        }
+        Self {
+            protobuf: protobuf::metadata(&sample, kind, unit, help).into(),
+            kind,
+            name: name.into(),
+            sample: sample.into(),
+            classic: classic.into(),
+            openmetrics: openmetrics.into(),
+        }
+    }
+
+    /// Every name that this family takes from all others, as a family or as a sample, in any format.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let name = &self.name;
+        match self.kind {
+            Kind::Histogram => ["", "_bucket", "_sum", "_count", "_created"].map(|end| format!("{name}{end}")).into(),
+            Kind::Counter => vec![name.to_string(), self.sample.to_string(), format!("{name}_created")],
+            Kind::Info => vec![name.to_string(), self.sample.to_string()],
+            Kind::Gauge | Kind::Unknown => vec![name.to_string()],
+        }
+    }
+}
+
+/// The labels of one series, in every format.
+#[derive(Debug, Default)]
+pub(crate) struct Series {
+    /// `name="value",name="value"`
+    pub(super) text: Box<str>,
+    /// The fields `label` of `Metric`.
+    pub(super) protobuf: Box<[u8]>,
+}
+
+impl Series {
+    pub(crate) fn new(labels: &[(&str, &str)]) -> Self {
+        let (mut text, mut bytes) = (String::new(), Vec::new());
+        for (name, value) in labels {
+            if !text.is_empty() {
+                text.push(',');
+            }
+            text.push_str(name);
+            text.push_str("=\"");
+            push_label_value(&mut text, value);
+            text.push('"');
+            protobuf::label(&mut bytes, name, value);
+        }
+        Self { text: text.into(), protobuf: bytes.into() }
+    }
+}

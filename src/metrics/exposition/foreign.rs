@@ -1,0 +1,159 @@
+//! The families of others, read from the OpenMetrics text that prometheus-client's encoder writes.
+//!
+//! That encoder writes what it was given: a family that was registered twice comes twice, one without
+//! series comes as metadata alone, help texts are not escaped, and names are not checked. One bad line
+//! costs a scraper the whole scrape. So what is written on is only what every reader takes:
+//!
+//! - families of one name and type are joined; one whose name a family before it has taken is left out;
+//! - samples that are no samples (a name or a label name that is none, the same label twice, a value that
+//!   is no number), and those that came already, are left out;
+//! - a family without samples is left out.
+
+mod parse;
+
+use std::collections::{HashMap, HashSet};
+
+use self::parse::{Items, Sample, unescaped};
+use super::Format;
+use super::family::{Metadata, Series};
+use super::page::{FamilyWriter, Number, Page};
+use crate::metrics::catalogue::Kind;
+
+/// A family with all samples of its name.
+struct Family<'a> {
+    name: &'a str,
+    kind: Kind,
+    help: &'a str,
+    unit: Option<&'a str>,
+    samples: Vec<Sample<'a>>,
+    /// Whether it was registered more than once, so that labels may come in another order.
+    joined: bool,
+}
+
+/// Writes the families of `text` whose names are not among `taken`.
+pub(super) fn write(text: &str, taken: &HashSet<String>, page: &mut Page<'_>) {
+    let mut taken_here = HashSet::new();
+    for family in families(text) {
+        let metadata = Metadata::new(family.kind, family.name, family.unit, family.help);
+        let names = metadata.names();
+        if family.samples.is_empty() || names.iter().any(|name| taken.contains(name) || taken_here.contains(name)) {
+            continue;
+        }
+        taken_here.extend(names);
+        let format = page.format();
+        let Some(mut out) = page.family(&metadata) else { continue };
+        match format {
+            Format::Protobuf => protobuf(&mut out, &family),
+            Format::Text | Format::OpenMetrics | Format::OpenMetricsDraft => lines(&mut out, &family, format),
+        }
+    }
+}
+
+/// All families, each once, in the order in which they come first.
+fn families(text: &str) -> Vec<Family<'_>> {
+    let mut families: Vec<Family<'_>> = Vec::new();
+    let mut positions = HashMap::new();
+    let mut items = Items::new(text);
+    let mut next = items.next();
+    while let Some(head) = next {
+        let position = *positions.entry((head.name, head.kind)).or_insert(families.len());
+        if position == families.len() {
+            let (name, kind, help, unit) = (head.name, head.kind, head.help, head.unit);
+            families.push(Family { name, kind, help, unit, samples: Vec::new(), joined: false });
+        } else if let Some(family) = families.get_mut(position) {
+            family.joined = true;
+        }
+        if let Some(family) = families.get_mut(position) {
+            family.samples.extend(items.samples(head.name, head.kind));
+        }
+        next = items.next();
+    }
+    for family in &mut families {
+        family.leave_out_repeated();
+    }
+    // What is no name of a family has no samples either.
+    families.retain(|family| parse::is_name(family.name));
+    families
+}
+
+impl Family<'_> {
+    fn leave_out_repeated(&mut self) {
+        if self.joined {
+            let mut seen = HashSet::new();
+            self.samples.retain(|sample| {
+                let mut labels: Vec<_> = sample.labels().collect();
+                labels.sort_unstable();
+                seen.insert((sample.suffix, labels))
+            });
+        } else {
+            let mut seen = HashSet::with_capacity(self.samples.len());
+            self.samples.retain(|sample| seen.insert((sample.suffix, sample.labels)));
+        }
+    }
+}
+
+/// The samples as they came, in one of the text formats.
+fn lines(out: &mut FamilyWriter<'_, '_>, family: &Family<'_>, format: Format) {
+    for sample in &family.samples {
+        let value = match sample.value {
+            "inf" => "+Inf",
+            "-inf" => "-Inf",
+            value => value,
+        };
+        let (open, close) = if sample.labels.is_empty() { ("", "") } else { ("{", "}") };
+        // The classic format has no exemplars.
+        let (mark, exemplar) = match sample.exemplar {
+            Some(exemplar) if format != Format::Text => (" # ", exemplar),
+            _ => ("", ""),
+        };
+        out.line(&[family.name, sample.suffix, open, sample.labels, close, " ", value, mark, exemplar]);
+    }
+}
+
+/// The samples as messages.
+fn protobuf(out: &mut FamilyWriter<'_, '_>, family: &Family<'_>) {
+    if out.kind() == Kind::Histogram {
+        return histograms(out, family);
+    }
+    for sample in &family.samples {
+        let labels: Vec<_> = sample.labels().map(|(name, value)| (name, unescaped(value))).collect();
+        let labels: Vec<_> = labels.iter().map(|(name, value)| (*name, &**value)).collect();
+        out.number(&Series::new(&labels), Number::Float(sample.float()));
+    }
+}
+
+/// One histogram of a family.
+#[derive(Default)]
+struct Histogram {
+    count: u64,
+    sum: f64,
+    classic: Vec<(f64, u64)>,
+}
+
+fn histograms(out: &mut FamilyWriter<'_, '_>, family: &Family<'_>) {
+    // By labels without `le`, in the order in which they come first.
+    let mut positions = HashMap::new();
+    let mut histograms: Vec<(Vec<(&str, &str)>, Histogram)> = Vec::new();
+    for sample in &family.samples {
+        let (bound, labels): (Vec<_>, Vec<_>) = sample.labels().partition(|(name, _)| *name == "le");
+        let position = *positions.entry(labels.clone()).or_insert(histograms.len());
+        if position == histograms.len() {
+            histograms.push((labels, Histogram::default()));
+        }
+        let Some((_, histogram)) = histograms.get_mut(position) else { continue };
+        match (sample.suffix, bound.first()) {
+            ("_sum", None) => histogram.sum = sample.float(),
+            ("_count", None) => histogram.count = sample.count(),
+            ("_bucket", Some((_, bound))) => {
+                histogram.classic.push((bound.parse().unwrap_or(f64::NAN), sample.count()));
+            }
+            _ => {}
+        }
+    }
+    for (labels, mut histogram) in histograms {
+        let labels: Vec<_> = labels.into_iter().map(|(name, value)| (name, unescaped(value))).collect();
+        let labels: Vec<_> = labels.iter().map(|(name, value)| (*name, &**value)).collect();
+        histogram.classic.sort_by(|a, b| a.0.total_cmp(&b.0));
+        out.foreign_histogram(&Series::new(&labels), histogram.count, histogram.sum, &histogram.classic);
+    }
+}

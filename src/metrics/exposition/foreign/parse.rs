@@ -1,0 +1,228 @@
+//! Reads prometheus-client's text. Nothing is copied, and what does not look as it should is passed over.
+
+use std::borrow::Cow;
+
+use crate::metrics::catalogue::Kind;
+
+/// The text, from one family to the next.
+pub(super) struct Items<'a>(&'a str);
+
+/// What is said of a family before its samples.
+pub(super) struct Head<'a> {
+    pub(super) name: &'a str,
+    pub(super) kind: Kind,
+    pub(super) help: &'a str,
+    pub(super) unit: Option<&'a str>,
+}
+
+/// One sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sample<'a> {
+    /// What its name has behind the family's.
+    pub(super) suffix: &'a str,
+    /// What stands between the braces.
+    pub(super) labels: &'a str,
+    pub(super) value: &'a str,
+    /// From its opening brace on.
+    pub(super) exemplar: Option<&'a str>,
+}
+
+impl<'a> Items<'a> {
+    pub(super) fn new(text: &'a str) -> Self {
+        Self(text)
+    }
+
+    fn line(&mut self) -> &'a str {
+        let (line, rest) = self.0.split_once('\n').unwrap_or((self.0, ""));
+        self.0 = rest;
+        line
+    }
+
+    /// The next family. Lines before it that belong to none are passed over.
+    pub(super) fn next(&mut self) -> Option<Head<'a>> {
+        while !self.0.is_empty() {
+            if let Some(head) = self.head() {
+                return Some(head);
+            }
+            self.line();
+        }
+        None
+    }
+
+    /// prometheus-client writes help texts as they are, line breaks included, so a help text ends where the same
+    /// family's type begins, not where its line does.
+    fn head(&mut self) -> Option<Head<'a>> {
+        let (name, rest) = self.0.strip_prefix("# HELP ")?.split_once(' ')?;
+        let mut searched = 0;
+        let (help, after) = loop {
+            let end = searched + rest.get(searched..)?.find("\n# TYPE ")?;
+            let (help, after) = (rest.get(..end)?, rest.get(end + "\n# TYPE ".len()..)?);
+            match after.strip_prefix(name).and_then(|after| after.strip_prefix(' ')) {
+                Some(after) => break (help, after),
+                None => searched = end + 1,
+            }
+        };
+        self.0 = after;
+        let kind = match self.line() {
+            "counter" => Kind::Counter,
+            "gauge" => Kind::Gauge,
+            "histogram" => Kind::Histogram,
+            "info" => Kind::Info,
+            _ => Kind::Unknown,
+        };
+        let unit = self.0.strip_prefix("# UNIT ").map(|_| self.line()).and_then(|line| line.rsplit(' ').next());
+        // OpenMetrics wants the unit at the end of the name.
+        let unit = unit.filter(|unit| name.strip_suffix(unit).is_some_and(|name| name.ends_with('_')));
+        Some(Head { name, kind, help, unit })
+    }
+
+    /// The samples up to the next family, those that are good.
+    pub(super) fn samples(&mut self, family: &'a str, kind: Kind) -> Vec<Sample<'a>> {
+        let mut samples = Vec::new();
+        while !self.0.is_empty() && !self.0.starts_with('#') {
+            samples.extend(Sample::parse(self.line(), family).filter(|sample| sample.is_of(kind)));
+        }
+        samples
+    }
+}
+
+impl<'a> Sample<'a> {
+    fn parse(line: &'a str, family: &str) -> Option<Self> {
+        let rest = line.strip_prefix(family)?;
+        let (suffix, rest) = rest.split_at(rest.find(['{', ' '])?);
+        let (labels, rest) = match rest.strip_prefix('{') {
+            Some(rest) => {
+                let end = labels_end(rest)?;
+                (rest.get(..end)?, rest.get(end + 1..)?)
+            }
+            None => ("", rest),
+        };
+        let rest = rest.strip_prefix(' ')?;
+        let (value, exemplar) = match rest.split_once(" # ") {
+            Some((value, exemplar)) => (value, Some(exemplar)),
+            None => (rest, None),
+        };
+        let sample = Self { suffix, labels, value, exemplar };
+        (value.parse::<f64>().is_ok() && sample.labels_are_good()).then_some(sample)
+    }
+
+    /// Whether a family of this kind has such samples. When a series was created is in no format of ours.
+    fn is_of(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Counter => self.suffix == "_total",
+            Kind::Info => self.suffix == "_info",
+            Kind::Gauge | Kind::Unknown => self.suffix.is_empty(),
+            Kind::Histogram => ["_bucket", "_sum", "_count"].contains(&self.suffix),
+        }
+    }
+
+    /// Whether every label has a name, and no two have the same.
+    fn labels_are_good(&self) -> bool {
+        let mut names = self.labels();
+        while let Some((name, _)) = names.next() {
+            if !is_label_name(name) || names.clone().any(|(other, _)| other == name) {
+                return false;
+            }
+        }
+        names.rest.is_empty()
+    }
+
+    /// Names and values, which are still escaped.
+    pub(super) fn labels(&self) -> LabelPairs<'a> {
+        LabelPairs { rest: self.labels }
+    }
+
+    pub(super) fn float(&self) -> f64 {
+        self.value.parse().unwrap_or(f64::NAN)
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.value.parse().unwrap_or(0)
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct LabelPairs<'a> {
+    /// Empty at the end, and not empty where the text is none of labels.
+    rest: &'a str,
+}
+
+impl<'a> Iterator for LabelPairs<'a> {
+    type Item = (&'a str, &'a str);
+
+    fn next(&mut self) -> Option<(&'a str, &'a str)> {
+        let (name, rest) = self.rest.split_once("=\"")?;
+        let end = value_end(rest)?;
+        let (value, rest) = (rest.get(..end)?, rest.get(end + 1..)?);
+        self.rest = match rest.strip_prefix(',') {
+            Some("") => return None,
+            Some(rest) => rest,
+            None if rest.is_empty() => rest,
+            None => return None,
+        };
+        Some((name, value))
+    }
+}
+
+/// The position of the brace that ends a label set.
+fn labels_end(text: &str) -> Option<usize> {
+    let (mut quoted, mut escaped) = (false, false);
+    text.bytes().position(|byte| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'}' if !quoted => return true,
+            _ => {}
+        }
+        false
+    })
+}
+
+/// The position of the quote that ends a label's value.
+fn value_end(text: &str) -> Option<usize> {
+    let mut escaped = false;
+    text.bytes().position(|byte| match byte {
+        _ if escaped => {
+            escaped = false;
+            false
+        }
+        b'\\' => {
+            escaped = true;
+            false
+        }
+        byte => byte == b'"',
+    })
+}
+
+/// `[a-zA-Z_:][a-zA-Z0-9_:]*`
+pub(super) fn is_name(name: &str) -> bool {
+    !name.starts_with(|c: char| c.is_ascii_digit())
+        && !name.is_empty()
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b':'))
+}
+
+/// `[a-zA-Z_][a-zA-Z0-9_]*`, and not one of those that Prometheus keeps for itself.
+fn is_label_name(name: &str) -> bool {
+    is_name(name) && !name.contains(':') && !name.starts_with("__")
+}
+
+/// The text that an escaped one stands for.
+pub(super) fn unescaped(text: &str) -> Cow<'_, str> {
+    if !text.contains('\\') {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '\\' => match characters.next() {
+                Some('n') => out.push('\n'),
+                Some(other) => out.push(other),
+                None => {}
+            },
+            other => out.push(other),
+        }
+    }
+    out.into()
+}

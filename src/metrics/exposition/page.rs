@@ -1,0 +1,135 @@
+//! A page of families, in one format.
+
+use bytes::Bytes;
+
+use super::family::{Metadata, Series};
+use super::{Format, Wanted, protobuf, text};
+use crate::metrics::catalogue::Kind;
+use crate::metrics::instruments::{Buckets, Snapshot};
+
+/// Room for the families of one agent, so that the page rarely has to move while it grows.
+const USUAL_SIZE: usize = 64 * 1024;
+
+/// The page while it is written.
+pub(crate) struct Page<'a> {
+    format: Format,
+    wanted: &'a Wanted,
+    out: Vec<u8>,
+    /// The metrics of the family that is being written, whose length has to stand before them.
+    metrics: Vec<u8>,
+}
+
+/// One family of the page. What is written about it before its first sample waits for that one.
+pub(crate) struct FamilyWriter<'p, 'a> {
+    page: &'p mut Page<'a>,
+    family: &'p Metadata,
+    empty: bool,
+}
+
+/// A sample's value.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Number {
+    Unsigned(u64),
+    Signed(i64),
+    Float(f64),
+}
+
+impl Number {
+    #[allow(clippy::cast_precision_loss, reason = "Prometheus's samples are floats")]
+    pub(super) fn float(self) -> f64 {
+        match self {
+            Self::Unsigned(value) => value as f64,
+            Self::Signed(value) => value as f64,
+            Self::Float(value) => value,
+        }
+    }
+}
+
+impl<'a> Page<'a> {
+    pub(crate) fn new(format: Format, wanted: &'a Wanted) -> Self {
+        Self { format, wanted, out: Vec::with_capacity(USUAL_SIZE), metrics: Vec::new() }
+    }
+
+    pub(super) fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Begins a family; `None` when nobody wants it.
+    pub(crate) fn family<'p>(&'p mut self, family: &'p Metadata) -> Option<FamilyWriter<'p, 'a>> {
+        self.wanted.includes(family).then_some(FamilyWriter { page: self, family, empty: true })
+    }
+
+    pub(super) fn finish(mut self) -> Bytes {
+        if matches!(self.format, Format::OpenMetrics | Format::OpenMetricsDraft) {
+            self.out.extend_from_slice(b"# EOF\n");
+        }
+        self.out.into()
+    }
+}
+
+impl FamilyWriter<'_, '_> {
+    /// A sample of a counter, a gauge, an info or something unknown.
+    pub(crate) fn number(&mut self, series: &Series, value: Number) {
+        self.begin();
+        match self.page.format {
+            Format::Protobuf => protobuf::number(&mut self.page.metrics, self.family.kind, &series.protobuf, value),
+            _ => text::number(&mut self.page.out, &self.family.sample, &series.text, value),
+        }
+    }
+
+    /// The samples of a histogram.
+    pub(crate) fn histogram(&mut self, series: &Series, snapshot: &Snapshot, buckets: &Buckets) {
+        self.begin();
+        match self.page.format {
+            Format::Protobuf => {
+                let classic = snapshot.cumulative(buckets);
+                let native = buckets.native().snapshot(&snapshot.fine);
+                let sum = snapshot.sum_in_base_units(buckets);
+                let metrics = &mut self.page.metrics;
+                protobuf::histogram(metrics, &series.protobuf, snapshot.count, sum, classic, Some(&native));
+            }
+            _ => text::histogram(&mut self.page.out, &self.family.sample, &series.text, snapshot, buckets),
+        }
+    }
+
+    /// A line of text, in the text formats; without its line end.
+    pub(super) fn line(&mut self, parts: &[&str]) {
+        self.begin();
+        for part in parts {
+            self.page.out.extend_from_slice(part.as_bytes());
+        }
+        self.page.out.push(b'\n');
+    }
+
+    /// The samples of a histogram that somebody else kept, in protobuf.
+    pub(super) fn foreign_histogram(&mut self, series: &Series, count: u64, sum: f64, classic: &[(f64, u64)]) {
+        self.begin();
+        let classic = classic.iter().copied();
+        protobuf::histogram(&mut self.page.metrics, &series.protobuf, count, sum, classic, None);
+    }
+
+    fn begin(&mut self) {
+        if !std::mem::replace(&mut self.empty, false) {
+            return;
+        }
+        match self.page.format {
+            Format::Text => self.page.out.extend_from_slice(self.family.classic.as_bytes()),
+            Format::OpenMetrics | Format::OpenMetricsDraft => {
+                self.page.out.extend_from_slice(self.family.openmetrics.as_bytes());
+            }
+            Format::Protobuf => self.page.metrics.clear(),
+        }
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.family.kind
+    }
+}
+
+impl Drop for FamilyWriter<'_, '_> {
+    fn drop(&mut self) {
+        if self.page.format == Format::Protobuf && !self.empty {
+            protobuf::family(&mut self.page.out, &self.family.protobuf, &self.page.metrics);
+        }
+    }
+}

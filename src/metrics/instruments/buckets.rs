@@ -1,0 +1,351 @@
+//! Where the buckets of a histogram end, and how to find the one that a value falls into.
+//!
+//! A value is a whole number: nanoseconds for durations. Classic bounds and the bounds of the native
+//! (exponential) schema are merged into one list of *fine* bounds, rounded down to whole numbers, which is
+//! exact: a whole number is at most 2.5 when it is at most 2. So one observation goes into one fine bucket,
+//! and both kinds of buckets are sums of fine ones.
+//!
+//! To find the fine bucket, the value's exponent and its leading mantissa bits choose an entry of a table.
+//! That divides the numbers so finely that at most two fine bounds lie within one entry: two comparisons
+//! settle the rest. The table ends at [`PACKED_BELOW`]; larger values are searched for.
+
+use super::native::{self, Native};
+use crate::metrics::NativeHistograms;
+
+/// Values below this one are counted in packed cells (see `histogram.rs`): 4.3 s of nanoseconds.
+pub(super) const PACKED_BELOW: u64 = 1 << 32;
+
+/// The most classic bounds of a histogram.
+const MAX_CLASSIC: usize = 256;
+
+/// Why buckets cannot be made of these bounds.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+pub enum BucketsError {
+    /// A bound is not a number, not above zero, not finite or not above the one before it.
+    #[error("bucket bound {0} is not a finite number above zero and above the bound before it")]
+    Bound(f64),
+    /// Two bounds are the same whole number of the unit that values are counted in.
+    #[error("bucket bound {0} is too close to the bound before it to be told apart from it")]
+    TooClose(f64),
+    /// There are too many bounds.
+    #[error("{0} bucket bounds are more than 256")]
+    TooMany(usize),
+}
+
+/// The buckets of one or more histograms. Made once and shared.
+#[derive(Debug)]
+pub struct Buckets {
+    /// The upper bound of each fine bucket, inclusive, ascending; the last one is `u64::MAX`.
+    bounds: Box<[u64]>,
+    /// How many fine buckets begin below [`PACKED_BELOW`].
+    packed: usize,
+    table: Box<[Entry]>,
+    /// How far the bits of a value as a float are shifted to choose an entry.
+    shift: u32,
+    /// The entry of the value 1 before this is taken off.
+    offset: u64,
+    classic: Box<[Classic]>,
+    native: Native,
+    /// How many of the values' units make one base unit: 10^9 for nanoseconds and seconds.
+    per_unit: u64,
+}
+
+/// One entry of the table: what is known of the values that fall into it. Values are one larger here than
+/// they are, so that 0 has a logarithm.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    /// How many fine bounds lie below all of its values.
+    below: u32,
+    /// The bounds among its values, one larger as well; `u32::MAX` where there is none.
+    bounds: [u32; 2],
+}
+
+/// A classic bucket, cumulative as `le` is.
+#[derive(Debug)]
+pub(crate) struct Classic {
+    /// The bound in base units.
+    pub(crate) bound: f64,
+    /// The bound as it stands in `le`.
+    pub(crate) text: Box<str>,
+    /// How many fine buckets it includes.
+    pub(crate) fine: usize,
+}
+
+impl Buckets {
+    /// Buckets for durations in nanoseconds, which are shown in seconds. `bounds` are in seconds.
+    ///
+    /// # Errors
+    ///
+    /// When the bounds are not finite, above zero and ascending, or closer than a nanosecond.
+    pub fn durations(bounds: &[f64], native: NativeHistograms) -> Result<Self, BucketsError> {
+        Self::try_new(1_000_000_000, bounds, native)
+    }
+
+    /// Buckets for whole numbers, shown as they are.
+    ///
+    /// # Errors
+    ///
+    /// As [`Buckets::durations`].
+    pub fn numbers(bounds: &[f64], native: NativeHistograms) -> Result<Self, BucketsError> {
+        Self::try_new(1, bounds, native)
+    }
+
+    fn try_new(per_unit: u64, classic: &[f64], native: NativeHistograms) -> Result<Self, BucketsError> {
+        let classic_bounds = whole(classic, per_unit)?;
+        let native_bounds = native::bounds(native.schema, per_unit);
+        let mut bounds: Vec<u64> = native_bounds.iter().map(|&(_, bound)| bound).chain([0, u64::MAX]).collect();
+        bounds.extend(&classic_bounds);
+        bounds.sort_unstable();
+        bounds.dedup();
+
+        let classic = classic.iter().zip(&classic_bounds).map(|(&bound, &whole)| Classic {
+            bound,
+            text: le(bound).into(),
+            fine: bounds.partition_point(|&fine| fine <= whole),
+        });
+        let (bits, table) = (4..=MOST_BITS)
+            .find_map(|bits| Some((bits, table(&bounds, bits)?)))
+            .ok_or_else(|| BucketsError::TooClose(closest(&classic_bounds) as f64 / per_unit as f64))?;
+        Ok(Self {
+            packed: bounds.partition_point(|&bound| bound < PACKED_BELOW - 1) + 1,
+            table,
+            shift: f64::MANTISSA_DIGITS - 1 - bits,
+            offset: 1023 << bits,
+            classic: classic.collect(),
+            native: Native::new(native, &bounds, &native_bounds),
+            bounds: bounds.into(),
+            per_unit,
+        })
+    }
+
+    /// The fine bucket of a value below [`PACKED_BELOW`]; `None` for a larger one.
+    #[inline]
+    #[allow(
+        clippy::cast_possible_wrap,
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        reason = "a value that this changes gives an index past the table's end"
+    )]
+    pub(super) fn packed_index(&self, value: u64) -> Option<usize> {
+        let above = value.wrapping_add(1);
+        let entry = ((above as i64 as f64).to_bits() >> self.shift).wrapping_sub(self.offset) as usize;
+        let Entry { below, bounds: [first, second] } = *self.table.get(entry)?;
+        Some(below as usize + usize::from(above > u64::from(first)) + usize::from(above > u64::from(second)))
+    }
+
+    /// The fine bucket of any value.
+    pub(super) fn index(&self, value: u64) -> usize {
+        self.bounds.partition_point(|&bound| bound < value)
+    }
+
+    /// How many fine buckets there are.
+    pub(super) fn len(&self) -> usize {
+        self.bounds.len()
+    }
+
+    /// How many fine buckets a packed row has.
+    pub(super) fn packed_len(&self) -> usize {
+        self.packed
+    }
+
+    /// The bytes of what all histograms with these buckets share.
+    #[cfg(test)]
+    pub(crate) fn footprint(&self) -> usize {
+        size_of_val(&*self.bounds) + size_of_val(&*self.table) + self.bounds.len() * size_of::<i32>()
+    }
+
+    pub(crate) fn classic(&self) -> &[Classic] {
+        &self.classic
+    }
+
+    pub(crate) fn native(&self) -> &Native {
+        &self.native
+    }
+
+    pub(crate) fn per_unit(&self) -> u64 {
+        self.per_unit
+    }
+
+    /// `value`, in base units, as the whole number to observe; `None` when it is not a number. Halves are
+    /// rounded away from zero, what is negative becomes 0 and what is too large the largest number.
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "the cast saturates, which is what is promised"
+    )]
+    pub(super) fn whole(&self, value: f64) -> Option<u64> {
+        (!value.is_nan()).then(|| (value * self.per_unit as f64).round() as u64)
+    }
+}
+
+/// The most leading mantissa bits of a table: half a megabyte of it.
+const MOST_BITS: u32 = 10;
+
+/// The table for `bits` leading mantissa bits; `None` when more than two bounds lie in one entry.
+fn table(bounds: &[u64], bits: u32) -> Option<Box<[Entry]>> {
+    let first_of = |entry: u64| {
+        let (exponent, mantissa) = (entry >> bits, entry & ((1 << bits) - 1));
+        // The smallest whole number of the entry: 2^exponent (1 + mantissa / 2^bits), rounded up.
+        (((1 << bits) + mantissa) << exponent).div_ceil(1 << bits)
+    };
+    (0..u64::from(PACKED_BELOW.trailing_zeros()) << bits)
+        .map(|entry| {
+            let (first, after) = (first_of(entry), first_of(entry + 1));
+            // The bounds as they are; the entry's values are one larger.
+            let below = bounds.partition_point(|&bound| bound + 1 < first);
+            let mut within = bounds.iter().skip(below).take_while(|&&bound| bound + 1 < after);
+            let mut next = || within.next().map_or(u32::MAX, |&bound| u32::try_from(bound + 1).unwrap_or(u32::MAX));
+            let bounds = [next(), next()];
+            within.next().is_none().then(|| Entry { below: u32::try_from(below).unwrap_or(u32::MAX), bounds })
+        })
+        .collect()
+}
+
+/// Classic bounds in the whole units of the values, rounded down.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "finite, above zero, and saturating beyond all values"
+)]
+fn whole(bounds: &[f64], per_unit: u64) -> Result<Vec<u64>, BucketsError> {
+    if bounds.len() > MAX_CLASSIC {
+        return Err(BucketsError::TooMany(bounds.len()));
+    }
+    let mut before = (0.0, 0);
+    bounds
+        .iter()
+        .map(|&bound| {
+            if !bound.is_finite() || bound <= before.0 {
+                return Err(BucketsError::Bound(bound));
+            }
+            let scaled = bound * per_unit as f64;
+            // 0.07 s are 70,000,000.00000001 ns to a float: what is meant is the whole number beside it.
+            let whole = if (scaled - scaled.round()).abs() < scaled * 1e-12 { scaled.round() } else { scaled.floor() };
+            let whole = whole as u64;
+            if whole <= before.1 || whole == u64::MAX {
+                return Err(BucketsError::TooClose(bound));
+            }
+            before = (bound, whole);
+            Ok(whole)
+        })
+        .collect()
+}
+
+/// The bound that is closest to the one before it, by their ratio.
+fn closest(bounds: &[u64]) -> u64 {
+    let pairs = bounds.iter().zip(bounds.iter().skip(1));
+    #[allow(clippy::cast_precision_loss, reason = "a ratio needs no last digit")]
+    let closest = pairs.min_by(|a, b| (*a.1 as f64 / *a.0 as f64).total_cmp(&(*b.1 as f64 / *b.0 as f64)));
+    closest.map_or(0, |(_, &bound)| bound)
+}
+
+/// A bound as prometheus-client writes it: `0.00001`, `1.0`.
+fn le(bound: f64) -> String {
+    let mut text = bound.to_string();
+    if !text.contains('.') {
+        text.push_str(".0");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{BATCH_BOUNDS, DURATION_BOUNDS};
+    use super::*;
+
+    fn schema(schema: i32) -> NativeHistograms {
+        NativeHistograms { schema, ..NativeHistograms::default() }
+    }
+
+    fn all() -> Vec<Buckets> {
+        let schemas = 0..=5;
+        schemas
+            .flat_map(|s| {
+                [
+                    Buckets::durations(&DURATION_BOUNDS, schema(s)).unwrap(),
+                    Buckets::numbers(&BATCH_BOUNDS, schema(s)).unwrap(),
+                    Buckets::durations(&[], schema(s)).unwrap(),
+                ]
+            })
+            .collect()
+    }
+
+    fn check(buckets: &Buckets, value: u64) {
+        let expected = buckets.index(value);
+        assert!(value <= buckets.bounds[expected], "{value} {expected}");
+        assert!(expected == 0 || value > buckets.bounds[expected - 1], "{value} {expected}");
+        match buckets.packed_index(value) {
+            Some(index) => {
+                assert_eq!(index, expected, "{value}");
+                assert!(index < buckets.packed_len(), "{value}");
+            }
+            None => assert!(value >= PACKED_BELOW - 1, "{value}"),
+        }
+    }
+
+    #[test]
+    fn the_table_agrees_with_a_search_at_and_beside_every_bound() {
+        for buckets in all() {
+            for &bound in &buckets.bounds {
+                for value in [bound.saturating_sub(1), bound, bound.saturating_add(1)] {
+                    check(&buckets, value);
+                }
+            }
+            for bit in 0..64 {
+                for value in [(1_u64 << bit) - 1, 1 << bit, (1 << bit) + 1] {
+                    check(&buckets, value);
+                }
+            }
+            (0..10_000).for_each(|value| check(&buckets, value));
+            check(&buckets, u64::MAX);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_table_agrees_with_a_search_everywhere(value in any::<u64>(), bits in 0..64_u32, which in 0..18_usize) {
+            check(&all()[which], value >> bits);
+        }
+    }
+
+    #[test]
+    fn a_value_that_equals_a_bound_is_in_its_bucket() {
+        let buckets = Buckets::durations(&DURATION_BOUNDS, NativeHistograms::default()).unwrap();
+        for (classic, nanos) in buckets.classic().iter().zip([10_000_u64, 25_000, 50_000, 100_000, 250_000, 500_000]) {
+            assert_eq!(buckets.bounds[classic.fine - 1], nanos);
+            assert!(buckets.index(nanos) < classic.fine && buckets.index(nanos + 1) >= classic.fine, "{nanos}");
+        }
+    }
+
+    #[test]
+    fn bounds_that_make_no_buckets_are_refused() {
+        let native = NativeHistograms::default();
+        for (bounds, error) in [
+            (&[1.0, f64::NAN][..], "NaN"),
+            (&[0.0], "0 is not"),
+            (&[-1.0], "-1 is not"),
+            (&[2.0, 1.0], "1 is not"),
+            (&[1.0, 1.0], "1 is not"),
+            (&[f64::INFINITY], "inf is not"),
+            (&[1e-10], "too close"),
+            (&[1.0, 1.000_000_000_1], "too close"),
+            (&[1e300], "too close"),
+            (&[1.0, 1.000_1, 1.000_2, 1.000_3], "too close"),
+        ] {
+            let message = Buckets::durations(bounds, native).unwrap_err().to_string();
+            assert!(message.contains(error), "{bounds:?}: {message}");
+        }
+        let many: Vec<f64> = (1..=257).map(f64::from).collect();
+        assert_eq!(Buckets::numbers(&many, native).unwrap_err(), BucketsError::TooMany(257));
+        Buckets::durations(&[0.07, 0.3, 1.1], native).unwrap();
+    }
+
+    #[test]
+    fn bounds_are_written_as_prometheus_client_writes_them() {
+        assert_eq!([le(0.000_01), le(0.002_5), le(1.0), le(512.0)], ["0.00001", "0.0025", "1.0", "512.0"]);
+    }
+}
