@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::fixture::Client;
+use peerscope::metrics::labels::MessageType;
+use peerscope::metrics::{MetricsCollector, Timer};
+
+use super::fixture::{Client, Endpoint};
 use super::traffic::{Load, Pair};
 use super::validators::{parse_openmetrics, promtool};
 use crate::support::agent::{PATIENCE, TestAgent, eventually};
@@ -90,6 +93,8 @@ fn three_servers_saw_what_the_agents_did() {
     assert_restart_is_seen(&scrapers, targets, before, after);
     for scraper in &scrapers {
         scraper.assert_targets_up(2);
+        // The one that ran all the time answered every scrape well.
+        scraper.await_value("min_over_time(up[10m])", targets[1], 1.0);
     }
     // Also with what libp2p tells about a connection that ended.
     pair.both().into_iter().for_each(assert_pages_are_clean);
@@ -100,7 +105,7 @@ const PUTS: &str = "messages_received_total{type=\"put\"}";
 /// What every server has to say after so many rounds of the load since each agent's start.
 fn assert_counted(scrapers: &[Scraper], pair: &Pair, rounds: [f64; 2]) {
     let [first, second] = rounds;
-    let expected: [(&str, [f64; 2]); 11] = [
+    let expected: [(&str, [f64; 2]); 10] = [
         (PUTS, [first, 0.0]),
         ("messages_received_total{type=\"get\"}", [2.0 * first, 0.0]),
         ("messages_received_total{type=\"delete\"}", [first, 0.0]),
@@ -110,8 +115,6 @@ fn assert_counted(scrapers: &[Scraper], pair: &Pair, rounds: [f64; 2]) {
         ("storage_operations_total{operation=\"get\",backend=\"local\"}", [2.0 * first, 0.0]),
         ("storage_operations_total{operation=\"delete\",backend=\"local\"}", [first, 0.0]),
         ("storage_operations_total{operation=\"put\",backend=\"redis\"}", [0.0, second]),
-        // Every put and delete of the first one was a part of some transaction.
-        ("storage_local_commit_batch_size_sum", [2.0 * first, 0.0]),
         ("sum by (instance) (storage_operation_errors_total)", [0.0, 0.0]),
     ];
     for scraper in scrapers {
@@ -123,7 +126,7 @@ fn assert_counted(scrapers: &[Scraper], pair: &Pair, rounds: [f64; 2]) {
     }
 }
 
-/// Some histograms, each with the counter of the same events, and whose they are.
+/// Some histograms with native buckets, each with the counter of the same events, and whose they are.
 const HISTOGRAMS: [Counted; 6] = [
     ("message_processing_duration_seconds", "messages_received_total", &[("type", "put")], 0),
     ("message_processing_duration_seconds", "messages_received_total", &[("type", "get")], 0),
@@ -151,7 +154,11 @@ const HISTOGRAMS: [Counted; 6] = [
 /// A histogram, its counter, the labels of both, and which agent's.
 type Counted = (&'static str, &'static str, &'static [(&'static str, &'static str)], usize);
 
-/// Nothing moves any more: every histogram has counted what its counter did.
+/// The width of a native bucket of schema 3: eight of them to a doubling.
+const BUCKET: f64 = 1.090_507_732_665_257_7;
+
+/// Nothing moves any more: every histogram has counted what its counter did, and its native buckets know
+/// the quantiles at least as well as its classic ones.
 fn assert_histograms(scrapers: &[Scraper], pair: &Pair) {
     for (name, counter, labels, agent) in HISTOGRAMS {
         let agent = pair.both()[agent];
@@ -162,10 +169,39 @@ fn assert_histograms(scrapers: &[Scraper], pair: &Pair) {
         for scraper in scrapers {
             let ask = |expression: &str| scraper.expect_value(expression, agent.metrics_socket());
             assert_eq!(ask(&format!("{counter}{{{labels}}}")), count);
-            assert_eq!(ask(&format!("{name}_count{{{labels}}}")), count);
-            assert_eq!(ask(&format!("{name}_bucket{{{labels}le=\"+Inf\"}}")), count);
+            if scraper.program.keeps_both() {
+                assert_eq!(ask(&format!("{name}_count{{{labels}}}")), count);
+                assert_eq!(ask(&format!("{name}_bucket{{{labels}le=\"+Inf\"}}")), count);
+            }
+            if scraper.program.keeps_native() {
+                assert_eq!(ask(&format!("histogram_count({name}{{{labels}}})")), count);
+                for quantile in [0.5, 0.9, 0.99] {
+                    let native = ask(&format!("histogram_quantile({quantile}, {name}{{{labels}}})"));
+                    let (low, high) = classic_bucket(&page, name, &labels, quantile * count);
+                    assert!(
+                        low / BUCKET <= native && native <= high * BUCKET,
+                        "{:?}: {quantile} of {name}{{{labels}}} is {native}, not from {low} to {high}",
+                        scraper.program
+                    );
+                }
+            }
         }
     }
+}
+
+/// The bounds of the classic bucket with the observation of this rank.
+fn classic_bucket(page: &str, name: &str, labels: &str, rank: f64) -> (f64, f64) {
+    let bucket = format!("{name}_bucket{{{labels}le=\"");
+    let mut low = 0.0;
+    for line in page.lines().filter_map(|line| line.strip_prefix(&bucket)) {
+        let (bound, cumulative) = line.split_once("\"} ").unwrap();
+        let bound = bound.parse().unwrap();
+        if cumulative.parse::<f64>().unwrap() >= rank {
+            return (low, bound);
+        }
+        low = bound;
+    }
+    panic!("no observation {rank} in {bucket}");
 }
 
 /// Every series of an agent's page is in every server, and no other, and with the same value when nothing
@@ -187,14 +223,53 @@ fn assert_same_as_the_pages(scrapers: &[Scraper], pair: &Pair) {
     }
 }
 
+/// Every histogram of the agent's own, each with native buckets next to the classic ones, but for
+/// `scrape_duration_seconds`: Prometheus writes the duration of its scrapes under that very name.
+const NATIVE: [&str; 4] = [
+    "message_processing_duration_seconds",
+    "message_round_trip_duration_seconds",
+    "storage_operation_duration_seconds",
+    "storage_local_commit_batch_size",
+];
+
 fn differences(scraper: &Scraper, target: SocketAddr, page: &BTreeMap<Series, f64>) -> Vec<String> {
     let instance = format!("{{instance=\"{target}\"}}");
     let mut seen: BTreeMap<_, _> = scraper.query(&instance).into_iter().map(named).collect();
     // What each server says about its own scrapes.
     seen.retain(|key, _| page.contains_key(key) || key.0 != "up" && !key.0.starts_with("scrape_"));
-    let missing = page.keys().filter(|key| !seen.contains_key(key)).map(|key| format!("missing: {key:?}"));
-    let more = seen.keys().filter(|key| !page.contains_key(key)).map(|key| format!("more: {key:?}"));
-    let others = page.iter().filter_map(|(key, value)| {
+    let mut expected = page.clone();
+    if !scraper.program.keeps_both() {
+        let native = |name: &str| {
+            let of = |family| name.strip_prefix(family);
+            NATIVE.into_iter().filter_map(of).any(|suffix| ["_bucket", "_count", "_sum"].contains(&suffix))
+        };
+        expected.retain(|(name, _), _| !native(name));
+    }
+    let mut differences = compare(&expected, &seen);
+    if scraper.program.keeps_native() {
+        for family in NATIVE {
+            for (function, suffix) in [("histogram_count", "_count"), ("histogram_sum", "_sum")] {
+                // What the native histograms say takes the names of the classic ones.
+                let name = format!("{family}{suffix}");
+                let seen = scraper.query(&format!("{function}({family}{instance})")).into_iter();
+                let seen = seen.map(|(mut labels, value)| {
+                    labels.insert("__name__".into(), name.clone());
+                    named((labels, value))
+                });
+                let mut expected = page.clone();
+                expected.retain(|(found, _), _| *found == name);
+                let native = compare(&expected, &seen.collect());
+                differences.extend(native.into_iter().map(|difference| format!("native: {difference}")));
+            }
+        }
+    }
+    differences
+}
+
+fn compare(expected: &BTreeMap<Series, f64>, seen: &BTreeMap<Series, f64>) -> Vec<String> {
+    let missing = expected.keys().filter(|key| !seen.contains_key(key)).map(|key| format!("missing: {key:?}"));
+    let more = seen.keys().filter(|key| !expected.contains_key(key)).map(|key| format!("more: {key:?}"));
+    let others = expected.iter().filter_map(|(key, value)| {
         let seen = seen.get(key).filter(|_| still(&key.0))?;
         // VictoriaMetrics keeps about 15 digits.
         ((seen - value).abs() > value.abs() * 1e-12).then(|| format!("{key:?}: {seen} instead of {value}"))
@@ -231,7 +306,13 @@ fn assert_restart_is_seen(scrapers: &[Scraper], targets: [SocketAddr; 2], before
             Program::Prometheus | Program::Prometheus3 => whole * (1.0 + 2.0 / intervals),
         };
         let mut increases = vec![format!("increase({PUTS}[10m])")];
-        increases.push("increase(message_processing_duration_seconds_count{type=\"put\"}[10m])".into());
+        if scraper.program.keeps_native() {
+            let histogram = "message_processing_duration_seconds{type=\"put\"}";
+            increases.push(format!("histogram_count(increase({histogram}[10m]))"));
+        }
+        if scraper.program.keeps_both() {
+            increases.push("increase(message_processing_duration_seconds_count{type=\"put\"}[10m])".into());
+        }
         for increase in increases {
             let found = ask(&increase);
             assert!(
@@ -244,4 +325,53 @@ fn assert_restart_is_seen(scrapers: &[Scraper], targets: [SocketAddr; 2], before
         let (least, most) = (ask(&format!("min_over_time({rates})")), ask(&format!("max_over_time({rates})")));
         assert!(0.0 <= least && 0.0 < most && most <= whole, "{:?}: {least} {most}", scraper.program);
     }
+}
+
+const OBSERVATIONS: usize = 400;
+
+/// The quantiles of native buckets are those of durations that the test itself measured.
+#[test]
+fn native_quantiles_are_those_of_what_was_observed() {
+    let endpoint = Endpoint::start();
+    let scrapers = [Program::Prometheus, Program::Prometheus3];
+    let scrapers = scrapers.map(|program| Scraper::start(program, &[endpoint.addr()]));
+    let (low, high) = observe(&endpoint.collector);
+    let histogram = "message_processing_duration_seconds{type=\"put\"}";
+    #[allow(clippy::cast_precision_loss, reason = "a few hundred")]
+    let count = OBSERVATIONS as f64;
+    for scraper in &scrapers {
+        scraper.await_value(&format!("histogram_count({histogram})"), endpoint.addr(), count);
+        let ask = |expression: &str| scraper.expect_value(expression, endpoint.addr());
+        let sum = ask(&format!("histogram_sum({histogram})"));
+        assert!((low.iter().sum()..=high.iter().sum()).contains(&sum), "{:?}: {sum}", scraper.program);
+        for percent in [1, 10, 25, 50, 75, 90, 99, 100] {
+            let quantile = ask(&format!("histogram_quantile({percent} / 100, {histogram})"));
+            let rank = OBSERVATIONS * percent / 100;
+            let (low, high) = (low[rank - 1], high[rank - 1]);
+            assert!(
+                low / BUCKET <= quantile && quantile <= high * BUCKET,
+                "{:?}: {percent} % are below {quantile}, in truth {low} to {high}",
+                scraper.program
+            );
+        }
+    }
+}
+
+/// Observes durations from 20 us to 0.2 s, each longer than the one before by the same factor. Returns
+/// what each was at least and at most, in seconds.
+fn observe(collector: &MetricsCollector) -> (Vec<f64>, Vec<f64>) {
+    let before = Instant::now();
+    let timer = Timer::start();
+    let after = Instant::now();
+    let mut aim = 20e-6;
+    let observations = (0..OBSERVATIONS).map(|_| {
+        while after.elapsed().as_secs_f64() < aim {
+            std::hint::spin_loop(); // a sleep would be far longer than the shortest of them
+        }
+        aim *= 1.0233; // 400 of them make a factor of 10,000
+        let low = after.elapsed().as_secs_f64();
+        collector.message_handled(MessageType::Put, timer);
+        (low, before.elapsed().as_secs_f64())
+    });
+    observations.unzip()
 }

@@ -16,10 +16,11 @@ use super::http;
 /// Which server. Both Prometheus take native histograms when the endpoint offers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Program {
-    /// Of the machine's Debian.
+    /// Of the machine's Debian: it keeps only the native buckets of a histogram that has both kinds.
     Prometheus,
+    /// Keeps both kinds.
     Prometheus3,
-    /// Reads the classic text.
+    /// Reads the classic text, and knows no native histograms.
     VictoriaMetrics,
 }
 
@@ -33,6 +34,15 @@ impl Program {
             Self::VictoriaMetrics => ("TEST_VICTORIA_METRICS", "victoria-metrics"),
         };
         std::env::var_os(variable).unwrap_or_else(|| name.into()).into()
+    }
+
+    pub(crate) fn keeps_native(self) -> bool {
+        self != Self::VictoriaMetrics
+    }
+
+    /// Whether the classic buckets are kept of a histogram that has native ones too.
+    pub(crate) fn keeps_both(self) -> bool {
+        self != Self::Prometheus
     }
 
     /// What a job's configuration needs for both kinds of buckets. The names changed over the releases,
@@ -185,7 +195,8 @@ impl Scraper {
         let targets = data["activeTargets"].as_array().unwrap();
         assert_eq!(targets.len(), count, "{data}");
         for target in targets {
-            assert_eq!((&target["health"], &target["lastError"]), (&"up".into(), &"".into()), "{target}");
+            let state = (&target["health"], &target["lastError"]);
+            assert_eq!(state, (&"up".into(), &"".into()), "{:?}: {target}", self.program);
         }
     }
 }
