@@ -45,15 +45,14 @@ impl Program {
         self != Self::Prometheus
     }
 
-    /// What a job's configuration needs for both kinds of buckets. The names changed over the releases,
-    /// and each refuses those that it does not know.
-    fn job(self) -> &'static str {
-        match self {
-            Self::Prometheus | Self::VictoriaMetrics => "",
-            Self::Prometheus3 if minor_version(&self.path()) < 8 => "always_scrape_classic_histograms: true, ",
-            // The feature flag does nothing from then on.
-            Self::Prometheus3 => "always_scrape_classic_histograms: true, scrape_native_histograms: true, ",
-        }
+    /// What a job's configuration needs for the kinds of buckets that are to be kept. The names changed over
+    /// the releases, and each refuses those that it does not know.
+    fn job(self) -> String {
+        let both = if self == Self::Prometheus3 { "always_scrape_classic_histograms: true, " } else { "" };
+        // From 3.8 on, the feature flag does nothing.
+        let native = self.keeps_native() && version(&self.path()) >= (3, 8);
+        let native = if native { "scrape_native_histograms: true, " } else { "" };
+        format!("{both}{native}")
     }
 
     fn command(self, home: &Path, address: SocketAddr) -> Command {
@@ -76,13 +75,15 @@ impl Program {
     }
 }
 
-/// The second part of what `prometheus --version` says.
-fn minor_version(program: &Path) -> u32 {
+/// The first two parts of the version that `prometheus --version` tells.
+fn version(program: &Path) -> (u32, u32) {
     let output = Command::new(program).arg("--version").output();
     let output = output.unwrap_or_else(|error| panic!("{} does not start ({error}); {HOW}", program.display()));
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let version = said.split(' ').nth(2).unwrap_or_else(|| panic!("{said}"));
-    version.split('.').nth(1).and_then(|minor| minor.parse().ok()).unwrap_or_else(|| panic!("{said}"))
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let version = said.strip_prefix("prometheus, version ").unwrap_or_else(|| panic!("{said}"));
+    let mut parts = version.split('.').map_while(|part| part.parse().ok());
+    parts.next().zip(parts.next()).unwrap_or_else(|| panic!("{said}"))
 }
 
 const HOW: &str = "run eval \"$(tests/tools.sh)\"";
