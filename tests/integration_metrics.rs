@@ -16,9 +16,13 @@ mod metrics {
     #[cfg(feature = "metrics-prometheus")]
     mod fixture;
     #[cfg(feature = "metrics-prometheus")]
+    mod hostile;
+    #[cfg(feature = "metrics-prometheus")]
     mod lifecycle;
     #[cfg(feature = "metrics-prometheus")]
     mod limits;
+    #[cfg(feature = "metrics-prometheus")]
+    mod malformed;
     #[cfg(feature = "metrics-prometheus")]
     mod outsiders;
     #[cfg(feature = "metrics-prometheus")]
