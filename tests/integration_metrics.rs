@@ -24,9 +24,13 @@ mod metrics {
     #[cfg(feature = "metrics-prometheus")]
     mod malformed;
     #[cfg(feature = "metrics-prometheus")]
+    mod outsiders;
+    #[cfg(feature = "metrics-prometheus")]
     mod pages;
     #[cfg(feature = "metrics-prometheus")]
     mod process;
+    #[cfg(feature = "metrics-prometheus")]
+    mod traffic;
     #[cfg(feature = "metrics-prometheus")]
     mod validators;
 }

@@ -32,7 +32,7 @@ fn pair(allow: &str, config: &str) -> (TestAgent, TestAgent) {
 }
 
 /// Waits until `agent` can send requests to `peer`.
-fn await_link(agent: &TestAgent, peer: &TestAgent) {
+pub(super) fn await_link(agent: &TestAgent, peer: &TestAgent) {
     let id = peer.peer_id();
     eventually("the two are linked", || {
         let peers = agent.cli(&["peers", "--json"]).json();
