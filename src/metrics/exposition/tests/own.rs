@@ -296,8 +296,8 @@ fn the_messages_carry_native_histograms() {
     assert_eq!(buckets, [(-239, 1), (-132, 2), (-75, 2), (19, 1), (56, 1)]);
     // One without observations is native all the same.
     let get = of("get");
-    assert_eq!((get.count, get.schema, get.positive_span.len(), get.positive_delta.len()), (Some(0), Some(3), 1, 0));
-    assert_eq!(get.positive_span[0], Span { offset: Some(0), length: Some(0) });
+    assert_eq!((get.count, get.schema, get.zero_threshold), (Some(0), Some(3), Some(ZERO_THRESHOLD)));
+    assert_eq!((get.positive_span.len(), get.positive_delta.len()), (0, 0));
 }
 
 #[test]
