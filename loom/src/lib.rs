@@ -96,6 +96,38 @@ fn a_cell_that_is_emptied_while_it_is_read_is_read_before_or_after() {
     });
 }
 
+/// The owner empties the cell and ends, and the slot's next owner goes on with it: a reader that sees what the
+/// second one stored must not miss what the first one moved.
+#[test]
+fn a_cell_that_changes_hands_after_it_was_emptied_is_read_whole() {
+    model(|| {
+        let (wide, pool) = (Arc::new(Wide::new(1)), Arc::new(Pool::new()));
+        let _ = wide.cells(0, 1);
+        let cell = Arc::new(AtomicU64::new(65_535 * (ONE + 7)));
+        let slot = pool.take(1).unwrap();
+        let reader = thread::spawn({
+            let (wide, cell) = (Arc::clone(&wide), Arc::clone(&cell));
+            move || {
+                let Total { count, sum } = read(&wide, &cell);
+                assert!((65_535..=65_537).contains(&count), "{count}");
+                assert_eq!(sum, u128::from(count) * 7);
+            }
+        });
+        let next = thread::spawn({
+            let (wide, cell, pool) = (Arc::clone(&wide), Arc::clone(&cell), Arc::clone(&pool));
+            move || {
+                if pool.take(1).is_some() {
+                    record(&wide, &cell);
+                }
+            }
+        });
+        record(&wide, &cell);
+        pool.give_back(slot);
+        reader.join().unwrap();
+        next.join().unwrap();
+    });
+}
+
 #[test]
 fn threads_without_a_slot_lose_nothing_to_each_other_or_to_a_reader() {
     model(|| {

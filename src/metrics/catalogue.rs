@@ -71,8 +71,8 @@ impl Descriptor {
 
     /// The base unit that the name ends with, if any.
     pub fn unit(&self) -> Option<&'static str> {
-        let name = self.name.strip_suffix("_total").unwrap_or(self.name);
-        ["seconds", "bytes"].into_iter().find(|unit| name.ends_with(unit))
+        let (_, unit) = self.name.strip_suffix("_total").unwrap_or(self.name).rsplit_once('_')?;
+        ["seconds", "bytes"].into_iter().find(|&known| known == unit)
     }
 }
 
@@ -193,5 +193,7 @@ mod tests {
         );
         assert_eq!((BUILD_INFO.openmetrics_name(), BUILD_INFO.unit()), ("agent_build", None));
         assert_eq!(PEERS_CONNECTED.openmetrics_name(), "agent_peers_connected");
+        let milliseconds = Descriptor { name: "wait_milliseconds", ..SCRAPE_DURATION };
+        assert_eq!(milliseconds.unit(), None, "a reader wants the unit as a word of its own");
     }
 }

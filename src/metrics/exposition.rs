@@ -16,7 +16,7 @@ use std::io::Write as _;
 
 use bytes::Bytes;
 
-pub(crate) use self::family::{Metadata, Series};
+pub(crate) use self::family::{Metadata, Series, is_label_name, is_name};
 pub use self::negotiation::{accepts_gzip, negotiate, prefers_json};
 pub(crate) use self::page::{FamilyWriter, Number, Page};
 pub use self::wanted::Wanted;
@@ -53,7 +53,7 @@ impl Format {
 
 /// The registry could not be encoded: a collector in it failed.
 #[derive(Debug, thiserror::Error)]
-#[error("a metric could not be encoded; every metric of this agent encodes, so this is a defect worth a report")]
+#[error("a metric of the others' registry could not be encoded; those of this agent always can, so it is another's")]
 pub struct RenderError;
 
 impl From<std::fmt::Error> for RenderError {

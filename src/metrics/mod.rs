@@ -39,7 +39,7 @@ pub use instruments::{Timer, UnderWay};
 #[cfg(not(feature = "metrics-prometheus"))]
 pub use noop::{MetricsCollector, MetricsServer, Registry, Timer, UnderWay};
 #[cfg(feature = "metrics-prometheus")]
-pub use registry::{Instrument, NameTaken, Registry};
+pub use registry::{Instrument, RegisterError, Registry};
 #[cfg(feature = "metrics-prometheus")]
 pub use server::{Limits, MetricsServer};
 

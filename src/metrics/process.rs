@@ -91,6 +91,10 @@ impl Expose for ProcessFamilies {
     }
 
     fn expose(&self, page: &mut Page<'_>) {
+        // Whoever asks for other families only must not shorten the stretch that the CPU gauge speaks of.
+        if !page.wants(&self.families) {
+            return;
+        }
         let unlabelled = Series::default();
         for (family, value) in self.families.iter().zip(self.read()) {
             if let (Some(value), Some(mut out)) = (value, page.family(family)) {

@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use prometheus_client::registry::Registry as Others;
 
 use super::catalogue::{Descriptor, Kind};
-use super::exposition::{FamilyWriter, Metadata, Number, Page, Series};
+use super::exposition::{FamilyWriter, Metadata, Number, Page, Series, is_label_name, is_name};
 use super::instruments::{Counter, Events, Gauge, Histogram, InFlight, LabelSet, NativeHistograms};
 
 /// The families of one agent: those of our own instruments, and those that others, such as libp2p, keep in a
@@ -30,10 +30,37 @@ pub(crate) trait Expose: Debug + Send + Sync {
     fn expose(&self, page: &mut Page<'_>);
 }
 
-/// Two families want the same name.
+/// Why families cannot be registered: a reader would refuse the whole page.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the metric name {0} is taken by another family of this registry")]
-pub struct NameTaken(pub String);
+pub enum RegisterError {
+    /// Two families want the same name.
+    #[error("the metric name {0} is taken by another family of this registry")]
+    NameTaken(String),
+    /// It is not of the form `[a-zA-Z_:][a-zA-Z0-9_:]*`.
+    #[error("`{0}` is no name of a metric")]
+    Name(String),
+    /// It is not of the form `[a-zA-Z_][a-zA-Z0-9_]*`, or begins with two underscores.
+    #[error("`{label}` of {family} is no name of a label")]
+    Label {
+        /// The family.
+        family: String,
+        /// What is no name.
+        label: String,
+    },
+    /// A label that comes twice in a series, or two values with one text.
+    #[error("two series of {0} have the same labels, or one of them the same label twice")]
+    SameSeries(String),
+    /// The descriptor says another kind than the instrument is.
+    #[error("{family} is described as {described} and recorded as {recorded}")]
+    Kind {
+        /// The family.
+        family: String,
+        /// What the descriptor says.
+        described: &'static str,
+        /// What the instrument is.
+        recorded: &'static str,
+    },
+}
 
 impl Registry {
     /// An empty registry whose histograms have native buckets like this.
@@ -48,7 +75,8 @@ impl Registry {
 
     /// The registry for the metrics of others. What is registered there comes behind the families of our own,
     /// and only where it takes no name of theirs. Exemplars are shown in OpenMetrics, native buckets of its
-    /// histograms not at all: its text has none.
+    /// histograms not at all: its text has none. A metric that cannot be encoded (a histogram with native buckets alone,
+    /// for instance) costs the scrape.
     pub fn others_mut(&mut self) -> &mut Others {
         &mut self.others
     }
@@ -72,11 +100,11 @@ impl Registry {
     /// # Errors
     ///
     /// When one of their names is taken; then nothing is added.
-    pub(crate) fn add(&mut self, families: Box<dyn Expose>) -> Result<(), NameTaken> {
+    pub(crate) fn add(&mut self, families: Box<dyn Expose>) -> Result<(), RegisterError> {
         let mut names = HashSet::new();
         for name in families.families().into_iter().flat_map(Metadata::names) {
             if self.names.contains(&name) || !names.insert(name.clone()) {
-                return Err(NameTaken(name));
+                return Err(RegisterError::NameTaken(name));
             }
         }
         self.names.extend(names);
@@ -93,10 +121,13 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// When the name is taken; then nothing is added.
-    pub fn register<I: Instrument>(&mut self, descriptor: &Descriptor, instrument: &I) -> Result<(), NameTaken> {
-        let families =
-            Registered { family: metadata(descriptor), series: series::<I::Labels>(), instrument: instrument.clone() };
+    /// When the name is taken, or something does not fit; then nothing is added.
+    pub fn register<I: Instrument>(&mut self, descriptor: &Descriptor, instrument: &I) -> Result<(), RegisterError> {
+        let families = Registered {
+            family: checked(descriptor, I::KIND)?,
+            series: series::<I::Labels>(descriptor)?,
+            instrument: instrument.clone(),
+        };
         self.add(Box::new(families))
     }
 
@@ -104,17 +135,17 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// When a name is taken; then nothing is added.
+    /// When a name is taken, or something does not fit; then nothing is added.
     pub fn register_events<L: LabelSet>(
         &mut self,
         counter: &Descriptor,
         histogram: &Descriptor,
         events: &Events<L>,
-    ) -> Result<(), NameTaken> {
+    ) -> Result<(), RegisterError> {
         let families = RegisteredEvents {
-            counter: metadata(counter),
-            histogram: metadata(histogram),
-            series: series::<L>(),
+            counter: checked(counter, Kind::Counter)?,
+            histogram: checked(histogram, Kind::Histogram)?,
+            series: series::<L>(counter)?,
             events: events.clone(),
         };
         self.add(Box::new(families))
@@ -122,7 +153,7 @@ impl Registry {
 }
 
 /// Says in the log what nobody will see.
-pub(crate) fn shown(registered: Result<(), NameTaken>) {
+pub(crate) fn shown(registered: Result<(), RegisterError>) {
     if let Err(error) = registered {
         tracing::error!("{error}: what this one has to say is not shown");
     }
@@ -132,10 +163,11 @@ pub(crate) fn shown(registered: Result<(), NameTaken>) {
 pub trait Instrument: Clone + Debug + Send + Sync + 'static + sealed::Write {}
 
 mod sealed {
-    use super::{Debug, FamilyWriter, LabelSet, Series};
+    use super::{Debug, FamilyWriter, Kind, LabelSet, Series};
 
     pub trait Write {
         type Labels: LabelSet + Debug;
+        const KIND: Kind;
         #[allow(private_interfaces, reason = "sealed: nobody else calls or implements it")]
         fn write(&self, out: &mut FamilyWriter<'_, '_>, series: &Series, index: usize);
     }
@@ -149,6 +181,7 @@ impl<L: LabelSet> Instrument for Histogram<L> {}
 
 impl<L: LabelSet> Write for Counter<L> {
     type Labels = L;
+    const KIND: Kind = Kind::Counter;
     #[allow(private_interfaces, reason = "as above")]
     fn write(&self, out: &mut FamilyWriter<'_, '_>, series: &Series, index: usize) {
         out.number(series, Number::Unsigned(self.at(index)));
@@ -157,6 +190,7 @@ impl<L: LabelSet> Write for Counter<L> {
 
 impl<L: LabelSet> Write for Gauge<L> {
     type Labels = L;
+    const KIND: Kind = Kind::Gauge;
     #[allow(private_interfaces, reason = "as above")]
     fn write(&self, out: &mut FamilyWriter<'_, '_>, series: &Series, index: usize) {
         out.number(series, Number::Signed(self.at(index)));
@@ -165,6 +199,7 @@ impl<L: LabelSet> Write for Gauge<L> {
 
 impl<L: LabelSet> Write for InFlight<L> {
     type Labels = L;
+    const KIND: Kind = Kind::Gauge;
     #[allow(private_interfaces, reason = "as above")]
     fn write(&self, out: &mut FamilyWriter<'_, '_>, series: &Series, index: usize) {
         out.number(series, Number::Unsigned(self.at(index)));
@@ -173,6 +208,7 @@ impl<L: LabelSet> Write for InFlight<L> {
 
 impl<L: LabelSet> Write for Histogram<L> {
     type Labels = L;
+    const KIND: Kind = Kind::Histogram;
     #[allow(private_interfaces, reason = "as above")]
     fn write(&self, out: &mut FamilyWriter<'_, '_>, series: &Series, index: usize) {
         out.histogram(series, &self.at(index), self.buckets());
@@ -213,6 +249,9 @@ impl<L: LabelSet> Expose for RegisteredEvents<L> {
     }
 
     fn expose(&self, page: &mut Page<'_>) {
+        if !page.wants([&self.counter, &self.histogram]) {
+            return;
+        }
         // Read once, so that both families speak of the same events.
         let durations = self.events.durations();
         let snapshots: Vec<_> = (0..L::COUNT).map(|index| durations.at(index)).collect();
@@ -258,10 +297,38 @@ impl Expose for Info {
 /// a full stop.
 pub(crate) fn metadata(descriptor: &Descriptor) -> Metadata {
     let help = format!("{}.", descriptor.help);
-    debug_assert!(descriptor.kind != Kind::Unknown, "{descriptor:?}");
     Metadata::new(descriptor.kind, descriptor.openmetrics_name(), descriptor.unit(), &help)
 }
 
-fn series<L: LabelSet>() -> Box<[Series]> {
-    (0..L::COUNT).map(|index| Series::new(&L::labels(index))).collect()
+/// The same, when the descriptor fits what is recorded.
+fn checked(descriptor: &Descriptor, recorded: Kind) -> Result<Metadata, RegisterError> {
+    let family = || descriptor.name.to_owned();
+    if !is_name(descriptor.name) {
+        return Err(RegisterError::Name(family()));
+    }
+    if descriptor.kind != recorded {
+        let (described, recorded) = (descriptor.kind.as_str(), recorded.as_str());
+        return Err(RegisterError::Kind { family: family(), described, recorded });
+    }
+    Ok(metadata(descriptor))
+}
+
+/// The series of every combination of labels.
+fn series<L: LabelSet>(descriptor: &Descriptor) -> Result<Box<[Series]>, RegisterError> {
+    let family = || descriptor.name.to_owned();
+    let mut seen = HashSet::new();
+    (0..L::COUNT)
+        .map(|index| {
+            let labels = L::labels(index);
+            if let Some((label, _)) = labels.iter().find(|(label, _)| !is_label_name(label)) {
+                return Err(RegisterError::Label { family: family(), label: (*label).to_owned() });
+            }
+            let names: HashSet<_> = labels.iter().map(|(label, _)| label).collect();
+            let series = Series::new(&labels);
+            if names.len() < labels.len() || !seen.insert(labels) {
+                return Err(RegisterError::SameSeries(family()));
+            }
+            Ok(series)
+        })
+        .collect()
 }

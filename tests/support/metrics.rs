@@ -38,13 +38,9 @@ pub(crate) fn samples(text: &str) -> BTreeMap<Series, f64> {
     samples.map(|(name, labels, value)| (series(name, labels), value)).collect()
 }
 
-/// A bound of a bucket is a number, which everybody writes in their own way.
+/// A series of a page or of a server. A bound that a server writes in another way makes another series.
 pub(crate) fn series(name: &str, labels: impl IntoIterator<Item = (String, String)>) -> Series {
-    let labels = labels.into_iter().map(|(label, value)| match value.parse::<f64>() {
-        Ok(bound) if label == "le" => (label, bound.to_string()),
-        _ => (label, value),
-    });
-    (name.to_owned(), labels.collect())
+    (name.to_owned(), labels.into_iter().collect())
 }
 
 /// Every series of the families with one of these `prefixes` whose value is another one in `after`, and

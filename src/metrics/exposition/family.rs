@@ -96,3 +96,15 @@ impl Series {
         Self { text: text.into(), protobuf: bytes.into() }
     }
 }
+
+/// `[a-zA-Z_:][a-zA-Z0-9_:]*`
+pub(crate) fn is_name(name: &str) -> bool {
+    !name.starts_with(|c: char| c.is_ascii_digit())
+        && !name.is_empty()
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b':'))
+}
+
+/// `[a-zA-Z_][a-zA-Z0-9_]*`, and not one of those that Prometheus keeps for itself.
+pub(crate) fn is_label_name(name: &str) -> bool {
+    is_name(name) && !name.contains(':') && !name.starts_with("__")
+}

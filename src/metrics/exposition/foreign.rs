@@ -16,7 +16,7 @@ use std::collections::{HashMap, HashSet};
 
 use self::parse::{Items, Sample, unescaped};
 use super::Format;
-use super::family::{Metadata, Series};
+use super::family::{Metadata, Series, is_name};
 use super::page::{FamilyWriter, Number, Page};
 use crate::metrics::catalogue::Kind;
 use crate::metrics::instruments::le;
@@ -28,8 +28,6 @@ struct Family<'a> {
     help: &'a str,
     unit: Option<&'a str>,
     samples: Vec<Sample<'a>>,
-    /// Whether it was registered more than once, so that labels may come in another order.
-    joined: bool,
 }
 
 /// Writes the families of `text` whose names are not among `taken`.
@@ -61,9 +59,7 @@ fn families(text: &str) -> Vec<Family<'_>> {
         let position = *positions.entry((head.name, head.kind)).or_insert(families.len());
         if position == families.len() {
             let (name, kind, help, unit) = (head.name, head.kind, head.help, head.unit);
-            families.push(Family { name, kind, help, unit, samples: Vec::new(), joined: false });
-        } else if let Some(family) = families.get_mut(position) {
-            family.joined = true;
+            families.push(Family { name, kind, help, unit, samples: Vec::new() });
         }
         if let Some(family) = families.get_mut(position) {
             family.samples.extend(items.samples(head.name, head.kind));
@@ -74,24 +70,28 @@ fn families(text: &str) -> Vec<Family<'_>> {
         family.leave_out_repeated();
     }
     // What is no name of a family has no samples either.
-    families.retain(|family| parse::is_name(family.name));
+    families.retain(|family| is_name(family.name));
     families
 }
 
 impl Family<'_> {
+    /// Two samples are the same when they have the same labels, in whatever order, and bounds that are the same number.
     fn leave_out_repeated(&mut self) {
-        if self.joined {
-            let mut seen = HashSet::new();
-            self.samples.retain(|sample| {
-                let mut labels: Vec<_> = sample.labels().collect();
-                labels.sort_unstable();
-                seen.insert((sample.suffix, labels))
-            });
-        } else {
-            let mut seen = HashSet::with_capacity(self.samples.len());
-            self.samples.retain(|sample| seen.insert((sample.suffix, sample.labels)));
-        }
+        let mut seen = HashSet::with_capacity(self.samples.len());
+        let bounded = self.kind == Kind::Histogram;
+        self.samples.retain(|sample| seen.insert((sample.suffix, sorted(sample, bounded))));
     }
+}
+
+/// The labels in an order that does not depend on who wrote them.
+fn sorted<'a>(sample: &Sample<'a>, bounded: bool) -> Vec<(&'a str, Cow<'a, str>)> {
+    let labels = sample.labels().map(|(name, value)| match value.parse() {
+        Ok(bound) if bounded && name == "le" => (name, le(bound).into()),
+        _ => (name, value.into()),
+    });
+    let mut labels: Vec<_> = labels.collect();
+    labels.sort_unstable();
+    labels
 }
 
 /// The samples as they came, in one of the text formats.
@@ -150,7 +150,8 @@ fn histograms(out: &mut FamilyWriter<'_, '_>, family: &Family<'_>) {
     let mut positions = HashMap::new();
     let mut histograms: Vec<(Vec<(&str, &str)>, Histogram)> = Vec::new();
     for sample in &family.samples {
-        let (bound, labels): (Vec<_>, Vec<_>) = sample.labels().partition(|(name, _)| *name == "le");
+        let (bound, mut labels): (Vec<_>, Vec<_>) = sample.labels().partition(|(name, _)| *name == "le");
+        labels.sort_unstable();
         let position = *positions.entry(labels.clone()).or_insert(histograms.len());
         if position == histograms.len() {
             histograms.push((labels, Histogram::default()));

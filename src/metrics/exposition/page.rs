@@ -54,6 +54,11 @@ impl<'a> Page<'a> {
         self.format
     }
 
+    /// Whether anybody wants one of these.
+    pub(crate) fn wants<'f>(&self, families: impl IntoIterator<Item = &'f Metadata>) -> bool {
+        families.into_iter().any(|family| self.wanted.includes(family))
+    }
+
     /// Begins a family; `None` when nobody wants it.
     pub(crate) fn family<'p>(&'p mut self, family: &'p Metadata) -> Option<FamilyWriter<'p, 'a>> {
         self.wanted.includes(family).then_some(FamilyWriter { page: self, family, empty: true })

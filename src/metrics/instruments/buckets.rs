@@ -1,8 +1,8 @@
 //! Where the buckets of a histogram end, and how to find the one that a value falls into.
 //!
-//! A value is a whole number: nanoseconds for durations. Classic bounds and the bounds of the native
-//! (exponential) schema are merged into one list of *fine* bounds, rounded down to whole numbers, which is
-//! exact: a whole number is at most 2.5 when it is at most 2. So one observation goes into one fine bucket,
+//! A value is a whole number: nanoseconds for durations. Classic bounds, which are whole as well, and the bounds of the
+//! native (exponential) schema are merged into one list of *fine* bounds. The native ones are rounded down to whole
+//! numbers, which is exact: a whole number is at most 2.5 when it is at most 2. So one observation goes into one fine bucket,
 //! and both kinds of buckets are sums of fine ones.
 //!
 //! To find the fine bucket, the value's exponent and its leading mantissa bits choose an entry of a table.
@@ -24,8 +24,13 @@ pub enum BucketsError {
     /// A bound is not a number, not above zero, not finite or not above the one before it.
     #[error("bucket bound {0} is not a finite number above zero and above the bound before it")]
     Bound(f64),
-    /// Two bounds are the same whole number of the unit that values are counted in.
-    #[error("bucket bound {0} is too close to the bound before it to be told apart from it")]
+    /// A bound is no whole number of the unit that values are counted in, or more than any value.
+    #[error(
+        "bucket bound {0} is not a whole number of the unit that values are counted in (nanoseconds, for durations)"
+    )]
+    NotWhole(f64),
+    /// Three bounds, those of the native buckets included, lie within 1.6 %.
+    #[error("bucket bound {0} is too close to its neighbours: bounds have to be 1.6 % apart")]
     TooClose(f64),
     /// There are too many bounds.
     #[error("{0} bucket bounds are more than 256")]
@@ -72,7 +77,8 @@ impl Buckets {
     ///
     /// # Errors
     ///
-    /// When the bounds are not finite, above zero and ascending, or closer than a nanosecond.
+    /// When the bounds are not finite, above zero and ascending, no whole numbers of nanoseconds, or three of them lie
+    /// within 1.6 %, a bound of the native buckets included.
     pub fn durations(bounds: &[f64], native: NativeHistograms) -> Result<Self, BucketsError> {
         Self::try_new(1_000_000_000, bounds, native)
     }
@@ -202,7 +208,7 @@ fn table(bounds: &[u64]) -> Option<Box<[Entry; ENTRIES]>> {
     entries?.try_into().ok()
 }
 
-/// Classic bounds in the whole units of the values, rounded down.
+/// Classic bounds in the whole units of the values.
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -221,10 +227,13 @@ fn whole(bounds: &[f64], per_unit: u64) -> Result<Vec<u64>, BucketsError> {
                 return Err(BucketsError::Bound(bound));
             }
             let scaled = bound * per_unit as f64;
+            let whole = scaled.round();
             // 0.07 s are 70,000,000.00000001 ns to a float: what is meant is the whole number beside it.
-            let whole = if (scaled - scaled.round()).abs() < scaled * 1e-12 { scaled.round() } else { scaled.floor() };
+            if (scaled - whole).abs() > scaled * 1e-12 || whole < 1.0 || whole >= u64::MAX as f64 {
+                return Err(BucketsError::NotWhole(bound));
+            }
             let whole = whole as u64;
-            if whole <= before.1 || whole == u64::MAX {
+            if whole == before.1 {
                 return Err(BucketsError::TooClose(bound));
             }
             before = (bound, whole);
@@ -340,14 +349,15 @@ mod tests {
             (&[2.0, 1.0], "1 is not"),
             (&[1.0, 1.0], "1 is not"),
             (&[f64::INFINITY], "inf is not"),
-            (&[1e-10], "too close"),
-            (&[1.0, 1.000_000_000_1], "too close"),
-            (&[1e300], "too close"),
+            (&[1e-10], "not a whole number"),
+            (&[1.0, 1.000_000_000_1], "not a whole number"),
+            (&[1e300], "not a whole number"),
             (&[1.0, 1.000_1, 1.000_2, 1.000_3], "too close"),
         ] {
             let message = Buckets::durations(bounds, native).unwrap_err().to_string();
             assert!(message.contains(error), "{bounds:?}: {message}");
         }
+        assert_eq!(Buckets::numbers(&[2.5], native).unwrap_err(), BucketsError::NotWhole(2.5));
         let many: Vec<f64> = (1..=257).map(f64::from).collect();
         assert_eq!(Buckets::numbers(&many, native).unwrap_err(), BucketsError::TooMany(257));
         Buckets::durations(&[0.07, 0.3, 1.1], native).unwrap();

@@ -4,17 +4,19 @@
 //! clock, where the Linux kernel itself keeps time by it: then it runs at one speed, in step on all cores.
 //! Everywhere else the standard clock is read.
 //!
-//! How long a tick is, is found out on the way: the counter and the standard clock are read together when the
-//! first timer starts, and again after twice as long each time, and at least every quarter of an hour. So no
-//! process waits for its clock, and one that slept or moved to another machine is right again after a while.
-//! Two clocks cannot be read at the same instant; what lies between the readings (about 0.1 us) is the
-//! error of the stretch of time between two comparisons, and a duration has its share of it.
+//! How long a tick is, is found out on the way (`calibration.rs`): the counter and the standard clock are read
+//! together when the first timer starts, 20 us later, for which it waits, and again after twice as long each time,
+//! up to every quarter of an hour. Two clocks cannot be read at the same instant; what lies between the readings
+//! (about 0.1 us) is the error of a stretch between two comparisons, and a duration has its share of it.
 
+mod calibration;
 mod tsc;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
+
+use self::calibration::{Calibration, FIRST_STRETCH, FRACTION, Reading};
 
 /// When something that is measured began.
 ///
@@ -44,15 +46,6 @@ fn clock() -> &'static Clock {
     CLOCK.get_or_init(|| Clock::new(tsc::is_reliable()))
 }
 
-/// Fractional bits of the length of a tick.
-const FRACTION: u32 = 32;
-
-/// The first comparison with the standard clock, in its nanoseconds: the shortest that says anything.
-const FIRST_COMPARISON: u64 = 20_000;
-
-/// The longest stretch between two comparisons, in nanoseconds: a quarter of an hour.
-const LONGEST_STRETCH: u64 = 900_000_000_000;
-
 /// How often both clocks are read to find the closest pair: a thread may be set aside between two readings.
 const TRIES: usize = 5;
 
@@ -61,34 +54,27 @@ struct Clock {
     /// Whether ticks are those of the time stamp counter; otherwise they are nanoseconds since the start.
     tsc: bool,
     start: Instant,
-    /// The length of a tick in nanoseconds, times 2^32.
+    /// What [`Calibration`] found last: the length of a tick, where the last comparison was, and how many ticks
+    /// behind it the next one is.
     tick: AtomicU64,
-    /// When to compare with the standard clock again, in ticks.
-    compare_at: AtomicU64,
-    last: Mutex<Reading>,
-}
-
-/// Both clocks, read together.
-#[derive(Debug, Clone, Copy, Default)]
-struct Reading {
-    /// Of the standard clock, since the start.
-    nanos: u64,
-    ticks: u64,
+    compared_at: AtomicU64,
+    stretch: AtomicU64,
+    calibration: Mutex<Calibration>,
 }
 
 impl Clock {
     fn new(tsc: bool) -> Self {
+        let start = Instant::now();
         let clock = Self {
             tsc,
-            start: Instant::now(),
-            tick: AtomicU64::new(1 << FRACTION),
-            compare_at: AtomicU64::new(u64::MAX),
-            last: Mutex::default(),
+            start,
+            tick: AtomicU64::new(0),
+            compared_at: AtomicU64::new(0),
+            stretch: AtomicU64::new(u64::MAX),
+            calibration: Mutex::new(Calibration::new(read_both(start))),
         };
         if tsc {
-            let first = clock.read_both();
-            *clock.last.lock().unwrap_or_else(PoisonError::into_inner) = first;
-            while clock.elapsed() < first.nanos + FIRST_COMPARISON {
+            while clock.elapsed() < FIRST_STRETCH {
                 std::hint::spin_loop();
             }
             clock.compare();
@@ -102,7 +88,8 @@ impl Clock {
             return self.elapsed();
         }
         let now = tsc::read();
-        if now >= self.compare_at.load(Ordering::Relaxed) {
+        // A counter that stepped back seems to be very far ahead, and is compared at once.
+        if now.wrapping_sub(self.compared_at.load(Ordering::Relaxed)) >= self.stretch.load(Ordering::Relaxed) {
             self.compare();
         }
         now
@@ -110,44 +97,44 @@ impl Clock {
 
     /// Nanoseconds of the standard clock since the start.
     fn elapsed(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        nanos_since(self.start)
     }
 
-    /// The closest of a few pairs of readings.
-    fn read_both(&self) -> Reading {
-        let read = |_| {
-            let before = tsc::read();
-            let nanos = self.elapsed();
-            let apart = tsc::read().saturating_sub(before);
-            (apart, Reading { nanos, ticks: before + apart / 2 })
-        };
-        (0..TRIES).map(read).min_by_key(|(apart, _)| *apart).map(|(_, reading)| reading).unwrap_or_default()
-    }
-
-    /// Finds out how long a tick was since the last comparison. Does nothing while another thread does it.
+    /// Finds out how long a tick is. Does nothing while another thread does it.
     #[cold]
     fn compare(&self) {
-        let Ok(mut last) = self.last.try_lock() else { return };
-        let now = self.read_both();
-        let (nanos, ticks) = (now.nanos.saturating_sub(last.nanos), now.ticks.saturating_sub(last.ticks));
-        // A counter that stepped back tells nothing about this stretch.
-        if nanos > 0 && ticks > 0 {
-            let tick = (u128::from(nanos) << FRACTION) / u128::from(ticks);
-            self.tick.store(u64::try_from(tick).unwrap_or(u64::MAX), Ordering::Relaxed);
-        }
-        // Twice as many ticks as this time, but no more than fit into the longest stretch at this speed.
-        let longest = u128::from(LONGEST_STRETCH) * u128::from(ticks) / u128::from(nanos.max(1));
-        let stretch = (2 * u128::from(ticks)).clamp(1, longest.max(1));
-        let again = now.ticks.saturating_add(u64::try_from(stretch).unwrap_or(u64::MAX));
-        self.compare_at.store(again, Ordering::Relaxed);
-        *last = now;
+        let Ok(mut calibration) = self.calibration.try_lock() else { return };
+        let now = read_both(self.start);
+        let stretch = calibration.compare(now);
+        self.tick.store(calibration.tick(), Ordering::Relaxed);
+        self.compared_at.store(now.ticks, Ordering::Relaxed);
+        self.stretch.store(stretch, Ordering::Relaxed);
     }
 
     #[inline]
     #[allow(clippy::cast_possible_truncation, reason = "more than 500 years of nanoseconds")]
     fn nanos(&self, ticks: u64) -> u64 {
-        ((u128::from(ticks) * u128::from(self.tick.load(Ordering::Relaxed))) >> FRACTION) as u64
+        if self.tsc {
+            ((u128::from(ticks) * u128::from(self.tick.load(Ordering::Relaxed))) >> FRACTION) as u64
+        } else {
+            ticks
+        }
     }
+}
+
+fn nanos_since(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The closest of a few pairs of readings.
+fn read_both(start: Instant) -> Reading {
+    let read = |_| {
+        let before = tsc::read();
+        let nanos = nanos_since(start);
+        let apart = tsc::read().saturating_sub(before);
+        (apart, Reading { nanos, ticks: before.saturating_add(apart / 2) })
+    };
+    (0..TRIES).map(read).min_by_key(|(apart, _)| *apart).map(|(_, reading)| reading).unwrap_or_default()
 }
 
 /// Lets the clock compare itself with the standard one when the program starts, and not when the first event
@@ -185,15 +172,5 @@ mod tests {
     #[test]
     fn a_clock_that_steps_back_measures_nothing() {
         assert_eq!(Timer(u64::MAX).nanos(), 0);
-    }
-
-    #[test]
-    fn a_counter_that_steps_back_is_right_again_after_the_next_stretch() {
-        let clock = Clock::new(tsc::is_reliable());
-        let right = clock.tick.load(Ordering::Relaxed);
-        *clock.last.lock().unwrap() = Reading { nanos: 0, ticks: u64::MAX };
-        clock.compare();
-        assert_eq!(clock.tick.load(Ordering::Relaxed), right, "this stretch told nothing");
-        assert!(clock.compare_at.load(Ordering::Relaxed) < u64::MAX, "and the next one comes");
     }
 }

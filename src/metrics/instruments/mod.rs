@@ -22,7 +22,7 @@
 //! - An increment by a slot's owner is a load and a store, which is exact because nobody else writes the cell.
 //!   The next owner of the slot goes on adding to the same cells: the lock of the pool of slots, through
 //!   which the slot went back and was given out again, orders the last store of the one before the first
-//!   load of the other.
+//!   load of the other. For a reader the stores themselves release what came before them.
 //! - A thread without a slot (there are more threads than slots, or the thread is ending and has given its
 //!   slot back) uses cells that all such threads share: a counter's by an atomic addition, a histogram's
 //!   under a lock.

@@ -40,7 +40,9 @@ const READINGS: usize = if cfg!(loom) { 1 } else { 64 };
 #[inline]
 pub(super) fn add(cell: &AtomicU64, value: u64) -> Option<()> {
     let packed = cell.load(Ordering::Relaxed).checked_add(ONE + value)?;
-    cell.store(packed, Ordering::Relaxed);
+    // Release, which costs nothing on x86-64: who reads what a slot's owner stored has to see, too, that the owner
+    // before it emptied the cell.
+    cell.store(packed, Ordering::Release);
     Some(())
 }
 

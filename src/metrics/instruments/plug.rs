@@ -80,7 +80,7 @@ impl<L: LabelSet> EncodeMetric for Histogram<L> {
     }
 }
 
-/// As the histogram of durations; [`Events::counts`] is the counter.
+/// As the histogram of durations, whose count is the counter.
 impl<L: LabelSet> EncodeMetric for Events<L> {
     fn encode(&self, encoder: MetricEncoder<'_>) -> fmt::Result {
         self.durations().encode(encoder)

@@ -1,8 +1,8 @@
 //! The places for connections: who has one, and who gives his up when somebody new comes.
 //!
 //! A place is lost by waiting. Silence is cheap, so whoever only connects must not be able to keep others
-//! out; and whoever asks at once is answered before it is his turn to go, because as many others as there
-//! are places would have to come first.
+//! out; and whoever asks at once is answered before it is his turn to go, because all who are silent go
+//! first. Who holds every other place by asking without pause can still make him wait again.
 
 use std::collections::HashMap;
 use std::future::Future;

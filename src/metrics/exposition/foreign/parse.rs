@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use crate::metrics::catalogue::Kind;
+use crate::metrics::exposition::is_label_name;
 
 /// The text, from one family to the next.
 pub(super) struct Items<'a>(&'a str);
@@ -193,18 +194,6 @@ fn value_end(text: &str) -> Option<usize> {
         }
         byte => byte == b'"',
     })
-}
-
-/// `[a-zA-Z_:][a-zA-Z0-9_:]*`
-pub(super) fn is_name(name: &str) -> bool {
-    !name.starts_with(|c: char| c.is_ascii_digit())
-        && !name.is_empty()
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b':'))
-}
-
-/// `[a-zA-Z_][a-zA-Z0-9_]*`, and not one of those that Prometheus keeps for itself.
-fn is_label_name(name: &str) -> bool {
-    is_name(name) && !name.contains(':') && !name.starts_with("__")
 }
 
 /// The text that an escaped one stands for.

@@ -10,7 +10,8 @@ use crate::metrics::catalogue as c;
 use crate::metrics::instruments::{
     self, Buckets, Counter, DURATION_BOUNDS, Events, Histogram, InFlight, NativeHistograms, ZERO_THRESHOLD,
 };
-use crate::metrics::labels::{Backend, Component, HttpHandler, MessageType};
+use crate::metrics::labels::{Backend, Component, HttpHandler, Label, MessageType};
+use crate::metrics::registry::RegisterError;
 
 fn durations() -> Arc<Buckets> {
     Arc::new(Buckets::durations(&DURATION_BOUNDS, NativeHistograms::default()).unwrap())
@@ -134,7 +135,7 @@ fn both_texts_have_the_same_samples_and_each_its_own_metadata() {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct MetricFamily {
+pub(super) struct MetricFamily {
     #[prost(string, optional, tag = "1")]
     name: Option<String>,
     #[prost(string, optional, tag = "2")]
@@ -211,7 +212,7 @@ struct Span {
     length: Option<u32>,
 }
 
-fn families(registry: &Registry) -> Vec<MetricFamily> {
+pub(super) fn families(registry: &Registry) -> Vec<MetricFamily> {
     let page = render(registry, Format::Protobuf, &Wanted::all()).unwrap();
     let mut rest = &page[..];
     let mut families = Vec::new();
@@ -222,7 +223,7 @@ fn families(registry: &Registry) -> Vec<MetricFamily> {
 }
 
 /// The messages as the samples of a classic text, by which the two can be compared.
-fn as_samples(families: &[MetricFamily]) -> BTreeMap<Series, f64> {
+pub(super) fn as_samples(families: &[MetricFamily]) -> BTreeMap<Series, f64> {
     let mut samples = BTreeMap::new();
     for family in families {
         let name = family.name.clone().unwrap();
@@ -359,6 +360,49 @@ fn a_name_can_be_taken_once() {
     let text = text(&registry, Format::Text);
     assert_eq!(text.matches("# TYPE").count(), 2, "{text}");
     assert!(text.contains("# TYPE agent_peers_connected gauge\n") && text.contains("agent_peers_total 0\n"), "{text}");
+}
+
+/// A label whose two values have one text.
+#[derive(Debug, Clone, Copy)]
+struct Ambiguous(bool);
+
+impl Label for Ambiguous {
+    const NAME: &'static str = "which";
+    const ALL: &'static [Self] = &[Self(false), Self(true)];
+
+    fn index(self) -> usize {
+        self.0.into()
+    }
+
+    fn as_str(self) -> &'static str {
+        "the same"
+    }
+
+    fn meaning(self) -> &'static str {
+        ""
+    }
+}
+
+#[test]
+fn what_would_make_the_page_unreadable_cannot_be_registered() {
+    let mut registry = Registry::default();
+    let named = |name| c::Descriptor { name, ..TEST_COUNTER };
+    let refused = |error: Result<(), RegisterError>, text: &str| {
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(text), "{error}");
+    };
+    refused(registry.register(&named("my-metric_total"), &Counter::<()>::new()), "`my-metric_total` is no name");
+    refused(registry.register(&named("1st_total"), &Counter::<()>::new()), "is no name");
+    refused(
+        registry.register(&c::SCRAPE_DURATION, &Counter::<()>::new()),
+        "described as histogram and recorded as counter",
+    );
+    let twice = Counter::<(MessageType, MessageType)>::new();
+    refused(registry.register(&TEST_COUNTER, &twice), "the same label twice");
+    refused(registry.register(&TEST_COUNTER, &Counter::<Ambiguous>::new()), "two series of test_redis_total");
+    let events = Events::<MessageType>::new(&durations());
+    refused(registry.register_events(&c::MESSAGES_RECEIVED, &c::PEERS_CONNECTED, &events), "described as gauge");
+    assert_eq!(text(&registry, Format::Text), "");
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The time stamp counter of x86-64 processors.
 
 /// Whether the counter can be relied on: the Linux kernel keeps time by it. The kernel does so only when the
-/// counter runs at one speed whatever the processor does and is in step on all cores, and stops when it
-/// finds otherwise.
+/// counter runs at one speed whatever the processor does and is in step on all cores. Asked once: a kernel that
+/// changes its mind later is not followed.
 #[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
 pub(super) fn is_reliable() -> bool {
     let source = std::fs::read_to_string("/sys/devices/system/clocksource/clocksource0/current_clocksource");
