@@ -1,12 +1,19 @@
 //! Peerscope measured side by side with what one would use in its place. `bench/README.md` says what each case means.
 
 mod cargo;
+mod encode;
+mod exposition;
 mod footprint;
+mod library;
 mod measure;
 mod messages;
 mod overhead;
 mod process;
+mod record;
 mod report;
+mod samples;
+mod shape;
+mod size;
 mod storage;
 
 use std::process::ExitCode;
@@ -56,6 +63,10 @@ enum Bench {
     Storage,
     /// The same paths with and without metrics, in time and in instructions (needs valgrind).
     Overhead,
+    /// What recording one event costs, in memory.
+    Record,
+    /// What writing a page costs, in memory.
+    Encode,
     /// Memory, time to the first scrape, and size of an idle agent.
     Footprint,
 }
@@ -108,6 +119,8 @@ fn run(args: &Args) -> Result<()> {
         Some(Bench::Messages) => messages::run(&plan)?,
         Some(Bench::Storage) => storage::run(&plan)?,
         Some(Bench::Overhead) => overhead::run(&plan)?,
+        Some(Bench::Record) => record::run(&plan)?,
+        Some(Bench::Encode) => encode::run(&plan)?,
         Some(Bench::Footprint) => footprint::run(&plan)?,
         None => return Ok(()),
     };
