@@ -2,6 +2,7 @@
 
 mod cargo;
 mod encode;
+mod endpoint;
 mod exposition;
 mod footprint;
 mod library;
@@ -67,6 +68,8 @@ enum Bench {
     Record,
     /// What writing a page costs, in memory.
     Encode,
+    /// Whole scrapes over loopback, and what they do to a thread that records meanwhile.
+    Endpoint,
     /// Memory, time to the first scrape, and size of an idle agent.
     Footprint,
 }
@@ -112,7 +115,10 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     if let Some(contender) = &args.serve {
-        return messages::serve(contender, args.at.as_deref());
+        return match contender.strip_prefix(endpoint::SERVED) {
+            Some(who) => endpoint::serve(who, args.at.as_deref().ok_or("an endpoint needs --at SIZE")?),
+            None => messages::serve(contender, args.at.as_deref()),
+        };
     }
     let plan = Plan::new(args);
     let report = match args.bench {
@@ -121,6 +127,7 @@ fn run(args: &Args) -> Result<()> {
         Some(Bench::Overhead) => overhead::run(&plan)?,
         Some(Bench::Record) => record::run(&plan)?,
         Some(Bench::Encode) => encode::run(&plan)?,
+        Some(Bench::Endpoint) => endpoint::run(&plan)?,
         Some(Bench::Footprint) => footprint::run(&plan)?,
         None => return Ok(()),
     };

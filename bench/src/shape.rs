@@ -1,6 +1,9 @@
 //! What a registry is filled with, the same for every contender: families, their label names and values, and numbers.
 
+use peerscope::metrics::labels::{Label, MessageType};
+
 use crate::exposition::{Line, samples};
+use crate::library::{DURATION, DURATION_HELP, EVENTS, EVENTS_HELP, TYPE};
 use crate::samples::{BUCKETS, Sample};
 use crate::{Error, Result};
 
@@ -112,6 +115,17 @@ impl Shape {
             family.ok_or_else(|| Error::from(format!("{} has no TYPE", line.name)))?.take(&line);
         }
         Ok(Self { families })
+    }
+
+    /// Together with the families in which events are recorded.
+    pub(crate) fn and_events(mut self) -> Self {
+        let series: Vec<_> = MessageType::ALL.iter().map(|kind| vec![kind.as_str()]).collect();
+        for (name, help, kind) in
+            [(EVENTS, EVENTS_HELP, Kind::Counter), (DURATION, DURATION_HELP, Kind::Histogram(BUCKETS.to_vec()))]
+        {
+            self.families.push(Family { name, help, kind, labels: vec![TYPE], series: series.clone() });
+        }
+        self
     }
 
     /// How many samples its page has.

@@ -23,6 +23,10 @@ impl Size {
         }
     }
 
+    pub(crate) fn named(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|size| size.name() == name).ok_or_else(|| format!("`{name}` is no size").into())
+    }
+
     /// What every contender's registry is filled with. An agent's families are those of its own page.
     pub(crate) fn shape(self) -> Result<Shape> {
         match self {

@@ -4,7 +4,10 @@
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
+use rustix::time::ClockId;
+
 use crate::library::Recorder;
+use crate::measure::cpu_time;
 use crate::samples::{LAP, Sample};
 use crate::{Error, Result};
 
@@ -25,6 +28,8 @@ pub(crate) struct Work {
     /// The events that were timed, and the time of all threads together that they took.
     events: u64,
     taken: Duration,
+    /// The processor time in it.
+    cpu: Duration,
 }
 
 impl Work {
@@ -37,8 +42,18 @@ impl Work {
         self.taken.as_nanos() as f64 / self.events as f64
     }
 
+    /// Without the time in which a thread waited for a lock or for a processor.
+    pub(crate) fn cpu_nanos_per_event(&self) -> f64 {
+        self.cpu.as_nanos() as f64 / self.events as f64
+    }
+
     fn plus(self, other: Self) -> Self {
-        Self { laps: self.laps + other.laps, events: self.events + other.events, taken: self.taken + other.taken }
+        Self {
+            laps: self.laps + other.laps,
+            events: self.events + other.events,
+            taken: self.taken + other.taken,
+            cpu: self.cpu + other.cpu,
+        }
     }
 }
 
@@ -49,8 +64,10 @@ pub(crate) fn run_threads<R: Recorder>(load: &Load<'_>, recorder: &R) -> Result<
         barrier.wait();
         let begin = Instant::now();
         let (_, warm_up) = laps(recorder, load, begin + load.warm_up);
+        let cpu = cpu_time(ClockId::ThreadCPUTime);
         let (taken, timed) = laps(recorder, load, begin + load.warm_up + load.length);
-        Work { laps: warm_up + timed, events: timed * LAP as u64, taken }
+        let cpu = cpu_time(ClockId::ThreadCPUTime).saturating_sub(cpu);
+        Work { laps: warm_up + timed, events: timed * LAP as u64, taken, cpu }
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..load.threads).map(|_| scope.spawn(one)).collect();

@@ -1,7 +1,7 @@
 //! What it costs to record one event, which is a counter that goes up by one and a histogram that observes a duration,
 //! with the same label.
 
-mod load;
+pub(crate) mod load;
 mod totals;
 
 use std::sync::Arc;
