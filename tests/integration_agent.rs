@@ -1,5 +1,5 @@
-//! Stories of the whole agent: the built binary as real processes, with real peers, a real Redis and a
-//! real Prometheus. What it measures is told in `integration_metrics.rs`.
+//! Stories of the whole agent: the built binary as real processes, with real peers and a real Redis. What
+//! it measures, and what real scrapers make of it, is told in `integration_metrics.rs`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -20,8 +20,6 @@ mod agent {
     mod no_metrics;
     #[cfg(feature = "metrics-prometheus")]
     mod peers;
-    #[cfg(feature = "metrics-prometheus")]
-    mod prometheus;
     #[cfg(feature = "metrics-prometheus")]
     mod redis;
     mod secrets;

@@ -16,13 +16,21 @@ mod metrics {
     #[cfg(feature = "metrics-prometheus")]
     mod fixture;
     #[cfg(feature = "metrics-prometheus")]
+    mod hostile;
+    #[cfg(feature = "metrics-prometheus")]
     mod lifecycle;
     #[cfg(feature = "metrics-prometheus")]
     mod limits;
     #[cfg(feature = "metrics-prometheus")]
+    mod malformed;
+    #[cfg(feature = "metrics-prometheus")]
+    mod outsiders;
+    #[cfg(feature = "metrics-prometheus")]
     mod pages;
     #[cfg(feature = "metrics-prometheus")]
     mod process;
+    #[cfg(feature = "metrics-prometheus")]
+    mod traffic;
     #[cfg(feature = "metrics-prometheus")]
     mod validators;
 }

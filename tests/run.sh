@@ -12,5 +12,8 @@ eval "$tools"
 echo "tests: with the default features, documentation tests included" >&2
 cargo test --locked "$@"
 
+echo "tests: memory orders, with a model checker" >&2
+RUSTFLAGS="--cfg loom" cargo test --locked --release --manifest-path loom/Cargo.toml --target-dir target/loom
+
 echo "tests: without metrics" >&2
 cargo test --locked --no-default-features --lib --test integration_agent

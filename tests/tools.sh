@@ -6,14 +6,25 @@
 # - redis-server, redis-cli, nft and ip: installed by apt-get when they are missing and this is root (or
 #   sudo asks for no password); otherwise their Debian packages are unpacked into the tools folder. The
 #   server's binary comes from redis-tools: the package redis-server would add nothing but a service.
-# - prometheus and promtool: always unpacked, never installed, so that no service starts.
+# - prometheus with promtool, and victoria-metrics: always unpacked, never installed, so that no service
+#   starts. The same two of Prometheus 3, which Debian 12 does not have, come from Debian's suite sid by way
+#   of this machine's own apt source: lists and packages stay in the tools folder, the machine's apt sees
+#   none of it, and apt checks sid's signature as it checks any other.
 # - the Python package prometheus-client, whose OpenMetrics parser is the strictest: into the tools folder.
 #
-# The folder is $TEST_TOOLS_DIR, by default target/tools. A second run finds everything there.
-# Progress goes to stderr.
+# The folder is $TEST_TOOLS_DIR, by default target/tools. A second run finds everything there. Who has a
+# program already names it: TEST_PROMETHEUS, TEST_PROMTOOL, TEST_PROMETHEUS_3, TEST_PROMTOOL_3,
+# TEST_VICTORIA_METRICS.
+# Progress goes to stderr. What cannot be had ends the script with a message that says what to do.
 set -eu
 
 say() { echo "tools: $*" >&2; }
+
+# give_up MESSAGE...: each on a line of its own.
+give_up() {
+    for line; do say "$line"; done
+    exit 1
+}
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 tools=${TEST_TOOLS_DIR:-$here/target/tools}
@@ -83,8 +94,125 @@ if ! command -v redis-server >/dev/null 2>&1; then
     ln -sf "$(command -v redis-check-rdb)" "$tools/root/usr/bin/redis-server"
 fi
 
-if [ ! -x "$tools/root/usr/bin/promtool" ] || [ ! -x "$tools/root/usr/bin/prometheus" ]; then
-    unpack prometheus
+# runs PROGRAM: it is there and whole, and the libraries of this machine are new enough for it.
+runs() { [ -x "$1" ] && "$1" --version >/dev/null 2>&1; }
+
+# have PROGRAM VARIABLE PACKAGE: unpacks the package when the program does not run yet.
+have() {
+    runs "$1" && return
+    unpack "$3" || say "apt-get cannot download $3"
+    runs "$1" || give_up "no $1 that runs here" \
+        "put the program of the Debian package $3 on this machine, and its path into $2"
+}
+
+prometheus=${TEST_PROMETHEUS:-$tools/root/usr/bin/prometheus}
+promtool=${TEST_PROMTOOL:-$tools/root/usr/bin/promtool}
+victoria=${TEST_VICTORIA_METRICS:-$tools/root/usr/bin/victoria-metrics}
+have "$prometheus" TEST_PROMETHEUS prometheus
+have "$promtool" TEST_PROMTOOL prometheus
+have "$victoria" TEST_VICTORIA_METRICS victoria-metrics
+
+# sid_source DIRECTORY: this machine's first apt source of a Debian release, with its address, its keys and
+# its other options, but for the suite sid. Prints the file that it wrote.
+sid_source() {
+    sourcelist='' sourceparts=''
+    eval "$(apt-config shell sourcelist Dir::Etc::sourcelist/f sourceparts Dir::Etc::sourceparts/d)"
+    suites="stable oldstable testing unstable sid $(. /etc/os-release && echo "${VERSION_CODENAME:-}")"
+
+    # One source a line: deb [OPTIONS] ADDRESS SUITE COMPONENT...
+    for file in "$sourcelist" "$sourceparts"/*.list; do
+        [ -r "$file" ] || continue
+        awk -v suites="$suites" '
+            BEGIN { split(suites, names, " "); for (i in names) release[names[i]] = 1 }
+            $1 == "deb" {
+                options = ""
+                if ($2 ~ /^\[/ && match($0, /\[[^]]*\]/)) {
+                    options = substr($0, RSTART, RLENGTH) " "
+                    $0 = "deb " substr($0, RSTART + RLENGTH)
+                }
+                if ($3 in release && $2 !~ /^cdrom:/ && !found++) print "deb " options $2 " sid main"
+            }' "$file" >"$1/sid.list"
+        [ -s "$1/sid.list" ] && echo "$1/sid.list" && return
+    done
+
+    # Paragraphs of fields (deb822); a line that begins with a space belongs to the field above it, such as
+    # the lines of a key.
+    for file in "$sourceparts"/*.sources; do
+        [ -r "$file" ] || continue
+        awk -v suites="$suites" '
+            function finish(    i, here) {
+                for (i in named) if (named[i] in release) here = 1
+                if (here && type && !off && !found++)
+                    print "Types: deb\nSuites: sid\nComponents: main\n" kept
+                kept = ""; type = 0; off = 0; field = ""; split("", named)
+            }
+            BEGIN { split(suites, names, " "); for (i in names) release[names[i]] = 1 }
+            /^#/ { next }
+            /^[ \t]*$/ { finish(); next }
+            {
+                line = $0
+                if (line !~ /^[ \t]/) {
+                    field = tolower(line); sub(/:.*/, "", field)
+                    sub(/^[^:]*:/, "", line)
+                }
+                count = split(line, words, " ")
+                if (field == "types") for (i = 1; i <= count; i++) type = type || words[i] == "deb"
+                else if (field == "suites") for (i = 1; i <= count; i++) named[NR " " i] = words[i]
+                else if (field == "enabled") off = tolower(words[1]) ~ /^(no|false|0|off|without|disable)$/
+                else if (field != "components") kept = kept $0 "\n"
+            }
+            END { finish() }' "$file" >"$1/sid.sources"
+        [ -s "$1/sid.sources" ] && echo "$1/sid.sources" && return
+    done
+    return 1
+}
+
+# unpack_from_sid PACKAGE...: into a root of its own, whose libraries no other program meets.
+unpack_from_sid() {
+    work=$tools/sid/apt
+    rm -rf "$work"
+    mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/packages" "$work/nothing"
+    source=$(sid_source "$work") || {
+        say "no apt source of a Debian release in $(apt-config dump Dir::Etc::sourcelist) or beside it"
+        return 1
+    }
+    # Only sid counts: no pin, no default release, no installed package and no hook of the machine.
+    cat >"$work/apt.conf" <<END
+Dir::Etc::sourcelist "$source";
+Dir::Etc::sourceparts "$work/nothing";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferencesparts "$work/nothing";
+Dir::State::lists "$work/lists";
+Dir::State::status "/dev/null";
+Dir::Cache "$work/cache";
+APT::Default-Release "sid";
+APT::Sandbox::User "root";
+APT::Update::Error-Mode "any";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+END
+    say "apt-get update with $source"
+    if ! apt-get update -qq -c "$work/apt.conf" >&2; then
+        say "if its signature could not be checked, install a newer debian-archive-keyring"
+        return 1
+    fi
+    say "apt-get download $* from sid, unpacked into $tools/sid/root"
+    (cd "$work/packages" && apt-get download -qq -c "$work/apt.conf" "$@" >&2) || return 1
+    for file in "$work/packages"/*.deb; do
+        dpkg -x "$file" "$tools/sid/root" || return 1
+    done
+    rm -rf "$work"
+}
+
+prometheus_3=${TEST_PROMETHEUS_3:-$tools/sid/root/usr/bin/prometheus}
+promtool_3=${TEST_PROMTOOL_3:-$tools/sid/root/usr/bin/promtool}
+if ! runs "$prometheus_3" || ! runs "$promtool_3"; then
+    unpack_from_sid prometheus promtool || say "Prometheus cannot be had from Debian sid"
+    runs "$prometheus_3" && runs "$promtool_3" || give_up "no Prometheus 3 that runs here" \
+        "put prometheus and promtool of a release 3.x on this machine, and their paths into" \
+        "TEST_PROMETHEUS_3 and TEST_PROMTOOL_3"
 fi
 
 if ! PYTHONPATH="$tools/python" python3 -c 'import prometheus_client.openmetrics.parser' 2>/dev/null; then
@@ -108,6 +236,9 @@ for directory in "$tools"/root/usr/lib/*-linux-gnu "$tools"/root/lib/*-linux-gnu
     [ -d "$directory" ] && libraries="$libraries:$directory"
 done
 [ -z "$libraries" ] || echo "export LD_LIBRARY_PATH=\"\${LD_LIBRARY_PATH:-}$libraries\""
-echo "export TEST_PROMTOOL=\"$tools/root/usr/bin/promtool\""
-echo "export TEST_PROMETHEUS=\"$tools/root/usr/bin/prometheus\""
+echo "export TEST_PROMTOOL=\"$promtool\""
+echo "export TEST_PROMETHEUS=\"$prometheus\""
+echo "export TEST_PROMETHEUS_3=\"$prometheus_3\""
+echo "export TEST_PROMTOOL_3=\"$promtool_3\""
+echo "export TEST_VICTORIA_METRICS=\"$victoria\""
 echo "export TEST_PYTHONPATH=\"$tools/python\""

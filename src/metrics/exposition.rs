@@ -83,8 +83,8 @@ pub(crate) const GZIP_FROM: usize = 1_400;
 
 /// `body` as a gzip stream.
 ///
-/// Level 1: on an exposition it takes a quarter of the default level's time or less, and the result is a
-/// fifth larger.
+/// Level 1: on an agent's page it takes a fifth of the default level's time (71 us for 39 KB, where level 6 takes
+/// 386 us), and the result is a third larger (4.9 KB, not 3.8).
 ///
 /// # Errors
 ///

@@ -47,7 +47,8 @@ impl Registry {
     }
 
     /// The registry for the metrics of others. What is registered there comes behind the families of our own,
-    /// and only where it takes no name of theirs.
+    /// and only where it takes no name of theirs. Exemplars are shown in OpenMetrics, native buckets of its
+    /// histograms not at all: its text has none.
     pub fn others_mut(&mut self) -> &mut Others {
         &mut self.others
     }

@@ -4,8 +4,10 @@
 //! on a disk: that is when somebody looks. Whatever goes wrong here never takes the agent down.
 
 mod connection;
+mod framing;
 mod listen;
 mod pages;
+mod places;
 mod routes;
 
 use std::net::SocketAddr;
@@ -24,10 +26,14 @@ use super::{AgentInfo, Health, MetricsCollector, MetricsConfig, Registry, UrlRea
 pub struct Limits {
     /// Expositions that are made at once; further scrapes get 503.
     pub scrapes: usize,
-    /// Open connections; further ones are closed as soon as they are accepted.
+    /// Open connections; a further one takes the place of the one whose client has been waited for the
+    /// longest.
     pub connections: usize,
     /// The longest that a request's head may take from its first byte, or from the connection's start.
     pub head: Duration,
+    /// The longest that an answer may take to be made; then the client gets a 503. With `head` before it
+    /// and `answer` after it, it bounds a whole request.
+    pub making: Duration,
     /// The longest that a client may take to fetch an answer.
     pub answer: Duration,
     /// The longest that a connection may lie idle between two requests. Longer than any sensible scrape
@@ -45,6 +51,7 @@ impl Default for Limits {
             scrapes: 4,
             connections: 64,
             head: Duration::from_secs(10),
+            making: Duration::from_secs(20),
             answer: Duration::from_secs(30),
             idle: Duration::from_secs(5 * 60),
             retry: Duration::from_secs(1),

@@ -204,7 +204,13 @@ const LOCAL_PATIENCE: Duration = Duration::from_secs(9);
 /// A handle on the store. Cloning shares it.
 #[derive(Debug, Clone)]
 pub struct Storage {
-    engine: Arc<Engine>,
+    // All of it behind one count: a request clones this, and counts are shared by all threads.
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    engine: Engine,
     backend: Backend,
     max_key_size: usize,
     max_value_size: usize,
@@ -244,13 +250,14 @@ impl Storage {
                 (Engine::Redis(redis), Backend::Redis)
             }
         };
-        Ok(Self {
-            engine: Arc::new(engine),
+        let shared = Shared {
+            engine,
             backend,
             max_key_size: config.max_key_size,
             max_value_size: config.max_value_size,
             metrics,
-        })
+        };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Reads the value under `key`; `None` when there is none.
@@ -261,14 +268,14 @@ impl Storage {
     pub async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, Error> {
         self.measured(Operation::Get, async {
             self.check_key(key)?;
-            let value = match &*self.engine {
+            let value = match &self.shared.engine {
                 Engine::Local(local) => local.get(key).await,
                 Engine::Redis(redis) => redis.get(key).await,
             }?;
             match value {
                 // Somebody else wrote it, or the limit was higher then: it would not fit into an answer.
-                Some(value) if value.len() > self.max_value_size => {
-                    Err(Error::ValueTooLarge { len: value.len(), max: self.max_value_size })
+                Some(value) if value.len() > self.shared.max_value_size => {
+                    Err(Error::ValueTooLarge { len: value.len(), max: self.shared.max_value_size })
                 }
                 value => Ok(value),
             }
@@ -285,10 +292,10 @@ impl Storage {
     pub async fn put(&self, key: Bytes, value: Bytes) -> Result<(), Error> {
         self.measured(Operation::Put, async {
             self.check_key(&key)?;
-            if value.len() > self.max_value_size {
-                return Err(Error::ValueTooLarge { len: value.len(), max: self.max_value_size });
+            if value.len() > self.shared.max_value_size {
+                return Err(Error::ValueTooLarge { len: value.len(), max: self.shared.max_value_size });
             }
-            match &*self.engine {
+            match &self.shared.engine {
                 Engine::Local(local) => local.put(key, value).await,
                 Engine::Redis(redis) => redis.put(&key, &value).await,
             }
@@ -304,7 +311,7 @@ impl Storage {
     pub async fn delete(&self, key: Bytes) -> Result<bool, Error> {
         self.measured(Operation::Delete, async {
             self.check_key(&key)?;
-            match &*self.engine {
+            match &self.shared.engine {
                 Engine::Local(local) => local.delete(key).await,
                 Engine::Redis(redis) => redis.delete(&key).await,
             }
@@ -314,12 +321,12 @@ impl Storage {
 
     /// Which backend holds the data.
     pub fn backend(&self) -> Backend {
-        self.backend
+        self.shared.backend
     }
 
     /// How long an operation may take until the backend itself gives it up.
     pub fn patience(&self) -> Duration {
-        match &*self.engine {
+        match &self.shared.engine {
             Engine::Local(_) => LOCAL_PATIENCE,
             Engine::Redis(redis) => redis.patience(),
         }
@@ -327,12 +334,12 @@ impl Storage {
 
     /// The longest value, in bytes.
     pub fn max_value_size(&self) -> usize {
-        self.max_value_size
+        self.shared.max_value_size
     }
 
     /// One line for people: the backend and where it is, without secrets.
     pub fn describe(&self) -> String {
-        match &*self.engine {
+        match &self.shared.engine {
             Engine::Local(local) => local.describe(),
             Engine::Redis(redis) => redis.describe(),
         }
@@ -340,7 +347,7 @@ impl Storage {
 
     /// Waits until everything accepted is done, and closes the backend. Operations after it fail.
     pub async fn close(&self) {
-        match &*self.engine {
+        match &self.shared.engine {
             Engine::Local(local) => local.close().await,
             Engine::Redis(redis) => redis.close().await,
         }
@@ -354,11 +361,11 @@ impl Storage {
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         let mut measure = Measure {
-            metrics: &self.metrics,
+            metrics: &self.shared.metrics,
             operation,
-            backend: self.backend,
+            backend: self.shared.backend,
             timer: Timer::start(),
-            _in_flight: self.metrics.storage_started(self.backend),
+            _in_flight: self.shared.metrics.storage_started(self.shared.backend),
             outcome: Err(StorageErrorReason::Cancelled),
         };
         let result = work.await;
@@ -369,7 +376,7 @@ impl Storage {
     fn check_key(&self, key: &Bytes) -> Result<(), Error> {
         match key.len() {
             0 => Err(Error::KeyEmpty),
-            len if len > self.max_key_size => Err(Error::KeyTooLarge { len, max: self.max_key_size }),
+            len if len > self.shared.max_key_size => Err(Error::KeyTooLarge { len, max: self.shared.max_key_size }),
             _ => Ok(()),
         }
     }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+use peerscope::metrics::catalogue;
+
 use crate::support::agent::{TestAgent, connect, eventually, free_port};
 use crate::support::metrics::{moved, value};
 use crate::support::redis::RedisServer;
@@ -30,7 +32,7 @@ fn pair(allow: &str, config: &str) -> (TestAgent, TestAgent) {
 }
 
 /// Waits until `agent` can send requests to `peer`.
-fn await_link(agent: &TestAgent, peer: &TestAgent) {
+pub(super) fn await_link(agent: &TestAgent, peer: &TestAgent) {
     let id = peer.peer_id();
     eventually("the two are linked", || {
         let peers = agent.cli(&["peers", "--json"]).json();
@@ -278,6 +280,45 @@ fn a_taken_port_is_said_and_waited_for() {
         (Some(true), Some(&*format!("http://{socket}/metrics")))
     );
     assert_eq!(agent.log().iter().filter(|line| line.contains("no metrics endpoint yet")).count(), 1, "said once");
+}
+
+/// What a live agent shows is what docs/metrics.md says that it shows: every family of the catalogue, under its type
+/// and with its labels, nothing else but libp2p's, and no more than the bound.
+#[test]
+fn a_live_scrape_is_the_catalogue_and_libp2ps_families() {
+    let (first, second) = pair("[get, put, delete]", "");
+    let peer = first.peer_id();
+    second.cli(&["put", "greeting", "hello", "--peer", &peer]).ok();
+    for agent in [&first, &second] {
+        let text = agent.scrape();
+        let mut shown = BTreeMap::new();
+        for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+            let (name, kind) = line.split_once(' ').unwrap();
+            assert!(shown.insert(name, kind).is_none(), "{name} twice");
+        }
+        for family in catalogue::ALL {
+            assert_eq!(shown.remove(family.name), Some(family.kind.classic()), "{}", family.name);
+            let ends =
+                if family.kind == catalogue::Kind::Histogram { &["_bucket", "_sum", "_count"][..] } else { &[""] };
+            for name in ends.iter().map(|end| format!("{}{end}", family.name)) {
+                let samples: Vec<_> = text
+                    .lines()
+                    .filter(|line| line.strip_prefix(&*name).is_some_and(|rest| rest.starts_with(['{', ' '])))
+                    .collect();
+                assert!(!samples.is_empty(), "no sample {name}");
+                for sample in samples {
+                    let labels = sample.split_once('{').map_or("", |(_, rest)| rest.rsplit_once('}').unwrap().0);
+                    let names = labels.split("\",").filter_map(|pair| pair.split_once("=\"")).map(|(name, _)| name);
+                    let names: Vec<_> = names.filter(|name| *name != "le").collect();
+                    assert_eq!(names, family.labels, "{sample}");
+                }
+            }
+        }
+        let unknown: Vec<_> = shown.keys().filter(|name| !name.starts_with("libp2p_")).collect();
+        assert_eq!(unknown, Vec::<&&str>::new());
+        let samples = text.lines().filter(|line| !line.starts_with('#')).count();
+        assert!(samples < 2_000 && text.len() < 256 * 1024, "{samples} samples, {} bytes", text.len());
+    }
 }
 
 /// The exposition of the command line is the endpoint's.

@@ -25,6 +25,23 @@ fn the_table_of_families_is_the_catalogue() {
     std::fs::write(path, format!("{before}{START}{current}{END}{after}")).unwrap();
 }
 
+/// The number of samples is part of what an operator sets limits by.
+#[cfg(feature = "metrics-prometheus")]
+#[test]
+fn the_number_of_samples_is_the_documented_one() {
+    use peerscope::metrics::labels::{Component, Label as _};
+    use peerscope::metrics::{Health, MetricsCollector, Registry, register_scrape_time};
+
+    let (mut registry, health) = (Registry::default(), Health::default());
+    let _collector = MetricsCollector::new(&mut registry, &crate::support::agent_info());
+    Component::ALL.iter().for_each(|&component| health.ready(component));
+    register_scrape_time(&mut registry, &health);
+    let text = crate::support::metrics::encode(&registry);
+    let samples = text.lines().filter(|line| !line.starts_with('#')).count();
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
+    assert!(page.contains(&format!("An agent shows {samples} samples of its own")), "it shows {samples}");
+}
+
 /// The pages of the repository that people read.
 fn pages() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

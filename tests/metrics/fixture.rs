@@ -1,7 +1,7 @@
 //! An endpoint on a port of its own, and a client that speaks plain HTTP/1.1 over a real socket.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -90,6 +90,17 @@ impl Client {
 
     pub(crate) fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.stream.get_mut().write_all(bytes)
+    }
+
+    /// Waits until the next answer has begun to arrive, and leaves it where it is.
+    pub(crate) fn begun(&mut self) {
+        assert_ne!(self.stream.fill_buf().unwrap(), b"");
+    }
+
+    /// Says that nothing more will be sent.
+    pub(crate) fn finish(&self) {
+        // The server may have closed the connection already.
+        let _ = self.stream.get_ref().shutdown(Shutdown::Write);
     }
 
     pub(crate) fn get(&mut self, path: &str, headers: &[(&str, &str)]) -> Reply {

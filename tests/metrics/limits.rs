@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 use peerscope::metrics::Limits;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
 
 use super::fixture::{Client, Endpoint, PATIENCE, eventually};
 use crate::support::metrics::value;
@@ -156,19 +159,23 @@ fn a_connection_may_lie_idle_longer_than_a_head_may_take_but_not_for_ever() {
     assert!(idle >= Duration::from_millis(1900) && idle < PATIENCE, "{idle:?}");
 }
 
+/// An exposition that is more than the socket's buffers hold.
+pub(crate) fn register_wide(registry: &mut Registry) {
+    register_wide_as(registry, "wide");
+}
+
+fn register_wide_as(registry: &mut Registry, name: &str) {
+    let family = Family::<Vec<(&str, String)>, Gauge>::default();
+    for row in 0..2_000 {
+        let _ = family.get_or_create(&vec![("row", format!("{row:01000}"))]);
+    }
+    registry.register(name, "More than the socket's buffers hold", family);
+}
+
 #[test]
 fn a_client_that_does_not_fetch_its_answer_is_cut_off() {
     let limits = Limits { answer: Duration::from_millis(500), ..Limits::default() };
-    let endpoint = Endpoint::with(limits, |registry| {
-        let family = prometheus_client::metrics::family::Family::<
-            Vec<(&str, String)>,
-            prometheus_client::metrics::gauge::Gauge,
-        >::default();
-        for row in 0..2_000 {
-            let _ = family.get_or_create(&vec![("row", format!("{row:01000}"))]);
-        }
-        registry.register("wide", "More than the socket's buffers hold", family);
-    });
+    let endpoint = Endpoint::with(limits, register_wide);
     let full = endpoint.scrape().len();
     assert!(full > 2_000_000);
     // Several requests at once, and not a byte of the answers read.
@@ -185,33 +192,164 @@ fn a_client_that_does_not_fetch_its_answer_is_cut_off() {
 }
 
 #[test]
-fn connections_beyond_the_limit_are_closed_at_once() {
-    let limits = Limits { connections: 3, ..Limits::default() };
-    let endpoint = Endpoint::with(limits, |_| ());
-    let mut clients: Vec<_> = (0..3).map(|_| endpoint.connect()).collect();
-    for client in &mut clients {
-        assert_eq!(client.get("/live", &[]).status, 200);
+fn answers_in_a_row_that_are_fetched_slowly_all_come() {
+    let endpoint = Endpoint::with(Limits::default(), register_wide);
+    let mut client = endpoint.connect();
+    client.send(&b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n".repeat(6)).unwrap();
+    for _ in 0..6 {
+        // Each one gets stuck in the socket before it is fetched.
+        let reply = client.reply(false).unwrap();
+        assert_eq!(reply.status, 200);
+        assert!(reply.body.len() > 2_000_000);
     }
-    assert_eq!(endpoint.connect().closed(), b"");
-    // Those that were there go on, and a place that is given up can be had.
-    assert_eq!(clients[0].get("/live", &[]).status, 200);
-    clients.pop();
-    eventually("a place is free", || {
-        let mut client = endpoint.connect();
-        client.send(b"GET /live HTTP/1.1\r\nHost: test\r\n\r\n").is_ok() && client.reply(false).is_some()
-    });
+    assert_eq!(client.get("/live", &[]).status, 200);
+}
+
+/// What a client does that waits for nothing.
+fn asks(client: &mut Client) {
+    assert_eq!(client.get("/live", &[]).status, 200);
 }
 
 #[test]
-fn an_oversized_or_malformed_head_is_refused() {
-    let endpoint = Endpoint::start();
+fn a_new_connection_takes_the_place_of_the_one_that_was_waited_for_the_longest() {
+    let endpoint = Endpoint::with(Limits { connections: 3, ..Limits::default() }, |_| ());
+    let mut clients: Vec<_> = (0..3).map(|_| endpoint.connect()).collect();
+    clients.iter_mut().for_each(asks);
+    // The first one is the oldest, but has just been useful again.
+    asks(&mut clients[0]);
+    clients.push(endpoint.connect());
+    asks(&mut clients[3]);
+    assert_eq!(clients.remove(1).closed(), b"");
+    // That was all: nobody else had to go.
+    clients.iter_mut().for_each(asks);
+    // Where a place is free, nobody has to go either.
+    clients.remove(0);
+    asks(&mut endpoint.connect());
+    clients.iter_mut().for_each(asks);
+}
+
+#[test]
+fn a_client_that_sends_its_request_byte_by_byte_does_not_keep_its_place() {
+    let endpoint = Endpoint::with(Limits { connections: 2, ..Limits::default() }, |_| ());
+    let (mut first, mut second) = (endpoint.connect(), endpoint.connect());
+    asks(&mut first);
+    asks(&mut second);
+    for byte in b"GET /live HTTP/1.1\r\nHost: test\r\n" {
+        first.send(&[*byte]).unwrap();
+    }
+    asks(&mut endpoint.connect());
+    assert_eq!(first.closed(), b"");
+    asks(&mut second);
+}
+
+#[test]
+fn nobody_takes_the_place_of_a_client_whose_answer_is_being_made() {
+    let gate = Gate::default();
+    let limits = Limits { connections: 2, ..Limits::default() };
+    let endpoint = Endpoint::with(limits, |registry| registry.register_collector(Box::new(gate.clone())));
+    let mut first = endpoint.connect();
+    first.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    gate.wait_for_waiting(1);
+    // It has waited longer than any of these, but for us.
+    let mut second = endpoint.connect();
+    asks(&mut second);
+    asks(&mut endpoint.connect());
+    assert_eq!(second.closed(), b"");
+    let mut third = endpoint.connect();
+    third.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    gate.wait_for_waiting(2);
+    // Now both are being answered. Closing tells the new one; leaving it in the kernel's queue would not.
+    assert_eq!(endpoint.connect().closed(), b"");
+    gate.open();
+    assert_eq!(first.reply(false).unwrap().status, 200);
+    assert_eq!(third.reply(false).unwrap().status, 200);
+}
+
+#[test]
+fn a_client_that_does_not_read_its_answers_does_not_keep_its_place() {
+    let endpoint = Endpoint::with(Limits { connections: 2, ..Limits::default() }, register_wide);
+    let full = endpoint.scrape().len();
+    // Its second request has been read and its third one not, when the first answer gets stuck.
+    let mut slow = endpoint.connect();
+    for _ in 0..3 {
+        slow.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    }
+    let mut other = endpoint.connect();
+    let answered = [("handler", "metrics"), ("code", "200")];
+    eventually("its answer is made", || {
+        let text = other.get("/metrics", &[]).text();
+        value(&text, "http_requests_in_flight", &[("handler", "metrics")]) == 1.0
+            && value(&text, "http_requests_total", &answered) >= 2.0
+    });
+    asks(&mut endpoint.connect());
+    assert!(slow.closed().len() < 3 * full);
+    asks(&mut other);
+}
+
+#[test]
+fn a_client_that_fetches_its_answer_keeps_its_place() {
+    let endpoint = Endpoint::with(Limits { connections: 2, ..Limits::default() }, |registry| {
+        // An answer of 12 MB: the socket's buffers hold half of that at most.
+        (0..6).for_each(|number| register_wide_as(registry, &format!("wide_{number}")));
+    });
+    let mut fetching = endpoint.connect();
+    fetching.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    fetching.begun();
+    // The other one has been waited for since now, and the fetching one takes more of its answer after that.
+    let mut other = endpoint.connect();
+    asks(&mut other);
+    assert_eq!(fetching.reply(false).unwrap().status, 200);
+    asks(&mut endpoint.connect());
+    assert_eq!(other.closed(), b"");
+    asks(&mut fetching);
+}
+
+/// The order in which a runtime looks at sockets must not matter: with new ones to accept all the time, it
+/// could find out last that a request has been there for long.
+#[test]
+fn a_request_that_comes_with_its_connection_is_answered_however_many_come_after_it() {
+    let endpoint = Endpoint::with(Limits { connections: 2, ..Limits::default() }, |_| ());
+    let ask = |_| {
+        let mut client = endpoint.connect();
+        client.send(b"GET /live HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+        client
+    };
+    let clients: Vec<_> = (0..300).map(ask).collect();
+    for (number, mut client) in clients.into_iter().enumerate() {
+        assert_eq!(client.reply(false).map(|reply| reply.status), Some(200), "{number}");
+    }
+}
+
+#[test]
+fn a_collector_that_hangs_costs_its_client_a_bounded_wait() {
+    let gate = Gate::default();
+    let limits = Limits { scrapes: 1, making: Duration::from_millis(300), ..Limits::default() };
+    let endpoint = Endpoint::with(limits, |registry| registry.register_collector(Box::new(gate.clone())));
     let mut client = endpoint.connect();
-    let _ = client.send(format!("GET / HTTP/1.1\r\nHost: test\r\nX: {}\r\n\r\n", "x".repeat(64 * 1024)).as_bytes());
-    assert!(client.reply(false).is_none_or(|reply| reply.status == 431));
+    let asked = Instant::now();
+    // The bytes after the request must not hide the clock from the connection.
+    client.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\nGET /live HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    let reply = client.reply(false).unwrap();
+    assert_eq!(reply.status, 503);
+    assert_eq!(reply.text(), "The answer was not made within 300ms; some part of the agent hangs.\n");
+    assert!(asked.elapsed() >= Duration::from_millis(300) && asked.elapsed() < PATIENCE, "{:?}", asked.elapsed());
+    assert_eq!(client.reply(false).unwrap().status, 200);
+    // The exposition still has its thread and its place; the connection is as good as before.
+    assert_eq!(client.get("/metrics", &[]).text(), "Limit of concurrent requests reached (1), try again later.\n");
+    gate.open();
+    eventually("the place is free again", || client.get("/metrics", &[]).status == 200);
+    let refused = value(&endpoint.scrape(), "http_requests_total", &[("handler", "metrics"), ("code", "503")]);
+    assert!(refused >= 2.0, "both refusals are counted: {refused}");
+}
+
+#[test]
+fn a_request_that_begins_right_behind_another_one_is_cut_off_as_well() {
+    let limits = Limits { head: Duration::from_millis(300), ..Limits::default() };
+    let endpoint = Endpoint::with(limits, |_| ());
     let mut client = endpoint.connect();
-    client.send(b"\x16\x03\x01 this is no HTTP\r\n\r\n").unwrap();
-    assert_eq!(client.reply(false).unwrap().status, 400);
-    assert_eq!(endpoint.get("/live").status, 200);
+    client.send(b"GET /live HTTP/1.1\r\nHost: test\r\n\r\nGET /li").unwrap();
+    assert_eq!(client.reply(false).unwrap().status, 200);
+    assert_eq!(client.closed(), b"");
 }
 
 #[test]

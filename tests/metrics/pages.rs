@@ -10,6 +10,7 @@ use super::fixture::Endpoint;
 use crate::support::metrics::value;
 
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+const PROTOBUF: &str = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 #[test]
@@ -56,10 +57,11 @@ fn each_client_gets_the_format_that_it_asks_for() {
         ("text/plain;version=0.0.4;q=1,*/*;q=0.1", TEXT, ""),
         ("*/*", TEXT, ""),
         ("image/png", TEXT, ""),
+        ("application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited", PROTOBUF, ""),
     ] {
         let reply = client.get("/metrics", &[("Accept", accept)]);
         assert_eq!((reply.status, reply.header("content-type")), (200, Some(content_type)), "{accept}");
-        assert_eq!(reply.text().ends_with("# EOF\n"), !last_line.is_empty(), "{accept}");
+        assert_eq!(reply.body.ends_with(b"# EOF\n"), !last_line.is_empty(), "{accept}");
     }
     // One list in two headers is one list.
     let reply = client
@@ -86,6 +88,27 @@ fn the_gzip_answer_is_the_plain_one_compressed() {
     flate2::read::GzDecoder::new(packed.body.as_slice()).read_to_string(&mut unpacked).unwrap();
     assert_eq!(still(&unpacked), still(&plain.text()));
     assert!(still(&unpacked).len() > 100);
+}
+
+#[test]
+fn name_parameters_restrict_the_page_to_those_families() {
+    let endpoint = Endpoint::start();
+    let reply = endpoint.connect().get(
+        "/metrics?name[]=agent_peers_connected&name%5B%5D=messages_received_total&name[]=nobody",
+        &[("Accept-Encoding", "gzip")],
+    );
+    let text = reply.text();
+    let families: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+    assert_eq!(families, ["agent_peers_connected gauge", "messages_received_total counter"]);
+    // It fits into a packet: compressed it would arrive no sooner. The answer depends on what was asked all the same.
+    assert_eq!((reply.header("content-encoding"), reply.header("vary")), (None, Some("Accept, Accept-Encoding")));
+    let reply = endpoint.get("/metrics?name[]=nobody");
+    assert_eq!((reply.status, reply.text().as_str()), (200, ""));
+    let accept = [("Accept", "application/openmetrics-text; version=1.0.0")];
+    assert_eq!(endpoint.connect().get("/metrics?name[]=nobody", &accept).text(), "# EOF\n");
+    assert_eq!(endpoint.get("/metrics?names=agent_peers_connected").text().lines().count(), {
+        endpoint.get("/metrics").text().lines().count()
+    });
 }
 
 #[test]

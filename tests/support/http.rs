@@ -52,10 +52,29 @@ pub(crate) fn read_reply(stream: impl Read) -> io::Result<Reply> {
         headers.push((name.to_owned(), value.to_owned()));
     }
     let mut reply = Reply { status, headers, body: Vec::new() };
-    let length = reply.header("content-length").map_or(0, |length| length.parse().unwrap());
-    reply.body.resize(length, 0);
-    stream.read_exact(&mut reply.body)?;
+    if reply.header("transfer-encoding") == Some("chunked") {
+        reply.body = read_chunks(&mut stream)?;
+    } else {
+        let length = reply.header("content-length").map_or(0, |length| length.parse().unwrap());
+        reply.body.resize(length, 0);
+        stream.read_exact(&mut reply.body)?;
+    }
     Ok(reply)
+}
+
+/// Ours always state their length; the servers that scrape them answer with chunks when it is much.
+fn read_chunks(stream: &mut impl BufRead) -> io::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let length = usize::from_str_radix(&line(stream)?, 16).map_err(|_| cut_off())?;
+        let start = body.len();
+        body.resize(start + length, 0);
+        stream.read_exact(&mut body[start..])?;
+        line(stream)?;
+        if length == 0 {
+            return Ok(body);
+        }
+    }
 }
 
 fn line(stream: &mut impl BufRead) -> io::Result<String> {

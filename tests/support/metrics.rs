@@ -28,6 +28,25 @@ pub(crate) fn value(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
     find(text, name, labels).unwrap_or_else(|| panic!("no series {name} with the labels {labels:?} in:\n{text}"))
 }
 
+/// A series: its name, and its labels.
+pub(crate) type Series = (String, BTreeMap<String, String>);
+
+/// Every series of a page, and its value.
+pub(crate) fn samples(text: &str) -> BTreeMap<Series, f64> {
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let samples = lines.map(|line| parse(line).unwrap_or_else(|| panic!("{line}")));
+    samples.map(|(name, labels, value)| (series(name, labels), value)).collect()
+}
+
+/// A bound of a bucket is a number, which everybody writes in their own way.
+pub(crate) fn series(name: &str, labels: impl IntoIterator<Item = (String, String)>) -> Series {
+    let labels = labels.into_iter().map(|(label, value)| match value.parse::<f64>() {
+        Ok(bound) if label == "le" => (label, bound.to_string()),
+        _ => (label, value),
+    });
+    (name.to_owned(), labels.collect())
+}
+
 /// Every series of the families with one of these `prefixes` whose value is another one in `after`, and
 /// by how much. Of a histogram only its `_count` is looked at: sums and buckets follow the clock.
 pub(crate) fn moved(before: &str, after: &str, prefixes: &[&str]) -> BTreeMap<String, f64> {

@@ -7,6 +7,8 @@ pub(crate) mod http;
 pub(crate) mod metrics;
 pub(crate) mod process;
 pub(crate) mod redis;
+#[cfg(feature = "metrics-prometheus")]
+pub(crate) mod scraper;
 
 use peerscope::metrics::AgentInfo;
 

@@ -4,6 +4,17 @@ use super::protobuf;
 use super::text::{push_help, push_label_value};
 use crate::metrics::catalogue::Kind;
 
+/// The names under which Prometheus writes what it finds out about each scrape itself. A native histogram
+/// bears its family's bare name; under one of these it would be dropped, without any error, in favour of
+/// Prometheus's own sample. The samples of a classic one have names of their own.
+const OF_PROMETHEUS: [&str; 5] = [
+    "up",
+    "scrape_duration_seconds",
+    "scrape_samples_scraped",
+    "scrape_samples_post_metric_relabeling",
+    "scrape_series_added",
+];
+
 /// A family's name, type, unit and help, in every format.
 #[derive(Debug)]
 pub(crate) struct Metadata {
@@ -12,6 +23,8 @@ pub(crate) struct Metadata {
     pub(super) name: Box<str>,
     /// The name of the samples, and of the family in the classic text; a histogram's get more behind it.
     pub(super) sample: Box<str>,
+    /// Whether a histogram of this name can have native buckets.
+    pub(super) native: bool,
     pub(super) classic: Box<str>,
     pub(super) openmetrics: Box<str>,
     /// The fields of `MetricFamily` but for its metrics.
@@ -38,6 +51,7 @@ impl Metadata {
         Self {
             protobuf: protobuf::metadata(&sample, kind, unit, help).into(),
             kind,
+            native: !OF_PROMETHEUS.contains(&name),
             name: name.into(),
             sample: sample.into(),
             classic: classic.into(),

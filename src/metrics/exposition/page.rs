@@ -83,10 +83,10 @@ impl FamilyWriter<'_, '_> {
         match self.page.format {
             Format::Protobuf => {
                 let classic = snapshot.cumulative(buckets);
-                let native = buckets.native().snapshot(&snapshot.fine);
+                let native = self.family.native.then(|| buckets.native().snapshot(&snapshot.fine));
                 let sum = snapshot.sum_in_base_units(buckets);
                 let metrics = &mut self.page.metrics;
-                protobuf::histogram(metrics, &series.protobuf, snapshot.count, sum, classic, Some(&native));
+                protobuf::histogram(metrics, &series.protobuf, snapshot.count, sum, classic, native.as_ref());
             }
             _ => text::histogram(&mut self.page.out, &self.family.sample, &series.text, snapshot, buckets),
         }

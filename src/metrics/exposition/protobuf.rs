@@ -95,19 +95,13 @@ pub(super) fn histogram(
 fn native_buckets(out: &mut Vec<u8>, native: &NativeSnapshot) {
     let (spans, deltas) = native.spans_and_deltas();
     unsigned(out, 5, zigzag(native.schema.into()));
+    // By this one a reader sees that the histogram is native, also before its first observation.
     double(out, 6, ZERO_THRESHOLD);
     unsigned(out, 7, native.zero_count);
     for &(offset, length) in &spans {
         message(out, 12, |out| {
             unsigned(out, 1, zigzag(offset.into()));
             unsigned(out, 2, length.into());
-        });
-    }
-    // A histogram without observations would pass for a classic one: an empty span says that it is not.
-    if spans.is_empty() {
-        message(out, 12, |out| {
-            unsigned(out, 1, 0);
-            unsigned(out, 2, 0);
         });
     }
     if !deltas.is_empty() {

@@ -1,8 +1,10 @@
 //! The formats against a strict reader, and the negotiation against what real clients send.
 
+mod others;
+mod own;
+
 use std::collections::BTreeMap;
 
-use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::exemplar::{CounterWithExemplar, HistogramWithExemplars};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -22,7 +24,7 @@ fn the_classic_text_differs_from_openmetrics_where_it_must() {
     let requests = CounterWithExemplar::<Vec<(String, String)>, u64>::default();
     requests.inc_by(3, Some(vec![("trace".into(), "a } # { b".into())]), None);
     registry.others_mut().register("requests", "Requests", requests);
-    let cpu = Counter::<f64, std::sync::atomic::AtomicU64>::default();
+    let cpu = prometheus_client::metrics::counter::Counter::<f64, std::sync::atomic::AtomicU64>::default();
     cpu.inc_by(1.5);
     registry.others_mut().register_with_unit("cpu", "CPU time", Unit::Seconds, cpu);
     registry.others_mut().register("build", "Build", Info::new(vec![("version", "1 # {x=\"y\"} 2")]));

@@ -5,7 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use hyper::Request;
+use hyper::body::{Body, Incoming};
+use hyper::header::{self, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -14,28 +18,43 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
-use super::Limits;
+use super::framing::Framing;
+use super::places::Place;
 use super::routes::Routes;
-use super::stopped;
+use super::{Limits, stopped};
 
 /// The most that the head of a request may hold: Prometheus sends about 500 bytes.
 const MAX_HEAD: usize = 16 * 1024;
 
+/// The most headers that a request may have: Prometheus sends about 6, a browser about 20. hyper's own
+/// bound is 100.
+const MAX_HEADERS: usize = 64;
+
 /// Serves one connection until the client leaves, a deadline passes, or `stop` says so.
-pub(super) async fn serve(stream: TcpStream, routes: Arc<Routes>, mut stop: watch::Receiver<bool>) {
-    // Without it a scrape can wait 40 ms for the other side's delayed acknowledgement.
-    let _ = stream.set_nodelay(true);
-    let answering = Arc::new(AtomicBool::new(false));
-    let io = TokioIo::new(Guarded::new(stream, routes.limits, Arc::clone(&answering)));
-    let service = service_fn(move |request| {
-        answering.store(true, Ordering::Relaxed);
-        let routes = Arc::clone(&routes);
-        async move { Ok::<_, std::convert::Infallible>(routes.answer(&request).await) }
+pub(super) async fn serve(stream: TcpStream, routes: Arc<Routes>, place: Arc<Place>, mut stop: watch::Receiver<bool>) {
+    prepare(&stream, routes.limits.answer);
+    let disputable = Arc::new(AtomicBool::new(false));
+    let io = TokioIo::new(Guarded::new(stream, routes.limits, Arc::clone(&place), Arc::clone(&disputable)));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (routes, place) = (Arc::clone(&routes), Arc::clone(&place));
+        // hyper reads no body that nobody asks it for. What follows a head with a body, or with lines that
+        // others may read otherwise, is not taken for a request: this answer is the connection's last.
+        let last = !request.body().is_end_stream() || disputable.load(Ordering::Relaxed);
+        async move {
+            // From here on the client waits for us.
+            let _answering = place.answering();
+            let mut response = routes.answer(&request).await;
+            if last {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, std::convert::Infallible>(response)
+        }
     });
     let connection = http1::Builder::new()
         // hyper's own timeout also runs while a connection is idle; `Guarded` tells the two apart.
         .header_read_timeout(None)
         .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_HEADERS)
         .serve_connection(io, service);
     tokio::pin!(connection);
     let ended = tokio::select! {
@@ -49,6 +68,15 @@ pub(super) async fn serve(stream: TcpStream, routes: Arc<Routes>, mut stop: watc
         // The client's doing, all of it: it went away, was too slow, or does not speak HTTP.
         tracing::debug!("a connection to the metrics endpoint ended: {error}");
     }
+}
+
+/// Sets the options of a new socket. One that refuses them is served all the same.
+fn prepare(stream: &TcpStream, patience: Duration) {
+    // Without it a scrape can wait 40 ms for the other side's delayed acknowledgement.
+    let _ = stream.set_nodelay(true);
+    // What was written when a connection is closed stays with the kernel, which otherwise goes on for
+    // minutes with a client that takes none of it: as many answers as clients came and went.
+    let _ = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(patience));
 }
 
 /// What the connection waits for.
@@ -70,15 +98,17 @@ struct Guarded<S> {
     stream: S,
     limits: Limits,
     phase: Phase,
-    /// Set by the service when a request has been read.
-    answering: Arc<AtomicBool>,
+    place: Arc<Place>,
+    framing: Framing,
+    /// Set when the client's lines can be read in more than one way.
+    disputable: Arc<AtomicBool>,
     deadline: Pin<Box<Sleep>>,
 }
 
 impl<S> Guarded<S> {
-    fn new(stream: S, limits: Limits, answering: Arc<AtomicBool>) -> Self {
+    fn new(stream: S, limits: Limits, place: Arc<Place>, disputable: Arc<AtomicBool>) -> Self {
         let deadline = Box::pin(tokio::time::sleep(limits.head));
-        Self { stream, limits, phase: Phase::Head, answering, deadline }
+        Self { stream, limits, phase: Phase::Head, place, framing: Framing::new(), disputable, deadline }
     }
 
     fn enter(&mut self, phase: Phase) {
@@ -88,7 +118,7 @@ impl<S> Guarded<S> {
         self.phase = phase;
         let time = match phase {
             Phase::Head => self.limits.head,
-            // Its making has bounds of its own.
+            // The service bounds its making.
             Phase::Answer => return,
             Phase::Fetch => self.limits.answer,
             Phase::Idle => self.limits.idle,
@@ -96,10 +126,10 @@ impl<S> Guarded<S> {
         self.deadline.as_mut().reset(Instant::now() + time);
     }
 
-    /// Takes note of a request that the service has been given. It does not stop the clock of an earlier
-    /// answer that is still being fetched: sending requests without reading buys no time.
+    /// Takes note of an answer that is being made. It does not stop the clock of an earlier answer that is
+    /// still being fetched: sending requests without reading buys no time.
     fn update(&mut self) {
-        if self.answering.swap(false, Ordering::Relaxed) && self.phase != Phase::Fetch {
+        if self.place.is_answering() && self.phase != Phase::Fetch {
             self.enter(Phase::Answer);
         }
     }
@@ -118,7 +148,14 @@ impl<S> Guarded<S> {
     }
 
     fn wrote(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if poll.is_pending() { self.pending(cx) } else { poll }
+        match poll {
+            Poll::Pending => self.pending(cx),
+            Poll::Ready(Ok(_)) => {
+                self.place.useful();
+                poll
+            }
+            Poll::Ready(Err(_)) => poll,
+        }
     }
 }
 
@@ -130,7 +167,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         match Pin::new(&mut this.stream).poll_read(cx, buf) {
             Poll::Pending => this.pending(cx),
             ready => {
-                if this.phase == Phase::Idle && buf.filled().len() > before {
+                let read = buf.filled().get(before..).unwrap_or_default();
+                this.framing.follow(read);
+                this.disputable.store(this.framing.is_disputable(), Ordering::Relaxed);
+                if this.phase == Phase::Idle && !read.is_empty() {
                     this.enter(Phase::Head);
                 }
                 ready
@@ -172,7 +212,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         }
         // hyper flushes when it has handed over everything that it has: the answer is fetched.
         if this.phase == Phase::Fetch {
-            this.enter(Phase::Idle);
+            // The next request may have begun to arrive with this one.
+            this.enter(if this.framing.between_requests() { Phase::Idle } else { Phase::Head });
             // hyper has read before it flushed and may not come back by itself: the clock has to wake it.
             if this.deadline.as_mut().poll(cx).is_ready() {
                 cx.waker().wake_by_ref();

@@ -5,17 +5,27 @@ use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rustix::io::Errno;
+use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::time::Instant;
 
+use super::places::Places;
 use super::routes::Routes;
 use super::{Limits, connection, stopped};
 use crate::metrics::labels::Component;
 use crate::metrics::{Health, MetricsConfig};
 
-/// The pause after a failed accept: out of descriptors, mostly, which only time can heal.
+/// How many connections the kernel holds for us until we accept them. When they are more, it drops attempts to
+/// connect, which are made again after a second: `std`'s 128 are a burst.
+const BACKLOG: i32 = 1024;
+
+/// The pause after a failed accept that nothing but time can heal.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long the log is silent about failed accepts after it said so: clients must not fill it.
+const ACCEPT_SILENCE: Duration = Duration::from_secs(60);
 
 /// Where the endpoint shall listen, and whom to tell how that goes.
 pub(super) struct Listener {
@@ -75,31 +85,27 @@ impl Listener {
         mut stop: watch::Receiver<bool>,
     ) {
         let Some(listener) = self.listen(first, &mut stop).await else { return };
-        let mut connections = JoinSet::new();
-        let mut failing = false;
+        let mut places = Places::new(self.limits.connections);
+        let mut said = None;
         loop {
             tokio::select! {
                 () = stopped(&mut stop) => break,
-                Some(ended) = connections.join_next(), if !connections.is_empty() => log_defect(ended),
+                () = places.ended(), if !places.is_empty() => {}
                 accepted = listener.accept() => match accepted {
-                    // Closing at once tells the client; leaving it in the kernel's queue would let its
-                    // probe hang until somebody else goes.
-                    Ok((stream, _)) if connections.len() >= self.limits.connections => drop(stream),
                     Ok((stream, _)) => {
-                        failing = false;
-                        connections.spawn(connection::serve(stream, Arc::clone(&routes), stop.clone()));
+                        let (routes, stop) = (Arc::clone(&routes), stop.clone());
+                        places.admit(|place| connection::serve(stream, routes, place, stop)).await;
                     }
-                    Err(error) => {
-                        if !std::mem::replace(&mut failing, true) {
-                            tracing::warn!("the metrics endpoint cannot accept connections: {error}");
-                        }
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
+                    Err(error) => not_accepted(&error, &mut places, &mut said).await,
                 },
             }
         }
         drop(listener);
-        let drained = async { while connections.join_next().await.is_some() {} };
+        let drained = async {
+            while !places.is_empty() {
+                places.ended().await;
+            }
+        };
         let _ = tokio::time::timeout(self.limits.shutdown, drained).await;
     }
 
@@ -125,9 +131,33 @@ impl Listener {
     }
 }
 
+/// Does what helps after an accept that failed. `said` is when the log told of one last.
+async fn not_accepted(error: &io::Error, places: &mut Places, said: &mut Option<Instant>) {
+    // A client that was gone before its turn came.
+    if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+        return;
+    }
+    if said.is_none_or(|said| said.elapsed() >= ACCEPT_SILENCE) {
+        tracing::warn!("the metrics endpoint cannot accept connections: {error}");
+        *said = Some(Instant::now());
+    }
+    // Out of descriptors: idle clients give theirs back. Half of them and not one, since the agent and
+    // the answer to the next scrape need some, too.
+    let out_of_descriptors = matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE));
+    if !(out_of_descriptors && places.close_half().await) {
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+}
+
+/// Like `std`'s, but for the length of the queue.
 fn bind(address: SocketAddr) -> io::Result<(StdListener, SocketAddr)> {
-    let listener = StdListener::bind(address)?;
-    listener.set_nonblocking(true)?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // A restart must not wait for the connections of the agent before it.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    let listener = StdListener::from(socket);
     let address = listener.local_addr()?;
     Ok((listener, address))
 }
@@ -147,11 +177,5 @@ fn advice(error: &io::Error) -> &'static str {
         io::ErrorKind::AddrNotAvailable => "set `metrics.address` to one that it has",
         io::ErrorKind::PermissionDenied => "set `metrics.port` to 1024 or above",
         _ => "check `metrics.address` and `metrics.port`",
-    }
-}
-
-fn log_defect(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended {
-        tracing::error!("a connection of the metrics endpoint ended in a defect: {error}");
     }
 }

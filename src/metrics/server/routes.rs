@@ -115,14 +115,21 @@ impl Routes {
             drop(permit);
             body
         });
-        match made.await {
-            Ok(Ok((body, true))) => {
+        let limit = self.limits.making;
+        match tokio::time::timeout(limit, made).await {
+            Ok(Ok(Ok((body, true)))) => {
                 Answer::new(HttpCode::Ok, format.content_type(), body).with(header::CONTENT_ENCODING, "gzip")
             }
-            Ok(Ok((body, false))) => Answer::new(HttpCode::Ok, format.content_type(), body),
-            Ok(Err(error)) => failed(&error),
+            Ok(Ok(Ok((body, false)))) => Answer::new(HttpCode::Ok, format.content_type(), body),
+            Ok(Ok(Err(error))) => failed(&error),
             // It panicked; the panic itself is in the log.
-            Err(error) => failed(&error),
+            Ok(Err(error)) => failed(&error),
+            // A collector that hangs must not keep its client for ever. It keeps its permit.
+            Err(_) => {
+                tracing::warn!("a scrape had no answer after {limit:?}: some collector hangs");
+                let body = format!("The answer was not made within {limit:?}; some part of the agent hangs.\n");
+                Answer::text(HttpCode::ServiceUnavailable, body)
+            }
         }
     }
 }

@@ -1,0 +1,158 @@
+//! Registries that others filled without care: what comes out is what every reader takes.
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, LabelSetEncoder};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use super::*;
+
+#[test]
+fn a_family_that_is_registered_twice_comes_once_with_the_samples_of_both() {
+    let mut registry = Registry::default();
+    for shard in ["a", "b", "a"] {
+        let labels = std::iter::once(("shard".into(), shard.into()));
+        let sub = registry.others_mut().sub_registry_with_labels(labels);
+        let family = Family::<Vec<(&str, &str)>, Gauge>::default();
+        family.get_or_create(&vec![("to", "x")]).set(1);
+        sub.register("load", "Load", family);
+    }
+    // The same labels the other way round are the same series.
+    let family = Family::<Vec<(&str, &str)>, Gauge>::default();
+    family.get_or_create(&vec![("to", "x"), ("shard", "b")]).set(5);
+    family.get_or_create(&vec![("to", "y"), ("shard", "b")]).set(6);
+    registry.others_mut().register("load", "Load", family);
+    // One name, two types: the first one has it.
+    registry.others_mut().register("load", "Load", prometheus_client::metrics::counter::Counter::<u64>::default());
+    let text = text(&registry, Format::Text);
+    let understood = understand(&text);
+    assert_eq!(understood.families["load"], ("gauge".to_owned(), "Load.".to_owned()));
+    let samples: Vec<_> = understood
+        .samples
+        .iter()
+        .map(|((_, labels), value)| (labels["shard"].as_str(), labels["to"].as_str(), *value))
+        .collect();
+    // The registry writes its own families before those of its sub-registries, so that 5 comes before 1.
+    assert_eq!(samples, [("a", "x", 1.0), ("b", "x", 5.0), ("b", "y", 6.0)], "{text}");
+}
+
+#[test]
+fn a_family_without_samples_does_not_come_at_all() {
+    let mut registry = Registry::default();
+    registry.others_mut().register("nothing", "Nothing", Family::<Vec<(&str, &str)>, Gauge>::default());
+    for format in [Format::Text, Format::Protobuf] {
+        assert_eq!(text(&registry, format), "");
+    }
+    assert_eq!(text(&registry, Format::OpenMetrics), "# EOF\n");
+}
+
+#[test]
+fn names_that_two_families_would_share_in_some_format_are_given_once() {
+    let mut registry = Registry::default();
+    let others = registry.others_mut();
+    others.register("requests", "A", prometheus_client::metrics::counter::Counter::<u64>::default());
+    others.register("requests_total", "B", Gauge::<i64>::default());
+    others.register("latency", "C", prometheus_client::metrics::histogram::Histogram::new([1.0]));
+    others.register("latency_count", "D", Gauge::<i64>::default());
+    others.register("latency_max", "E", Gauge::<i64>::default());
+    let understood = understand(&text(&registry, Format::Text));
+    let names: Vec<_> = understood.families.keys().map(String::as_str).collect();
+    assert_eq!(names, ["latency", "latency_max", "requests_total"]);
+    assert_eq!(understood.families["requests_total"].0, "counter");
+}
+
+/// Writes whatever it is told to.
+#[derive(Debug)]
+struct Careless {
+    name: String,
+    kind: MetricType,
+    labels: Vec<(String, String)>,
+    value: f64,
+}
+
+struct Labels<'a>(&'a [(String, String)]);
+
+impl EncodeLabelSet for Labels<'_> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.0.encode(encoder)
+    }
+}
+
+impl Collector for Careless {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut metric = encoder.encode_descriptor(&self.name, "Careless.", None, self.kind)?;
+        let labels = Labels(&self.labels);
+        let series = metric.encode_family(&labels)?;
+        match self.kind {
+            MetricType::Counter => ConstCounter::new(self.value).encode(series),
+            _ => ConstGauge::new(self.value).encode(series),
+        }
+    }
+}
+
+fn careless(name: &str, labels: &[(&str, &str)], value: f64) -> Careless {
+    let labels = labels.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+    Careless { name: name.to_owned(), kind: MetricType::Gauge, labels, value }
+}
+
+#[test]
+fn what_no_reader_would_take_is_left_out_and_the_rest_stays() {
+    let mut registry = Registry::default();
+    for bad in [
+        careless("two words", &[], 1.0),
+        careless("1st", &[], 1.0),
+        careless("", &[], 1.0),
+        careless("a", &[("b-c", "d")], 1.0),
+        careless("b", &[("", "d")], 1.0),
+        careless("c", &[("__name__", "d")], 1.0),
+        careless("d", &[("e", "1"), ("e", "2")], 1.0),
+        careless("e", &[("x=\"\",y", "1")], 1.0),
+        careless("f\n# TYPE g gauge\ng", &[], 1.0),
+    ] {
+        registry.others_mut().register_collector(Box::new(bad));
+    }
+    registry.others_mut().register_collector(Box::new(careless("good", &[("a", "}\n# EOF")], f64::INFINITY)));
+    registry.others_mut().register_collector(Box::new(careless("good", &[("a", "n")], f64::NAN)));
+    let text = text(&registry, Format::OpenMetrics);
+    let lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(lines, ["e{x=\"\",y=\"1\"} 1.0", "good{a=\"}\\n# EOF\"} +Inf", "good{a=\"n\"} NaN"], "{text}");
+}
+
+/// A name or a label name, good or not.
+fn name() -> impl Strategy<Value = String> {
+    prop_oneof![
+        4 => proptest::sample::select(vec!["a", "b", "a_total", "a_info", "a_sum", "a_count", "a_bucket", "le"])
+            .prop_map(str::to_owned),
+        1 => hostile(),
+    ]
+}
+
+fn anything() -> impl Strategy<Value = Careless> {
+    let kind = prop_oneof![
+        Just(MetricType::Gauge),
+        Just(MetricType::Counter),
+        // Samples of a gauge under another type.
+        Just(MetricType::Histogram),
+        Just(MetricType::Info),
+        Just(MetricType::Unknown)
+    ];
+    let labels = proptest::collection::vec((name(), hostile()), 0..3);
+    (name(), kind, labels, any::<f64>()).prop_map(|(name, kind, labels, value)| Careless { name, kind, labels, value })
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_registered_a_strict_reader_takes_it(all in proptest::collection::vec(anything(), 0..8)) {
+        let mut registry = Registry::default();
+        for careless in all {
+            registry.others_mut().register_collector(Box::new(careless));
+        }
+        // It panics at a family or a sample that comes twice, and at whatever is not the format.
+        let understood = understand(&text(&registry, Format::Text));
+        for name in understood.families.keys() {
+            prop_assert!(understood.samples.keys().any(|(sample, _)| sample.starts_with(name.as_str())), "{}", name);
+        }
+        prop_assert!(render(&registry, Format::Protobuf, &Wanted::all()).is_ok());
+    }
+}

@@ -1,0 +1,147 @@
+//! Floods: thousands of connections that want nothing but places, and descriptors that run out.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use peerscope::metrics::Limits;
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
+
+use super::fixture::Endpoint;
+use super::limits::register_wide;
+use crate::support::agent::{PATIENCE, TestAgent, eventually};
+use crate::support::metrics::value;
+
+/// A kind of flood: its name, how many connections, what each does once it is there, and whether it stays.
+type Kind = (&'static str, usize, fn(&mut TcpStream, usize) -> std::io::Result<()>, bool);
+
+const KINDS: &[Kind] = &[
+    ("silent", 2_000, |_, _| Ok(()), true),
+    ("slow to write", 1_000, |stream, _| stream.write_all(b"GET /metrics HTTP/1.1\r\nHo"), true),
+    ("slow to read", 200, slow_to_read, true),
+    ("not reading", 500, |stream, _| stream.write_all(&b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n".repeat(50)), true),
+    ("noise", 1_000, |stream, round| stream.write_all(&(round * 0x9e37_79b9).to_le_bytes().repeat(40)), false),
+];
+
+/// Takes one byte of an exposition and no more.
+fn slow_to_read(stream: &mut TcpStream, _: usize) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    stream.read_exact(&mut [0])
+}
+
+/// The clients of a flood are descriptors of this process.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+}
+
+fn descriptors(agent: &TestAgent) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap().count()
+}
+
+/// Opens all connections of one kind and keeps those that stay.
+fn flood(address: SocketAddr, kind: Kind, opened: &AtomicUsize) -> Vec<TcpStream> {
+    let (name, connections, act, stays) = kind;
+    let mut streams = Vec::new();
+    for round in 0..connections {
+        let mut stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("{name}, {round}: {error}"));
+        // It may have lost its place already.
+        let _ = act(&mut stream, round);
+        opened.fetch_add(1, Ordering::Relaxed);
+        if stays {
+            streams.push(stream);
+        }
+        // One more byte from one that is there already: a slow writer's.
+        if let Some(early) = streams.get_mut(round / 2) {
+            let _ = early.write(b"s");
+        }
+    }
+    streams
+}
+
+#[test]
+fn a_scrape_is_answered_while_thousands_of_connections_come_and_stay() {
+    raise_descriptor_limit();
+    let agent = TestAgent::start();
+    agent.scrape();
+    let before = descriptors(&agent);
+    let (address, opened) = (agent.metrics_socket(), &AtomicUsize::new(0));
+    let all: usize = KINDS.iter().map(|kind| kind.1).sum();
+    let (mut scrapes, mut slowest, mut most) = (0, Duration::ZERO, 0.0_f64);
+    std::thread::scope(|scope| {
+        let floods: Vec<_> = KINDS.iter().map(|kind| scope.spawn(move || flood(address, *kind, opened))).collect();
+        while opened.load(Ordering::Relaxed) < all && floods.iter().any(|flood| !flood.is_finished()) {
+            let asked = Instant::now();
+            let text = agent.scrape();
+            slowest = slowest.max(asked.elapsed());
+            most = most.max(value(&text, "process_open_fds", &[]));
+            scrapes += 1;
+        }
+        let staying: Vec<_> = floods.into_iter().flat_map(|flood| flood.join().unwrap()).collect();
+        assert_eq!((opened.load(Ordering::Relaxed), staying.len()), (all, all - 1_000));
+        // All of them are there still, as far as they are concerned.
+        agent.scrape();
+        assert_eq!(agent.http("/live").status, 200);
+    });
+    assert!(scrapes >= 20, "{scrapes}");
+    // Prometheus gives up after 10 s.
+    assert!(slowest < Duration::from_secs(10), "{slowest:?}");
+    // A place each, the connection that is on its way to one, and what a scrape opens to count them.
+    #[allow(clippy::cast_precision_loss, reason = "a few hundred")]
+    let bound = (before + Limits::default().connections + 4) as f64;
+    assert!(most <= bound, "{most} descriptors, {before} before");
+    eventually("the descriptors are given back", || descriptors(&agent) <= before);
+    agent.scrape();
+}
+
+#[test]
+fn clients_that_wait_give_their_descriptors_back_when_the_agent_has_no_more() {
+    let agent = TestAgent::start();
+    agent.scrape();
+    let pid = Pid::from_raw(agent.pid().try_into().unwrap()).unwrap();
+    let few = u32::try_from(descriptors(&agent)).unwrap() + 10;
+    let limit = getrlimit(Resource::Nofile);
+    prlimit(Some(pid), Resource::Nofile, Rlimit { current: Some(few.into()), ..limit }).unwrap();
+    // Fewer than there are places, and more than there are descriptors.
+    let idle: Vec<_> = (0..50).map(|_| TcpStream::connect(agent.metrics_socket()).unwrap()).collect();
+    for _ in 0..20 {
+        let text = agent.scrape();
+        assert!(value(&text, "process_open_fds", &[]) <= f64::from(few));
+    }
+    let said = |agent: &TestAgent| agent.log().iter().filter(|line| line.contains("cannot accept connections")).count();
+    assert_eq!(said(&agent), 1, "{:#?}", agent.log());
+    drop(idle);
+    agent.scrape();
+}
+
+/// A closed socket's unsent bytes are the kernel's, which keeps them for minutes where nobody reads: clients that
+/// come, ask and are closed would pile up answers there.
+#[test]
+fn the_kernel_does_not_keep_the_answers_of_clients_that_had_to_go() {
+    let limits = Limits { connections: 1, answer: Duration::from_secs(3), ..Limits::default() };
+    let endpoint = Endpoint::with(limits, register_wide);
+    let mut client = TcpStream::connect(endpoint.addr()).unwrap();
+    client.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let own = client.local_addr().unwrap();
+    eventually("its answer has filled its buffers", || unsent(endpoint.addr(), own).is_some_and(|bytes| bytes > 0));
+    assert_eq!(endpoint.get("/live").status, 200, "somebody else gets its place");
+    assert!(unsent(endpoint.addr(), own).is_some_and(|bytes| bytes > 0), "the kernel still tries");
+    eventually("they are gone", || unsent(endpoint.addr(), own).is_none());
+}
+
+/// How many bytes the kernel has to send yet from one address to the other; `None` without a connection.
+fn unsent(from: SocketAddr, to: SocketAddr) -> Option<u64> {
+    let (from, to) = (hexadecimal(from), hexadecimal(to));
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let mut rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+    let row = rows.find(|row| row.get(1) == Some(&from.as_str()) && row.get(2) == Some(&to.as_str()))?;
+    Some(u64::from_str_radix(row[4].split(':').next().unwrap(), 16).unwrap())
+}
+
+/// An address as `/proc/net/tcp` writes it.
+fn hexadecimal(address: SocketAddr) -> String {
+    let std::net::IpAddr::V4(ip) = address.ip() else { panic!("{address} is not of IPv4") };
+    format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), address.port())
+}
