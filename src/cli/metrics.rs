@@ -6,7 +6,7 @@ use hyper::Method;
 use serde_json::json;
 
 use super::{Common, Failure, client, print, print_json};
-use crate::metrics::catalogue;
+use crate::metrics::{catalogue, labels};
 
 #[derive(Debug, Args)]
 pub(super) struct Flags {
@@ -21,7 +21,8 @@ pub(super) fn run(common: &Common, flags: &Flags) -> Result<(), Failure> {
         return print(&client::ask(&common.plain()?, Method::GET, "/v1/metrics", Bytes::new())?.body);
     }
     if !common.json {
-        return print(catalogue::markdown().as_bytes());
+        let tables = format!("{}\n{}", catalogue::markdown(), labels::markdown());
+        return print(tables.as_bytes());
     }
     let families: Vec<_> = catalogue::ALL
         .iter()

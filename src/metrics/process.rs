@@ -68,18 +68,18 @@ impl ProcessFamilies {
     fn read(&self) -> [Option<Number>; FAMILIES.len()] {
         let sample = reading::cpu_sample();
         let usage = self.usage.lock().unwrap_or_else(std::sync::PoisonError::into_inner).at(sample);
-        let Reading { stat, open_fds, max_fds } = reading::read();
-        let stat = self.known(stat);
-        let resident = stat.as_ref().map(|stat| Number::Unsigned(stat.resident_bytes));
+        let Reading { memory, threads, open_fds, max_fds } = reading::read();
+        let memory = self.known(memory);
+        let resident = memory.map(|memory| Number::Unsigned(memory.resident_bytes));
         [
             Some(Number::Float(usage)),
             self.start_time.map(Number::Float),
             resident,
             resident,
-            stat.as_ref().map(|stat| Number::Unsigned(stat.virtual_bytes)),
-            stat.as_ref().map(|stat| Number::Unsigned(stat.threads)),
+            memory.map(|memory| Number::Unsigned(memory.virtual_bytes)),
+            self.known(threads).map(Number::Unsigned),
             self.known(open_fds).map(Number::Unsigned),
-            self.known(max_fds).flatten().map(Number::Unsigned),
+            max_fds.map(Number::Unsigned),
             Some(Number::Float(sample.cpu.as_secs_f64())),
         ]
     }

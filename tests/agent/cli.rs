@@ -205,7 +205,9 @@ fn a_data_directory_that_cannot_be_used_is_named() {
 fn the_catalogue_needs_no_agent() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().to_str().unwrap();
-    let table = String::from_utf8(bare(&["metrics", "--catalogue", "--data-dir", dir]).ok()).unwrap();
+    let tables = String::from_utf8(bare(&["metrics", "--catalogue", "--data-dir", dir]).ok()).unwrap();
+    let (table, values) = tables.split_once("\n\n").unwrap();
+    assert!(values.contains("| `messages_failed_total` | `reason` | `refused` | "), "{values}");
     let families = bare(&["metrics", "--catalogue", "--json", "--data-dir", dir]).json();
     let families = families.as_array().unwrap();
     assert_eq!(table.lines().count(), families.len() + 2, "{table}");

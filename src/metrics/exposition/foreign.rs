@@ -11,6 +11,7 @@
 
 mod parse;
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use self::parse::{Items, Sample, unescaped};
@@ -18,6 +19,7 @@ use super::Format;
 use super::family::{Metadata, Series};
 use super::page::{FamilyWriter, Number, Page};
 use crate::metrics::catalogue::Kind;
+use crate::metrics::instruments::le;
 
 /// A family with all samples of its name.
 struct Family<'a> {
@@ -100,14 +102,27 @@ fn lines(out: &mut FamilyWriter<'_, '_>, family: &Family<'_>, format: Format) {
             "-inf" => "-Inf",
             value => value,
         };
-        let (open, close) = if sample.labels.is_empty() { ("", "") } else { ("{", "}") };
+        let labels = with_usual_bound(sample, family.kind);
+        let (open, close) = if labels.is_empty() { ("", "") } else { ("{", "}") };
         // The classic format has no exemplars.
         let (mark, exemplar) = match sample.exemplar {
             Some(exemplar) if format != Format::Text => (" # ", exemplar),
             _ => ("", ""),
         };
-        out.line(&[family.name, sample.suffix, open, sample.labels, close, " ", value, mark, exemplar]);
+        out.line(&[family.name, sample.suffix, open, &labels, close, " ", value, mark, exemplar]);
     }
+}
+
+/// The labels, with the bound of a bucket written as ours are. prometheus-client has a form of its own.
+fn with_usual_bound<'a>(sample: &Sample<'a>, kind: Kind) -> Cow<'a, str> {
+    if kind != Kind::Histogram || sample.suffix != "_bucket" {
+        return sample.labels.into();
+    }
+    let labels = sample.labels().map(|(name, value)| match value.parse() {
+        Ok(bound) if name == "le" => format!("le=\"{}\"", le(bound)),
+        _ => format!("{name}=\"{value}\""),
+    });
+    labels.collect::<Vec<_>>().join(",").into()
 }
 
 /// The samples as messages.

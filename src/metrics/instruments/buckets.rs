@@ -39,11 +39,7 @@ pub struct Buckets {
     bounds: Box<[u64]>,
     /// How many fine buckets begin below [`PACKED_BELOW`].
     packed: usize,
-    table: Box<[Entry]>,
-    /// How far the bits of a value as a float are shifted to choose an entry.
-    shift: u32,
-    /// The entry of the value 1 before this is taken off.
-    offset: u64,
+    table: Box<[Entry; ENTRIES]>,
     classic: Box<[Classic]>,
     native: Native,
     /// How many of the values' units make one base unit: 10^9 for nanoseconds and seconds.
@@ -103,14 +99,11 @@ impl Buckets {
             text: le(bound).into(),
             fine: bounds.partition_point(|&fine| fine <= whole),
         });
-        let (bits, table) = (4..=MOST_BITS)
-            .find_map(|bits| Some((bits, table(&bounds, bits)?)))
-            .ok_or_else(|| BucketsError::TooClose(closest(&classic_bounds) as f64 / per_unit as f64))?;
+        let table =
+            table(&bounds).ok_or_else(|| BucketsError::TooClose(closest(&classic_bounds) as f64 / per_unit as f64))?;
         Ok(Self {
             packed: bounds.partition_point(|&bound| bound < PACKED_BELOW - 1) + 1,
             table,
-            shift: f64::MANTISSA_DIGITS - 1 - bits,
-            offset: 1023 << bits,
             classic: classic.collect(),
             native: Native::new(native, &bounds, &native_bounds),
             bounds: bounds.into(),
@@ -128,7 +121,7 @@ impl Buckets {
     )]
     pub(super) fn packed_index(&self, value: u64) -> Option<usize> {
         let above = value.wrapping_add(1);
-        let entry = ((above as i64 as f64).to_bits() >> self.shift).wrapping_sub(self.offset) as usize;
+        let entry = ((above as i64 as f64).to_bits() >> SHIFT).wrapping_sub(OFFSET) as usize;
         let Entry { below, bounds: [first, second] } = *self.table.get(entry)?;
         Some(below as usize + usize::from(above > u64::from(first)) + usize::from(above > u64::from(second)))
     }
@@ -179,17 +172,23 @@ impl Buckets {
     }
 }
 
-/// The most leading mantissa bits of a table: half a megabyte of it.
-const MOST_BITS: u32 = 10;
+/// The leading mantissa bits that choose an entry: 64 entries for each power of two, 1.6 % wide at most, where
+/// even the finest schema's bounds are 2.2 % apart.
+const BITS: u32 = 6;
+const ENTRIES: usize = (PACKED_BELOW.trailing_zeros() as usize) << BITS;
+/// How far the bits of a value as a float are shifted to choose an entry.
+const SHIFT: u32 = f64::MANTISSA_DIGITS - 1 - BITS;
+/// What is taken off then, so that the value 1 has the first entry.
+const OFFSET: u64 = 1023 << BITS;
 
-/// The table for `bits` leading mantissa bits; `None` when more than two bounds lie in one entry.
-fn table(bounds: &[u64], bits: u32) -> Option<Box<[Entry]>> {
+/// The table; `None` when more than two bounds lie in one entry.
+fn table(bounds: &[u64]) -> Option<Box<[Entry; ENTRIES]>> {
     let first_of = |entry: u64| {
-        let (exponent, mantissa) = (entry >> bits, entry & ((1 << bits) - 1));
-        // The smallest whole number of the entry: 2^exponent (1 + mantissa / 2^bits), rounded up.
-        (((1 << bits) + mantissa) << exponent).div_ceil(1 << bits)
+        let (exponent, mantissa) = (entry >> BITS, entry & ((1 << BITS) - 1));
+        // The smallest whole number of the entry: 2^exponent (1 + mantissa / 2^BITS), rounded up.
+        (((1 << BITS) + mantissa) << exponent).div_ceil(1 << BITS)
     };
-    (0..u64::from(PACKED_BELOW.trailing_zeros()) << bits)
+    let entries: Option<Box<[Entry]>> = (0..ENTRIES as u64)
         .map(|entry| {
             let (first, after) = (first_of(entry), first_of(entry + 1));
             // The bounds as they are; the entry's values are one larger.
@@ -199,7 +198,8 @@ fn table(bounds: &[u64], bits: u32) -> Option<Box<[Entry]>> {
             let bounds = [next(), next()];
             within.next().is_none().then(|| Entry { below: u32::try_from(below).unwrap_or(u32::MAX), bounds })
         })
-        .collect()
+        .collect();
+    entries?.try_into().ok()
 }
 
 /// Classic bounds in the whole units of the values, rounded down.
@@ -241,13 +241,22 @@ fn closest(bounds: &[u64]) -> u64 {
     closest.map_or(0, |(_, &bound)| bound)
 }
 
-/// A bound as prometheus-client writes it: `0.00001`, `1.0`.
-fn le(bound: f64) -> String {
-    let mut text = bound.to_string();
-    if !text.contains('.') {
-        text.push_str(".0");
+/// A bound as the value of `le`: as Go writes a float, and with `.0` where it would pass for a whole number.
+///
+/// So does client_golang in OpenMetrics, and so does Prometheus itself with a bound that comes by protobuf, or, from
+/// version 3 on, in any format. In another form the same bucket would be another series for a scraper that changes the
+/// format, or for one of its versions.
+pub(crate) fn le(bound: f64) -> String {
+    let scientific = format!("{bound:e}");
+    let Some((digits, exponent)) = scientific.split_once('e') else { return "+Inf".into() };
+    match exponent.parse::<i32>() {
+        Ok(exponent @ (..-4 | 6..)) => {
+            let sign = if exponent < 0 { '-' } else { '+' };
+            format!("{digits}e{sign}{:02}", exponent.abs())
+        }
+        _ if bound.fract() == 0.0 => format!("{bound}.0"),
+        _ => bound.to_string(),
     }
-    text
 }
 
 #[cfg(test)]
@@ -345,7 +354,21 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_written_as_prometheus_client_writes_them() {
-        assert_eq!([le(0.000_01), le(0.002_5), le(1.0), le(512.0)], ["0.00001", "0.0025", "1.0", "512.0"]);
+    fn bounds_are_written_as_go_writes_them() {
+        for (bound, text) in [
+            (0.000_01, "1e-05"),
+            (0.000_025, "2.5e-05"),
+            (0.000_1, "0.0001"),
+            (0.002_5, "0.0025"),
+            (1.0, "1.0"),
+            (512.0, "512.0"),
+            (999_999.0, "999999.0"),
+            (1_000_000.0, "1e+06"),
+            (11_622_614.67, "1.162261467e+07"),
+            (22.168_378_200_531_007, "22.168378200531006"),
+            (f64::INFINITY, "+Inf"),
+        ] {
+            assert_eq!(le(bound), text);
+        }
     }
 }

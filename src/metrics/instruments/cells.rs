@@ -5,15 +5,9 @@ use std::sync::OnceLock;
 use super::slots;
 use super::sync::AtomicU64;
 
-/// Two cache lines, since processors fetch them in pairs: what one thread writes shares neither with what
-/// another one writes.
-#[repr(align(128))]
-#[derive(Debug, Default)]
-struct Line([AtomicU64; Line::CELLS]);
-
-impl Line {
-    const CELLS: usize = 16;
-}
+/// Cells before and after a row that nobody uses: a cache line of each. So what one thread writes shares no
+/// line with what another one writes, and lies two lines apart from it, since processors fetch lines in pairs.
+const GUARD: usize = 8;
 
 /// A row of `width` cells for each slot. A row is made when its slot's owner records for the first time, so
 /// that only threads which record cost memory.
@@ -25,21 +19,21 @@ pub(super) struct Cells {
 
 /// One slot's cells.
 #[derive(Debug)]
-pub(super) struct Row(Box<[Line]>);
+pub(super) struct Row(Box<[AtomicU64]>);
 
 impl Row {
     fn new(width: usize) -> Self {
-        Self((0..width.div_ceil(Line::CELLS)).map(|_| Line::default()).collect())
+        Self((0..GUARD + width + GUARD).map(|_| AtomicU64::new(0)).collect())
     }
 
     #[inline]
     pub(super) fn cell(&self, index: usize) -> Option<&AtomicU64> {
-        self.0.get(index / Line::CELLS)?.0.get(index % Line::CELLS)
+        self.0.get(GUARD + index)
     }
 
     /// `count` cells from `start` on.
-    pub(super) fn cells(&self, start: usize, count: usize) -> impl Iterator<Item = &AtomicU64> {
-        self.0.iter().flat_map(|line| &line.0).skip(start).take(count)
+    pub(super) fn cells(&self, start: usize, count: usize) -> &[AtomicU64] {
+        self.0.get(GUARD + start..GUARD + start + count).unwrap_or_default()
     }
 }
 
@@ -68,6 +62,6 @@ impl Cells {
     #[cfg(test)]
     /// The memory of everything that could be allocated, in bytes.
     pub(super) const fn footprint(width: usize, slots: usize) -> usize {
-        slots * (size_of::<OnceLock<Row>>() + width.div_ceil(Line::CELLS) * size_of::<Line>())
+        slots * (size_of::<OnceLock<Row>>() + (GUARD + width + GUARD) * size_of::<AtomicU64>())
     }
 }

@@ -10,6 +10,7 @@ use super::family::LabelSet;
 #[cfg(test)]
 use super::packed::WideCell;
 use super::packed::{Total, Wide, add};
+use super::sync::AtomicU64;
 
 /// A family of histograms over the closed label set `L`; `()` for a single one. Cloning shares the numbers.
 ///
@@ -131,28 +132,27 @@ impl<L: LabelSet> Histogram<L> {
 impl Shared {
     #[inline]
     fn observe(&self, series: usize, value: u64) {
-        if self.observe_packed(self.packed.own(), series, value).is_none() {
+        let cell = self.packed_cell(self.packed.own(), series, value);
+        if cell.and_then(|cell| add(cell, value)).is_none() {
             self.observe_slowly(series, value);
         }
     }
 
-    /// `None` when nothing was recorded: no row, a value that is not packed, or a count that is full.
+    /// The cell for `value`; `None` when it is not packed, or there is no row.
     #[inline]
-    fn observe_packed(&self, row: Option<&Row>, series: usize, value: u64) -> Option<()> {
+    fn packed_cell<'a>(&self, row: Option<&'a Row>, series: usize, value: u64) -> Option<&'a AtomicU64> {
         let bucket = self.buckets.packed_index(value)?;
-        add(row?.cell(series * self.buckets.packed_len() + bucket)?, value)
+        row?.cell(series * self.buckets.packed_len() + bucket)
     }
 
     #[cold]
     fn observe_slowly(&self, series: usize, value: u64) {
-        let row = self.packed.claim();
-        if self.observe_packed(row, series, value).is_some() {
+        let cell = self.packed_cell(self.packed.claim(), series, value);
+        if cell.and_then(|cell| add(cell, value)).is_some() {
             return;
         }
-        let full = self.buckets.packed_index(value);
-        let full = full.and_then(|bucket| row?.cell(series * self.buckets.packed_len() + bucket));
         if let Some(wide) = self.wide.cells(series, self.buckets.len()).get(self.buckets.index(value)) {
-            self.wide.add(wide, value, full);
+            self.wide.add(wide, value, cell);
         }
     }
 

@@ -1,27 +1,33 @@
 //! What the kernel says about this process, read once per scrape.
 
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use procfs::process::{LimitValue, Process};
-use procfs::{ProcResult, WithCurrentSystemInfo};
+use procfs::ProcResult;
+use procfs::process::Process;
+use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use super::cpu::Sample;
 
 /// One reading of `/proc/self`. Each part fails by itself.
+///
+/// It is part of every scrape, so it asks for no more than is shown: `/proc/self/stat` and `/proc/self/limits`, which
+/// have the same numbers among many others, take the kernel ten times as long to write.
 pub(super) struct Reading {
-    pub(super) stat: ProcResult<Stat>,
+    pub(super) memory: io::Result<Memory>,
+    pub(super) threads: io::Result<u64>,
     pub(super) open_fds: io::Result<u64>,
-    /// `None` inside: there is no limit.
-    pub(super) max_fds: ProcResult<Option<u64>>,
+    /// `None`: there is no limit.
+    pub(super) max_fds: Option<u64>,
 }
 
-/// From `/proc/self/stat`.
-pub(super) struct Stat {
-    pub(super) resident_bytes: u64,
+/// From `/proc/self/statm`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Memory {
     pub(super) virtual_bytes: u64,
-    pub(super) threads: u64,
+    pub(super) resident_bytes: u64,
 }
 
 /// When the process started.
@@ -32,10 +38,8 @@ pub(super) struct Start {
 }
 
 pub(super) fn read() -> Reading {
-    // Each handle on /proc/self is a descriptor, too: it is closed before the descriptors are counted.
-    let stat = Process::myself().and_then(|process| stat(&process));
-    let max_fds = Process::myself().and_then(|process| max_fds(&process));
-    Reading { stat, max_fds, open_fds: open_fds() }
+    let max_fds = getrlimit(Resource::Nofile).current;
+    Reading { memory: memory(), threads: threads(), open_fds: open_fds(), max_fds }
 }
 
 /// CPU time used so far, and when that is. The clock counts from the boot, as start times in `/proc` do.
@@ -57,20 +61,19 @@ pub(super) fn start() -> ProcResult<Start> {
     })
 }
 
-fn stat(process: &Process) -> ProcResult<Stat> {
-    let stat = process.stat()?;
-    Ok(Stat {
-        resident_bytes: stat.rss_bytes().get(),
-        virtual_bytes: stat.vsize,
-        threads: u64::try_from(stat.num_threads).unwrap_or(0),
-    })
+/// `proc_pid_statm(5)`: all of it and what is resident, in pages.
+fn memory() -> io::Result<Memory> {
+    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    let mut bytes = statm.split(' ').map(|pages| pages.parse::<u64>().map(|pages| pages * procfs::page_size()));
+    match (bytes.next(), bytes.next()) {
+        (Some(Ok(virtual_bytes)), Some(Ok(resident_bytes))) => Ok(Memory { virtual_bytes, resident_bytes }),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "/proc/self/statm is not what it should be")),
+    }
 }
 
-fn max_fds(process: &Process) -> ProcResult<Option<u64>> {
-    Ok(match process.limits()?.max_open_files.soft_limit {
-        LimitValue::Value(limit) => Some(limit),
-        LimitValue::Unlimited => None,
-    })
+/// Each thread is a subdirectory, and each subdirectory a link, besides the directory's own two.
+fn threads() -> io::Result<u64> {
+    Ok(std::fs::metadata("/proc/self/task")?.nlink().saturating_sub(2))
 }
 
 /// Linux 6.2 and later tell the number as the size of the directory; before, its entries are counted.

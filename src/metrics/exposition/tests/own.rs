@@ -59,10 +59,18 @@ impl Instruments {
     }
 }
 
-/// The samples of an OpenMetrics text: name and labels, in whatever order, with their values.
+/// The samples of an OpenMetrics text: name and labels, in whatever order, with their values. Bounds are compared as the
+/// numbers that they are.
 fn samples(text: &str) -> BTreeMap<Series, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#')).map(sample);
-    lines.map(|(name, labels, value)| ((name, labels), value)).collect()
+    lines
+        .map(|(name, mut labels, value)| {
+            if let Some(bound) = labels.get_mut("le") {
+                *bound = instruments::le(bound.parse().unwrap());
+            }
+            ((name, labels), value)
+        })
+        .collect()
 }
 
 /// prometheus-client's own encoder, given the same instruments, says the same.
@@ -111,7 +119,7 @@ fn both_texts_have_the_same_samples_and_each_its_own_metadata() {
     assert!(openmetrics.ends_with("\n# EOF\n") && !classic.contains("# EOF") && !classic.contains("# UNIT"));
     for line in [
         r#"messages_received_total{type="put"} 8"#,
-        r#"message_processing_duration_seconds_bucket{type="put",le="0.00001"} 3"#,
+        r#"message_processing_duration_seconds_bucket{type="put",le="1e-05"} 3"#,
         r#"message_processing_duration_seconds_bucket{type="put",le="0.0025"} 6"#,
         r#"message_processing_duration_seconds_bucket{type="put",le="10.0"} 7"#,
         r#"message_processing_duration_seconds_bucket{type="put",le="+Inf"} 8"#,
@@ -223,8 +231,7 @@ fn as_samples(families: &[MetricFamily]) -> BTreeMap<Series, f64> {
             let labels: BTreeMap<_, _> = pairs.collect();
             let mut put = |suffix: &str, le: Option<f64>, value: f64| {
                 let mut labels = labels.clone();
-                labels
-                    .extend(le.map(|le| ("le".to_owned(), if le.is_infinite() { "+Inf".into() } else { decimal(le) })));
+                labels.extend(le.map(|le| ("le".to_owned(), instruments::le(le))));
                 assert!(samples.insert((format!("{name}{suffix}"), labels), value).is_none(), "{name}: twice");
             };
             match (family.kind, &metric.counter, &metric.gauge, &metric.untyped, &metric.histogram) {
@@ -243,12 +250,6 @@ fn as_samples(families: &[MetricFamily]) -> BTreeMap<Series, f64> {
         }
     }
     samples
-}
-
-/// A bound as the text formats have it.
-fn decimal(bound: f64) -> String {
-    let text = bound.to_string();
-    if text.contains('.') { text } else { format!("{text}.0") }
 }
 
 #[test]
