@@ -1,12 +1,20 @@
 //! Peerscope measured side by side with what one would use in its place. `bench/README.md` says what each case means.
 
 mod cargo;
+mod encode;
+mod endpoint;
+mod exposition;
 mod footprint;
+mod library;
 mod measure;
 mod messages;
 mod overhead;
 mod process;
+mod record;
 mod report;
+mod samples;
+mod shape;
+mod size;
 mod storage;
 
 use std::process::ExitCode;
@@ -56,6 +64,12 @@ enum Bench {
     Storage,
     /// The same paths with and without metrics, in time and in instructions (needs valgrind).
     Overhead,
+    /// What recording one event costs, in memory.
+    Record,
+    /// What writing a page costs, in memory.
+    Encode,
+    /// Whole scrapes over loopback, and what they do to a thread that records meanwhile.
+    Endpoint,
     /// Memory, time to the first scrape, and size of an idle agent.
     Footprint,
 }
@@ -101,13 +115,19 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     if let Some(contender) = &args.serve {
-        return messages::serve(contender, args.at.as_deref());
+        return match contender.strip_prefix(endpoint::SERVED) {
+            Some(who) => endpoint::serve(who, args.at.as_deref().ok_or("an endpoint needs --at SIZE")?),
+            None => messages::serve(contender, args.at.as_deref()),
+        };
     }
     let plan = Plan::new(args);
     let report = match args.bench {
         Some(Bench::Messages) => messages::run(&plan)?,
         Some(Bench::Storage) => storage::run(&plan)?,
         Some(Bench::Overhead) => overhead::run(&plan)?,
+        Some(Bench::Record) => record::run(&plan)?,
+        Some(Bench::Encode) => encode::run(&plan)?,
+        Some(Bench::Endpoint) => endpoint::run(&plan)?,
         Some(Bench::Footprint) => footprint::run(&plan)?,
         None => return Ok(()),
     };

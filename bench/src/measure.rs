@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
+
 use crate::{Error, Result};
 
 /// What one contender did in one round.
@@ -50,6 +52,13 @@ impl Window {
 /// Nanoseconds, saturating at the 4 seconds that a `u32` holds.
 pub(crate) fn nanos(duration: Duration) -> u32 {
     u32::try_from(duration.as_nanos()).unwrap_or(u32::MAX)
+}
+
+/// The processor time that a thread or a process has had.
+pub(crate) fn cpu_time(of: ClockId) -> Duration {
+    let time = clock_gettime(of);
+    // Neither part is ever negative.
+    Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
 }
 
 /// Runs `callers` tasks that each call `operation` (with a number that differs from call to call) until the window

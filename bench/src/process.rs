@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Result;
@@ -39,19 +39,60 @@ impl Drop for Process {
 
 /// Starts this binary as the server side of `contender`, and returns the address that it prints.
 pub(crate) fn serve(contender: &str, at: Option<&str>) -> Result<(Process, String)> {
+    let (process, _, address) = start(contender, at)?;
+    Ok((process, address))
+}
+
+fn start(contender: &str, at: Option<&str>) -> Result<(Process, BufReader<ChildStdout>, String)> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("--serve").arg(contender).stdin(Stdio::piped()).stdout(Stdio::piped());
     if let Some(at) = at {
         command.arg("--at").arg(at);
     }
     let mut process = Process(command.spawn()?);
-    let stdout = process.0.stdout.take().ok_or("the server side has no stdout")?;
+    let mut stdout = BufReader::new(process.0.stdout.take().ok_or("the server side has no stdout")?);
     let mut address = String::new();
-    BufReader::new(stdout).read_line(&mut address)?;
+    stdout.read_line(&mut address)?;
     if address.trim().is_empty() {
         return Err(format!("the server side of {contender} ended before it was ready").into());
     }
-    Ok((process, address.trim().to_owned()))
+    Ok((process, stdout, address.trim().to_owned()))
+}
+
+/// A server side that answers questions about itself, a line each.
+pub(crate) struct Server {
+    process: Process,
+    stdout: BufReader<ChildStdout>,
+    pub(crate) address: String,
+}
+
+impl Server {
+    pub(crate) fn start(contender: &str, at: &str) -> Result<Self> {
+        let (process, stdout, address) = start(contender, Some(at))?;
+        Ok(Self { process, stdout, address })
+    }
+
+    /// Asks one question and waits for the numbers of its answer.
+    pub(crate) fn ask<const N: usize>(&mut self, question: &str) -> Result<[f64; N]> {
+        let stdin = self.process.0.stdin.as_mut().ok_or("the server side has no stdin")?;
+        writeln!(stdin, "{question}")?;
+        let mut answer = String::new();
+        self.stdout.read_line(&mut answer)?;
+        let numbers: Vec<f64> = answer.split_whitespace().map(str::parse).collect::<std::result::Result<_, _>>()?;
+        numbers.try_into().map_err(|_| format!("the server side answered `{question}` with: {answer}").into())
+    }
+}
+
+/// The server side's half: prints the address, and answers what it is asked until the bench closes stdin or is gone.
+pub(crate) fn announce_and_answer(address: &str, mut answer: impl FnMut(&str) -> Result<String>) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{address}")?;
+    stdout.flush()?;
+    for question in std::io::stdin().lock().lines() {
+        writeln!(stdout, "{}", answer(&question?)?)?;
+        stdout.flush()?;
+    }
+    Ok(())
 }
 
 /// The server side's half: prints the address, and returns when the bench closes stdin or is gone.

@@ -18,6 +18,8 @@ pub(crate) enum Unit {
     Milliseconds,
     /// For one operation.
     Nanoseconds,
+    NanosecondsPerByte,
+    Bytes,
     /// For one operation.
     Instructions,
     /// How much more time the build with metrics takes.
@@ -34,6 +36,8 @@ impl Unit {
             Self::Microseconds => "us",
             Self::Milliseconds => "ms",
             Self::Nanoseconds => "ns",
+            Self::NanosecondsPerByte => "ns/byte",
+            Self::Bytes => "bytes",
             Self::Instructions => "instructions",
             Self::PercentOfTime => "% of time",
             Self::PercentOfInstructions => "% of instructions",
@@ -92,7 +96,7 @@ impl Report {
         let mut out = std::io::stdout().lock();
         if !json {
             let (bench, case, who, median, unit, ratio) = ("bench", "case", "who", "median", "unit", "ratio");
-            writeln!(out, "{bench:<9} {case:<36} {who:<26} {median:>12} {unit:<17} {ratio:>7}")?;
+            writeln!(out, "{bench:<9} {case:<40} {who:<26} {median:>12} {unit:<17} {ratio:>7}")?;
         }
         for row in self.rows() {
             if json {
@@ -102,7 +106,7 @@ impl Report {
                 let ratio = row.ratio.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}"));
                 writeln!(
                     out,
-                    "{:<9} {:<36} {:<26} {:>12.2} {:<17} {ratio:>7}",
+                    "{:<9} {:<40} {:<26} {:>12.2} {:<17} {ratio:>7}",
                     row.bench, row.case, row.who, row.median, row.unit
                 )?;
             }

@@ -1,0 +1,128 @@
+//! A scraper that costs little, so that what is measured is the server: it blocks, keeps its connection, and reads into
+//! the same memory again.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use crate::library::Format;
+use crate::{Error, Result};
+
+/// How long an answer may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Scrape {
+    pub(crate) format: Format,
+    pub(crate) gzip: bool,
+}
+
+impl Scrape {
+    fn request(self) -> String {
+        let accept = match self.format {
+            Format::Text => "text/plain;version=0.0.4",
+            Format::OpenMetrics => "application/openmetrics-text;version=1.0.0",
+            Format::Protobuf => {
+                "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited"
+            }
+        };
+        let coding = if self.gzip { "gzip" } else { "identity" };
+        format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nAccept-Encoding: {coding}\r\n\r\n")
+    }
+
+    /// How a `Content-Type` of this format begins.
+    fn content_type(self) -> &'static str {
+        match self.format {
+            Format::Text => "text/plain",
+            Format::OpenMetrics => "application/openmetrics-text",
+            Format::Protobuf => "application/vnd.google.protobuf",
+        }
+    }
+}
+
+pub(crate) struct Client {
+    stream: BufReader<TcpStream>,
+    scrape: Scrape,
+    request: String,
+    line: String,
+    body: Vec<u8>,
+}
+
+/// How a body's end is known.
+enum Length {
+    Bytes(usize),
+    Chunked,
+}
+
+impl Client {
+    pub(crate) fn connect(address: &str, scrape: Scrape) -> Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        let stream = BufReader::with_capacity(128 * 1024, stream);
+        Ok(Self { stream, scrape, request: scrape.request(), line: String::new(), body: Vec::new() })
+    }
+
+    /// Scrapes once and returns the body as it came.
+    pub(crate) fn scrape(&mut self) -> Result<&[u8]> {
+        self.stream.get_mut().write_all(self.request.as_bytes())?;
+        let length = self.head()?;
+        self.body.clear();
+        match length {
+            Length::Bytes(length) => self.take(length)?,
+            Length::Chunked => loop {
+                self.line()?;
+                let length = usize::from_str_radix(self.line.trim(), 16)?;
+                self.take(length)?;
+                self.line()?;
+                if length == 0 {
+                    break;
+                }
+            },
+        }
+        Ok(&self.body)
+    }
+
+    /// Reads the head; an error when the answer is not what was asked for.
+    fn head(&mut self) -> Result<Length> {
+        self.line()?;
+        if !self.line.starts_with("HTTP/1.1 200") {
+            return Err(format!("an answer that is no page: {}", self.line.trim()).into());
+        }
+        let (mut length, mut of_type, mut gzip) = (None, false, false);
+        loop {
+            self.line()?;
+            let line = self.line.trim_end();
+            if line.is_empty() {
+                break;
+            }
+            let (name, value) = line.split_once(": ").ok_or("a header without a colon")?;
+            match name.to_ascii_lowercase().as_str() {
+                "content-type" => of_type = value.starts_with(self.scrape.content_type()),
+                "content-encoding" => gzip = value == "gzip",
+                "content-length" => length = Some(Length::Bytes(value.parse()?)),
+                "transfer-encoding" => length = Some(Length::Chunked),
+                _ => {}
+            }
+        }
+        if !of_type || gzip != self.scrape.gzip {
+            return Err(format!("the answer to {:?} is of another type or coding", self.scrape).into());
+        }
+        length.ok_or_else(|| Error::from("an answer without a length"))
+    }
+
+    fn line(&mut self) -> Result<()> {
+        self.line.clear();
+        if self.stream.read_line(&mut self.line)? == 0 {
+            Err("the server closed the connection".into())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn take(&mut self, length: usize) -> Result<()> {
+        let taken = self.stream.by_ref().take(length as u64).read_to_end(&mut self.body)?;
+        if taken == length { Ok(()) } else { Err("an answer was cut off".into()) }
+    }
+}

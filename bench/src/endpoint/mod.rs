@@ -1,0 +1,170 @@
+//! Whole scrapes over loopback, on one connection that is kept, of servers in processes of their own; and what scrapes
+//! do to a thread of the server's process that records meanwhile.
+
+mod client;
+mod serve;
+
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use flate2::read::GzDecoder;
+
+use self::client::{Client, Scrape};
+pub(crate) use self::serve::serve;
+use crate::library::Format;
+use crate::measure::{Window, nanos};
+use crate::process::Server;
+use crate::report::{OURS, Report, Unit};
+use crate::size::Size;
+use crate::{Plan, Result, encode};
+
+/// What the name of a contender's server side begins with, to tell it from those of other benchmarks.
+pub(crate) const SERVED: &str = "endpoint ";
+
+/// A contender, and what its server can be asked for.
+struct Contender {
+    who: &'static str,
+    formats: &'static [Format],
+    gzip: bool,
+}
+
+const CONTENDERS: [Contender; 4] = [
+    Contender { who: OURS, formats: &Format::ALL, gzip: true },
+    Contender { who: "prometheus-client", formats: &[Format::OpenMetrics, Format::Protobuf], gzip: true },
+    Contender { who: "prometheus", formats: &[Format::Text, Format::Protobuf], gzip: true },
+    Contender { who: "metrics", formats: &[Format::Text], gzip: false },
+];
+
+/// The server side of a contender, in its process.
+struct Running {
+    contender: &'static Contender,
+    size: Size,
+    server: Server,
+}
+
+/// Measures every case with every contender, round after round.
+pub(crate) fn run(plan: &Plan) -> Result<Report> {
+    let mut running = Vec::new();
+    for size in Size::ALL {
+        for contender in CONTENDERS.iter().filter(|contender| plan.wants(contender.who)) {
+            let server = Server::start(&format!("{SERVED}{}", contender.who), size.name())?;
+            running.push(Running { contender, size, server });
+        }
+    }
+    let mut report = Report::new("endpoint");
+    for round in 1..=plan.rounds {
+        eprintln!("round {round} of {}", plan.rounds);
+        for size in Size::ALL {
+            for scrape in scrapes() {
+                let case = case(size, scrape);
+                if !plan.wants_case(&case) {
+                    continue;
+                }
+                for running in running.iter_mut().filter(|running| running.size == size && running.answers(scrape)) {
+                    running.scrape(plan, scrape, &case, &mut report)?;
+                }
+            }
+        }
+        for size in Size::ALL {
+            let case = format!("recording, {}", size.name());
+            if !plan.wants_case(&case) {
+                continue;
+            }
+            for running in running.iter_mut().filter(|running| running.size == size) {
+                running.record(plan, &case, &mut report)?;
+            }
+        }
+    }
+    Ok(report)
+}
+
+/// Every format, as it is and compressed.
+fn scrapes() -> impl Iterator<Item = Scrape> {
+    Format::ALL.into_iter().flat_map(|format| [false, true].map(|gzip| Scrape { format, gzip }))
+}
+
+fn case(size: Size, scrape: Scrape) -> String {
+    format!("{}, {}{}", size.name(), scrape.format.name(), if scrape.gzip { ", gzip" } else { "" })
+}
+
+impl Running {
+    fn answers(&self, scrape: Scrape) -> bool {
+        self.contender.formats.contains(&scrape.format) && (self.contender.gzip || !scrape.gzip)
+    }
+
+    /// One round of scrapes, each begun when the last one has arrived.
+    fn scrape(&mut self, plan: &Plan, scrape: Scrape, case: &str, report: &mut Report) -> Result<()> {
+        let who = self.contender.who;
+        let mut client = Client::connect(&self.server.address, scrape)?;
+        let mut bytes =
+            check(client.scrape()?, scrape, self.size).map_err(|error| format!("{who}, {case}: {error}"))?;
+        let warm = Instant::now() + plan.warm_up / 4;
+        while Instant::now() < warm {
+            client.scrape()?;
+        }
+        let [before] = self.server.ask("cpu")?;
+        let window = Window::new(Duration::ZERO, plan.length / 2);
+        let mut taken = Vec::with_capacity(1 << 14);
+        let mut begin = Instant::now();
+        while begin < window.to || taken.is_empty() {
+            bytes = client.scrape()?.len();
+            let end = Instant::now();
+            taken.push(nanos(end - begin));
+            begin = end;
+        }
+        let [after] = self.server.ask("cpu")?;
+        let cpu = (after - before) / 1_000.0 / taken.len() as f64;
+        let round = window.round(taken)?;
+        report.add(&format!("{case}, p50"), who, Unit::Microseconds, round.p50_us);
+        report.add(&format!("{case}, p99"), who, Unit::Microseconds, round.p99_us);
+        report.add(&format!("{case}, CPU"), who, Unit::Microseconds, cpu);
+        report.add(case, who, Unit::Bytes, bytes as f64);
+        Ok(())
+    }
+
+    /// One round of recording alone, and one while scrapes follow each other.
+    fn record(&mut self, plan: &Plan, case: &str, report: &mut Report) -> Result<()> {
+        let who = self.contender.who;
+        let question = format!("record {}", (plan.length / 4).as_millis());
+        let mut add = |how: &str, [wall, cpu]: [f64; 2]| {
+            report.add(&format!("{case}, {how}"), who, Unit::Nanoseconds, wall);
+            report.add(&format!("{case}, {how}, CPU"), who, Unit::Nanoseconds, cpu);
+        };
+        add("alone", self.server.ask(&question)?);
+        let format = self.contender.formats.first().copied().unwrap_or(Format::Text);
+        let mut client = Client::connect(&self.server.address, Scrape { format, gzip: false })?;
+        let recorded = AtomicBool::new(false);
+        let (begin, mut scrapes) = (Instant::now(), 0_u32);
+        std::thread::scope(|scope| {
+            let scraper = scope.spawn(|| {
+                while !recorded.load(Ordering::Relaxed) {
+                    client.scrape()?;
+                    scrapes += 1;
+                }
+                Ok::<_, crate::Error>(())
+            });
+            let answer = self.server.ask(&question);
+            recorded.store(true, Ordering::Relaxed);
+            scraper.join().map_err(|_| "the scraper panicked")??;
+            add("scraped", answer?);
+            Ok::<_, crate::Error>(())
+        })?;
+        let per_second = f64::from(scrapes) / begin.elapsed().as_secs_f64();
+        report.add(&format!("{case}, scrapes"), who, Unit::PerSecond, per_second);
+        Ok(())
+    }
+}
+
+/// The length of a page as it came; an error when it does not hold every series.
+fn check(page: &[u8], scrape: Scrape, size: Size) -> Result<usize> {
+    let whole = if scrape.gzip {
+        let mut whole = Vec::new();
+        GzDecoder::new(page).read_to_end(&mut whole)?;
+        whole
+    } else {
+        page.to_vec()
+    };
+    encode::check(&whole, scrape.format, &size.shape()?.and_events())?;
+    Ok(page.len())
+}

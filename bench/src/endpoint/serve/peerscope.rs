@@ -1,0 +1,28 @@
+//! Ours: the agent's own endpoint, with its limits, deadlines and counts of itself.
+
+use std::sync::Arc;
+
+use peerscope::metrics::{Health, MetricsConfig, MetricsServer};
+
+use super::Serving;
+use crate::Result;
+use crate::library::peerscope::{Peerscope, agent_info};
+use crate::size::Size;
+
+pub(super) fn start(size: Size) -> Result<Serving> {
+    let mut peerscope = Peerscope::new()?;
+    let collector = match size {
+        Size::Agent => peerscope.add_agent(),
+        Size::Generated(_) => {
+            peerscope.fill(&size.shape()?)?;
+            // It counts its own requests, but not among the generated families.
+            Peerscope::new()?.add_agent()
+        }
+    };
+    let recorder = peerscope.together()?;
+    let config = MetricsConfig { port: 0, ..MetricsConfig::default() };
+    let server =
+        MetricsServer::start(&config, &agent_info(), Arc::new(peerscope.registry), collector, Health::default());
+    let address = server.local_addr().ok_or("the endpoint does not listen")?;
+    Ok(Serving::new(address, recorder, server))
+}
