@@ -9,6 +9,7 @@ use libp2p::PeerId;
 use percent_encoding::percent_decode_str;
 
 use super::{Api, ComponentStatus, Deleted, Failure, Peer, Status};
+use crate::metrics::all_ready;
 use crate::network::RequestError;
 use crate::network::protocol::{self, ErrorCode};
 use crate::storage;
@@ -62,7 +63,9 @@ impl Api {
 
     async fn status(&self) -> Status {
         let peer_id = &self.agent.peer_id;
-        let components = self.health.snapshot().into_iter().map(|state| ComponentStatus {
+        let states = self.health.snapshot();
+        let ready = all_ready(&states);
+        let components = states.into_iter().map(|state| ComponentStatus {
             component: state.component.to_string(),
             ready: state.problem.is_none(),
             problem: state.problem,
@@ -77,7 +80,7 @@ impl Api {
             store: self.storage.describe(),
             metrics: self.metrics_url.url(),
             peers_connected: self.network.peers().await.len(),
-            ready: self.health.is_ready(),
+            ready,
             components: components.collect(),
         }
     }

@@ -53,8 +53,7 @@ impl Health {
 
     /// Whether every component that has reported is ready, and at least one has.
     pub fn is_ready(&self) -> bool {
-        let states = self.snapshot();
-        !states.is_empty() && states.iter().all(|s| s.problem.is_none())
+        all_ready(&self.snapshot())
     }
 
     fn write(&self, component: Component, state: Result<(), String>) {
@@ -63,6 +62,11 @@ impl Health {
             *slot = Some(state);
         }
     }
+}
+
+/// Whether these are ready, and there is at least one: [`Health::is_ready`] of a reading that is shown as well.
+pub(crate) fn all_ready(states: &[ComponentState]) -> bool {
+    !states.is_empty() && states.iter().all(|state| state.problem.is_none())
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ use std::sync::{Arc, OnceLock};
 
 #[cfg(feature = "metrics-prometheus")]
 pub use collector::MetricsCollector;
+pub(crate) use health::all_ready;
 pub use health::{ComponentState, Health};
 #[cfg(feature = "metrics-prometheus")]
 pub use instruments::{Timer, UnderWay};

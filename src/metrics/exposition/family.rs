@@ -1,7 +1,7 @@
 //! What is known of a family and its series before any value is: written once, when they are registered.
 
 use super::protobuf;
-use super::text::{push_help, push_label_value};
+use super::text::push_escaped;
 use crate::metrics::catalogue::Kind;
 
 /// The names under which Prometheus writes what it finds out about each scrape itself. A native histogram
@@ -40,10 +40,10 @@ impl Metadata {
             Kind::Gauge | Kind::Histogram | Kind::Unknown => name.to_owned(),
         };
         let mut classic = format!("# HELP {sample} ");
-        push_help(&mut classic, help, false);
+        push_escaped(&mut classic, help, false);
         classic.push_str(&format!("\n# TYPE {sample} {}\n", kind.classic()));
         let mut openmetrics = format!("# HELP {name} ");
-        push_help(&mut openmetrics, help, true);
+        push_escaped(&mut openmetrics, help, true);
         openmetrics.push_str(&format!("\n# TYPE {name} {}\n", kind.as_str()));
         if let Some(unit) = unit {
             openmetrics.push_str(&format!("# UNIT {name} {unit}\n"));
@@ -89,7 +89,7 @@ impl Series {
             }
             text.push_str(name);
             text.push_str("=\"");
-            push_label_value(&mut text, value);
+            push_escaped(&mut text, value, true);
             text.push('"');
             protobuf::label(&mut bytes, name, value);
         }

@@ -54,8 +54,7 @@ fn families(text: &str) -> Vec<Family<'_>> {
     let mut families: Vec<Family<'_>> = Vec::new();
     let mut positions = HashMap::new();
     let mut items = Items::new(text);
-    let mut next = items.next();
-    while let Some(head) = next {
+    while let Some(head) = items.next() {
         let position = *positions.entry((head.name, head.kind)).or_insert(families.len());
         if position == families.len() {
             let (name, kind, help, unit) = (head.name, head.kind, head.help, head.unit);
@@ -64,7 +63,6 @@ fn families(text: &str) -> Vec<Family<'_>> {
         if let Some(family) = families.get_mut(position) {
             family.samples.extend(items.samples(head.name, head.kind));
         }
-        next = items.next();
     }
     for family in &mut families {
         family.leave_out_repeated();
@@ -131,10 +129,15 @@ fn protobuf(out: &mut FamilyWriter<'_, '_>, family: &Family<'_>) {
         return histograms(out, family);
     }
     for sample in &family.samples {
-        let labels: Vec<_> = sample.labels().map(|(name, value)| (name, unescaped(value))).collect();
-        let labels: Vec<_> = labels.iter().map(|(name, value)| (*name, &**value)).collect();
-        out.number(&Series::new(&labels), Number::Float(sample.float()));
+        out.number(&series(sample.labels()), Number::Float(sample.float()));
     }
+}
+
+/// The series with these labels, whose values are still escaped.
+fn series<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>) -> Series {
+    let labels: Vec<_> = labels.map(|(name, value)| (name, unescaped(value))).collect();
+    let labels: Vec<_> = labels.iter().map(|(name, value)| (*name, &**value)).collect();
+    Series::new(&labels)
 }
 
 /// One histogram of a family.
@@ -167,9 +170,7 @@ fn histograms(out: &mut FamilyWriter<'_, '_>, family: &Family<'_>) {
         }
     }
     for (labels, mut histogram) in histograms {
-        let labels: Vec<_> = labels.into_iter().map(|(name, value)| (name, unescaped(value))).collect();
-        let labels: Vec<_> = labels.iter().map(|(name, value)| (*name, &**value)).collect();
         histogram.classic.sort_by(|a, b| a.0.total_cmp(&b.0));
-        out.foreign_histogram(&Series::new(&labels), histogram.count, histogram.sum, &histogram.classic);
+        out.foreign_histogram(&series(labels.into_iter()), histogram.count, histogram.sum, &histogram.classic);
     }
 }

@@ -3,8 +3,6 @@
 //!
 //! Sources: the exposition formats page of Prometheus's documentation, and OpenMetrics 1.0.0.
 
-use std::fmt::Write as _;
-
 use super::page::Number;
 use crate::metrics::instruments::{Buckets, Snapshot};
 
@@ -61,28 +59,15 @@ fn float(value: f64) -> String {
     }
 }
 
-/// A help text: the classic format escapes backslashes and line breaks, OpenMetrics quotes as well.
-pub(super) fn push_help(out: &mut String, help: &str, quotes: bool) {
-    for c in help.chars() {
+/// A help text or a label's value: backslashes and line breaks are escaped everywhere, quotes everywhere but in the
+/// help texts of the classic format.
+pub(super) fn push_escaped(out: &mut String, text: &str, quotes: bool) {
+    for c in text.chars() {
         match c {
             '\\' => out.push_str("\\\\"),
             '\n' => out.push_str("\\n"),
             '"' if quotes => out.push_str("\\\""),
             c => out.push(c),
-        }
-    }
-}
-
-/// A label's value: both formats escape backslashes, line breaks and quotes.
-pub(super) fn push_label_value(out: &mut String, value: &str) {
-    for c in value.chars() {
-        match c {
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '"' => out.push_str("\\\""),
-            c => {
-                let _infallible = out.write_char(c);
-            }
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use super::{Limits, pages};
 use crate::metrics::exposition::{self, Format, Wanted};
 use crate::metrics::labels::{HttpCode, HttpHandler};
-use crate::metrics::{Health, MetricsCollector, Registry, Timer};
+use crate::metrics::{Health, MetricsCollector, Registry, Timer, all_ready};
 
 /// Everything that the pages show.
 pub(super) struct Routes {
@@ -89,7 +89,7 @@ impl Routes {
     fn ready(&self, headers: &HeaderMap) -> Answer {
         let states = self.health.snapshot();
         // Of one reading: a 200 must not list a problem.
-        let ready = !states.is_empty() && states.iter().all(|state| state.problem.is_none());
+        let ready = all_ready(&states);
         let code = if ready { HttpCode::Ok } else { HttpCode::ServiceUnavailable };
         if exposition::prefers_json(&joined(headers, &header::ACCEPT)) {
             Answer::new(code, "application/json", pages::ready_json(ready, &states))
