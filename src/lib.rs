@@ -11,6 +11,7 @@
 //! - [`node`]: the composition root, and the one entry point of a peer's message.
 //! - [`control`]: the Unix socket through which the short commands talk to a running agent.
 //! - [`network`]: the libp2p swarm and the framed link to each peer.
+//! - [`expose`]: other exporters on this machine, fetched for peers.
 //! - [`storage`]: `get`, `put` and `delete` on the embedded store or on Redis.
 //! - [`units`]: durations and sizes as people write them.
 //! - [`metrics`]: what is recorded, and the endpoint that shows it.
@@ -18,6 +19,7 @@
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod expose;
 pub mod identity;
 pub mod metrics;
 pub mod network;

@@ -1,0 +1,167 @@
+//! Other exporters on this machine, fetched for peers that cannot reach them.
+//!
+//! A peer only ever says a name. What is behind it stands in this agent's configuration and stays there: no error
+//! names a URL, a host or a port to the peer. The exporter is not trusted either: how long it may take and how
+//! much it may send are bounded, and what it answers is passed on only where Prometheus would take it.
+
+mod answer;
+mod config;
+mod error;
+mod url;
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::client::conn::http1::{Builder, SendRequest};
+use hyper::header::{ACCEPT, ACCEPT_ENCODING, CONNECTION, HOST, HeaderName, HeaderValue, USER_AGENT};
+use hyper::{Request, Uri};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+pub use self::config::{Exposed, ExposedName};
+pub use self::error::{FetchCause, FetchError};
+pub use self::url::ExposedUrl;
+use self::url::Host;
+
+/// The most exporters that one agent hands out.
+pub const MAX_EXPOSED: usize = 16;
+
+/// The longest head of an exporter's answer, in bytes, and the most that is read ahead of its body.
+const MAX_HEAD: usize = 64 << 10;
+
+/// The longest `Accept` that is passed on, in bytes. Prometheus 3 sends about 500.
+const MAX_ACCEPT: usize = 4 << 10;
+
+/// The most addresses of a name that are tried.
+const MAX_ADDRESSES: usize = 8;
+
+/// How Prometheus tells an exporter the time that it has, in seconds.
+const SCRAPE_TIMEOUT: HeaderName = HeaderName::from_static("x-prometheus-scrape-timeout-seconds");
+
+/// What the scraper wants.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Its `Accept` header, passed on as it is; when empty, none is sent.
+    pub accept: &'a str,
+    /// Whether it takes gzip.
+    pub gzip: bool,
+    /// How long everything may take, from the first packet to the last byte.
+    pub timeout: Duration,
+}
+
+/// What an exporter answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// Its `Content-Type`: 1 to 256 bytes of visible ASCII and spaces.
+    pub content_type: String,
+    /// Whether the body is compressed by gzip; only where that was wanted.
+    pub gzip: bool,
+    /// The body, as it was sent.
+    pub body: Bytes,
+}
+
+/// Fetches the page of one exporter over a connection of its own, which is closed when the future ends or is
+/// dropped.
+///
+/// # Errors
+///
+/// When the exporter cannot be reached, is too slow, sends more than `max_body` bytes, or answers with anything
+/// but a whole `200 OK` that Prometheus would take.
+pub async fn fetch(target: &Exposed, wanted: Wanted<'_>, max_body: usize) -> Result<Fetched, FetchError> {
+    let fetched = timeout(wanted.timeout, attempt(target, wanted, max_body)).await;
+    fetched.unwrap_or(Err(FetchCause::Deadline(wanted.timeout))).map_err(|cause| FetchError::new(target, cause))
+}
+
+async fn attempt(target: &Exposed, wanted: Wanted<'_>, max_body: usize) -> Result<Fetched, FetchCause> {
+    let started = Instant::now();
+    // Before anything is sent, so that a scraper's mistake is not the exporter's.
+    let accept = accept(wanted.accept)?;
+    let stream = connect(&addresses(target).await?, wanted.timeout).await?;
+    // The buffer alone would let through a longer head that happens to come at once.
+    let mut client = Builder::new();
+    let client = client.max_buf_size(MAX_HEAD).max_header_size(MAX_HEAD);
+    let (sender, connection) = client.handshake(TokioIo::new(stream)).await.map_err(FetchCause::of)?;
+    let left = wanted.timeout.saturating_sub(started.elapsed());
+    let request = request(&target.url, accept, wanted.gzip, left);
+    let mut exchange = pin!(exchange(sender, request, wanted.gzip, max_body));
+    // Both in this future, so that nothing is left behind when it is dropped.
+    tokio::select! {
+        fetched = &mut exchange => fetched,
+        // Its end is no news: what it had read, or why it failed, waits in the exchange.
+        _ = connection => exchange.await,
+    }
+}
+
+async fn exchange(
+    mut sender: SendRequest<Empty<Bytes>>,
+    request: Request<Empty<Bytes>>,
+    gzip_wanted: bool,
+    max_body: usize,
+) -> Result<Fetched, FetchCause> {
+    let (head, body) = sender.send_request(request).await.map_err(FetchCause::of)?.into_parts();
+    let (content_type, gzip) = answer::head(&head, gzip_wanted)?;
+    Ok(Fetched { content_type, gzip, body: answer::body(body, max_body).await? })
+}
+
+fn accept(text: &str) -> Result<Option<HeaderValue>, FetchCause> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let value = Some(text).filter(|text| text.len() <= MAX_ACCEPT).and_then(|text| HeaderValue::from_str(text).ok());
+    value.map(Some).ok_or(FetchCause::Accept)
+}
+
+fn request(url: &ExposedUrl, accept: Option<HeaderValue>, gzip: bool, left: Duration) -> Request<Empty<Bytes>> {
+    let mut request = Request::new(Empty::new());
+    *request.uri_mut() = Uri::from(url.target().clone());
+    let headers = request.headers_mut();
+    headers.insert(HOST, url.authority().clone());
+    headers.insert(USER_AGENT, HeaderValue::from_static(concat!("peerscope/", env!("CARGO_PKG_VERSION"))));
+    headers.extend(accept.map(|accept| (ACCEPT, accept)));
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(if gzip { "gzip" } else { "identity" }));
+    // Digits and a point are always valid; without the header an exporter takes its own limit.
+    headers.extend(HeaderValue::try_from(format!("{:.3}", left.as_secs_f64())).map(|left| (SCRAPE_TIMEOUT, left)).ok());
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    request
+}
+
+/// Where to connect to. Without `remote` that is this machine, whatever a resolver or the configuration's check
+/// may say: `localhost` is never looked up (RFC 6761, section 6.3), and no other name is taken.
+async fn addresses(target: &Exposed) -> Result<Vec<SocketAddr>, FetchCause> {
+    if !target.remote && !target.url.is_local() {
+        return Err(FetchCause::NotLocal);
+    }
+    let port = target.url.port();
+    Ok(match target.url.host() {
+        Host::Ip(ip) => vec![(*ip, port).into()],
+        Host::Localhost => vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()],
+        // The resolver's thread cannot be stopped: where it hangs, it outlives this fetch by its own time limit.
+        Host::Name(name) => {
+            let found = tokio::net::lookup_host((name.as_str(), port)).await.map_err(FetchCause::Unresolved)?;
+            found.take(MAX_ADDRESSES).collect()
+        }
+    })
+}
+
+/// The first connection that comes about. Each address has a share of the time, so that after one that swallows
+/// packets there is some left for the next (IPv4 after IPv6), and for the answer.
+async fn connect(addresses: &[SocketAddr], time: Duration) -> Result<TcpStream, FetchCause> {
+    let share = time / u32::try_from(addresses.len() + 1).unwrap_or(u32::MAX);
+    let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in addresses {
+        match timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => failed = error,
+            Err(_) => failed = io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(FetchCause::Unreachable(failed))
+}
+
+#[cfg(test)]
+mod tests;

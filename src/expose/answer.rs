@@ -1,0 +1,76 @@
+//! What of an exporter's answer is passed on.
+
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::StatusCode;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, TRANSFER_ENCODING};
+use hyper::http::response::Parts;
+
+use super::FetchCause;
+
+/// The longest content type that is passed on, in bytes. The longest that Prometheus knows has 117.
+const MAX_CONTENT_TYPE: usize = 256;
+
+/// The content type, and whether the body is compressed by gzip.
+pub(super) fn head(head: &Parts, gzip_wanted: bool) -> Result<(String, bool), FetchCause> {
+    if head.status.is_redirection() {
+        // It may lead anywhere, and only what is configured is handed out.
+        return Err(FetchCause::Redirect(head.status));
+    }
+    if head.status != StatusCode::OK {
+        return Err(FetchCause::Status(head.status));
+    }
+    let gzip = gzip(&head.headers)?;
+    if gzip && !gzip_wanted {
+        return Err(FetchCause::Encoding);
+    }
+    Ok((content_type(&head.headers)?, gzip))
+}
+
+fn gzip(headers: &HeaderMap) -> Result<bool, FetchCause> {
+    // hyper undoes `chunked` and leaves what else a transfer may be wrapped in, which was never asked for.
+    if headers.get_all(TRANSFER_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        return Err(FetchCause::Encoding);
+    }
+    let mut codings = headers.get_all(CONTENT_ENCODING).iter();
+    let coding = codings.next().map(|coding| coding.as_bytes().to_ascii_lowercase());
+    match (coding.as_deref(), codings.next()) {
+        (None | Some(b"" | b"identity"), None) => Ok(false),
+        // The two are the same (RFC 9110, section 8.4.1.3).
+        (Some(b"gzip" | b"x-gzip"), None) => Ok(true),
+        _ => Err(FetchCause::Encoding),
+    }
+}
+
+/// Prometheus 3 refuses a page without one, and guessing could turn one format into another.
+fn content_type(headers: &HeaderMap) -> Result<String, FetchCause> {
+    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    let text = match (types.next(), types.next()) {
+        (None, _) => return Err(FetchCause::NoContentType),
+        (Some(one), None) => one.as_bytes(),
+        (Some(_), Some(_)) => return Err(FetchCause::ContentType),
+    };
+    if text.is_empty() {
+        return Err(FetchCause::NoContentType);
+    }
+    if text.len() > MAX_CONTENT_TYPE || !text.iter().all(|b| matches!(b, b' '..=b'~')) {
+        return Err(FetchCause::ContentType);
+    }
+    String::from_utf8(text.to_vec()).map_err(|_| FetchCause::ContentType)
+}
+
+pub(super) async fn body(mut body: Incoming, max: usize) -> Result<Bytes, FetchCause> {
+    let told = body.size_hint().lower();
+    let told = usize::try_from(told).ok().filter(|told| *told <= max).ok_or(FetchCause::TooLarge(max))?;
+    let mut read = Vec::with_capacity(told);
+    while let Some(frame) = body.frame().await {
+        // Trailers are no part of the page.
+        let Ok(data) = frame.map_err(FetchCause::of)?.into_data() else { continue };
+        if data.len() > max.saturating_sub(read.len()) {
+            return Err(FetchCause::TooLarge(max));
+        }
+        read.extend_from_slice(&data);
+    }
+    Ok(read.into())
+}
