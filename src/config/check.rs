@@ -14,6 +14,7 @@ use redis::{ConnectionAddr, ConnectionInfo};
 use super::error::{Origin, Problem};
 use super::tree::{Node, Step};
 use super::{AccessRule, Config, NodeConfig};
+use crate::expose::{Exposed, MAX_EXPOSED};
 use crate::metrics::{MetricsConfig, NativeHistograms};
 use crate::{network, storage};
 
@@ -32,6 +33,7 @@ pub(super) fn check(config: &Config, tree: &Node, metrics_built_in: bool) -> Vec
     check.redis(&config.storage.redis);
     check.network(&config.network);
     check.access(&config.access);
+    check.expose(&config.expose);
     check.problems
 }
 
@@ -186,6 +188,27 @@ impl Check<'_> {
                 let message = format!("`{}` has a rule already, access[{first}]{place}; put both into one", rule.peer);
                 self.refuse(&format!("access[{index}].peer"), message);
                 seen.insert(rule.peer, first);
+            }
+        }
+    }
+
+    fn expose(&mut self, exporters: &[Exposed]) {
+        if exporters.len() > MAX_EXPOSED {
+            self.refuse("expose", format!("has {} entries; at most {MAX_EXPOSED} are allowed", exporters.len()));
+        }
+        let mut seen = HashMap::new();
+        for (index, exporter) in exporters.iter().enumerate() {
+            let first = *seen.entry(&exporter.name).or_insert(index);
+            if first != index {
+                let place = self.place(&format!("expose[{first}]"));
+                let message =
+                    format!("`{}` is the name of expose[{first}] already{place}; write another", exporter.name);
+                self.refuse(&format!("expose[{index}].name"), message);
+            }
+            if !exporter.remote && !exporter.url.is_local() {
+                let message = "its host is not this machine: neither of 127.0.0.0/8, nor [::1], nor localhost; \
+                               add `remote: true` to hand out the exporter of another machine";
+                self.refuse(&format!("expose[{index}].url"), message);
             }
         }
     }

@@ -16,6 +16,7 @@ pub(super) fn write(config: &Config) -> String {
     section(&mut out, "storage", &config.storage);
     section(&mut out, "network", &config.network);
     section(&mut out, "access", &config.access);
+    section(&mut out, "expose", &config.expose);
     out
 }
 
@@ -83,8 +84,10 @@ fn inline(out: &mut String, value: &Value) {
         }
         Value::Object(map) => {
             *out += "{ ";
-            // Backwards: `peer` before `allow` is how people write a rule.
-            for (index, (key, value)) in map.iter().rev().enumerate() {
+            // As people write a rule or an exporter: first whom or what it is about.
+            let (first, rest): (Vec<_>, Vec<_>) =
+                map.iter().partition(|(key, _)| matches!(key.as_str(), "peer" | "name"));
+            for (index, (key, value)) in first.into_iter().chain(rest).enumerate() {
                 separated(out, index);
                 *out += key;
                 *out += ": ";

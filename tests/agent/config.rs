@@ -33,6 +33,14 @@ fn mistakes_are_shown_where_they_are() {
         &["2:50: storage.redis.cluster: is false, but storage.redis.urls has 2 entries"],
     );
     refused("metrics: {path: /ready}\n", &["1:17: metrics.path: `/ready` is another page of the endpoint"]);
+    refused(
+        "expose:\n  - {name: node, url: 'https://127.0.0.1/metrics'}\n  - {name: db, url: 'http://10.0.0.1/metrics'}\n",
+        &["2:23: expose[0].url: only http:// is supported"],
+    );
+    refused(
+        "expose: [{name: db, url: 'http://10.0.0.1/metrics'}]\n",
+        &["1:26: expose[0].url: its host is not this machine"],
+    );
     // All of them in one run, in the order of the file.
     refused(
         "log: {level: loud}\nmetrics: {enabled: perhaps}\nstorage: {backend: disk}\n",
@@ -82,7 +90,8 @@ fn flags_go_over_the_environment_and_that_over_the_file() {
 #[test]
 fn the_output_of_check_loads_again() {
     let yaml = "node: {name: 'a: #b'}\nmetrics: {path: /m}\nstorage: {redis: {timeout: 150ms}}\n\
-                access: [{peer: '*', allow: [get, delete]}]\nnetwork: {listen: [/ip6/::1/tcp/0], max_peers: 3}\n";
+                access: [{peer: '*', allow: [get, delete]}]\nnetwork: {listen: [/ip6/::1/tcp/0], max_peers: 3}\n\
+                expose: [{url: 'http://[::1]:9100/metrics?a=b', name: 'on', remote: true}]\n";
     let agent = TestAgent::prepare().configured(yaml);
     let first = agent.cli(&["check"]).ok();
     let again = TestAgent::prepare().configured(std::str::from_utf8(&first).unwrap());

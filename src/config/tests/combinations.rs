@@ -143,6 +143,30 @@ fn peers_and_addresses_are_not_contradictory() {
 }
 
 #[test]
+fn exporters_are_few_distinct_and_on_this_machine() {
+    let elsewhere = "its host is not this machine: neither of 127.0.0.0/8, nor [::1], nor localhost; add `remote: true` to hand out the exporter of another machine";
+    assert_refused(
+        "expose:\n  - { name: node, url: http://127.0.0.1:9100/metrics }\n  - { name: node, url: http://localhost/m }\n  - { name: b, url: http://10.0.0.1/m }\n  - { name: c, url: 'http://[::ffff:127.0.0.1]/m', remote: false }\n  - { name: d, url: http://localhost.example/m }\n  - { name: node, url: http://0.0.0.0/m }\n",
+        &[
+            "peerscope.yaml:3:13: expose[1].name: `node` is the name of expose[0] already (line 2, column 5); write another",
+            &format!("peerscope.yaml:4:21: expose[2].url: {elsewhere}"),
+            &format!("peerscope.yaml:5:21: expose[3].url: {elsewhere}"),
+            &format!("peerscope.yaml:6:21: expose[4].url: {elsewhere}"),
+            "peerscope.yaml:7:13: expose[5].name: `node` is the name of expose[0] already (line 2, column 5); write another",
+            &format!("peerscope.yaml:7:24: expose[5].url: {elsewhere}"),
+        ],
+    );
+    let entries = |count: usize| -> String {
+        let entry = |i| format!("\n  - {{ name: e{i}, url: 'http://127.0.0.9:1/m' }}");
+        "expose:".to_owned() + &(0..count).map(entry).collect::<String>()
+    };
+    assert_refused(&entries(17), &["peerscope.yaml:2:3: expose: has 17 entries; at most 16 are allowed"]);
+    assert_eq!(Config::from_yaml("f", &entries(16)).unwrap().expose.len(), 16);
+    let good = "expose:\n  - { name: a, url: 'http://10.0.0.1/m', remote: true }\n  - { name: b, url: 'http://LocalHost:1/m' }\n  - { name: c, url: 'http://[::1]:1/m' }\n  - { name: d, url: 'http://127.255.0.1/m' }";
+    assert!(Config::from_yaml("f", good).is_ok());
+}
+
+#[test]
 fn a_rejected_value_brings_no_second_complaint_about_its_section() {
     // With `allow_peers` left out the bootstrap peer would be fine, with it empty it would not.
     let yaml = format!(

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::layers::{env_name, known_keys};
+use crate::expose::Exposed;
 use crate::network::PeerIdText;
 use crate::storage::RedisUrl;
 
@@ -30,6 +31,10 @@ fn passwords_stay_out_of_messages_and_output() {
         "metrics: { address: 'redis://u:hunter2@h' }",
         "access: [{ peer: 'redis://u:hunter2@h', allow: ['redis://u:hunter2@h'] }]",
         "node: &a { 'redis://u:hunter2@h': *a }",
+        "expose: [{ name: 'http://u:hunter2@h/', url: 'http://u:hunter2@h/' }]",
+        "expose: [{ name: n, url: 'http://127.0.0.1/?token=hunter2#' }, { name: m, url: 'http://h/?token=hunter2' }]",
+        "expose: [{ name: n, url: 'http://h/?token=hunter2' }]",
+        "expose: [{ name: n, remote: 'http://h/?token=hunter2', url: 'https://h/?token=hunter2' }]",
     ] {
         let lines = refused(yaml).join("\n");
         assert!(!lines.contains("hunter2"), "{lines}");
@@ -53,11 +58,16 @@ fn passwords_stay_out_of_messages_and_output() {
     assert_eq!(again.storage.redis.urls, [expected]);
 }
 
+fn exposed(name: &str, url: &str) -> Exposed {
+    Exposed { name: name.parse().unwrap(), url: url.parse().unwrap(), remote: false }
+}
+
 #[test]
 fn the_output_has_every_key_in_the_documented_order() {
     let config = Config {
         node: NodeConfig { name: "edge-17".into(), data_dir: "/var/lib/peerscope".into() },
         access: vec![AccessRule { peer: PeerSelector::Any, allow: vec![Permission::Get, Permission::Delete] }],
+        expose: vec![exposed("node", "http://127.0.0.1:9100/metrics")],
         metrics: metrics::MetricsConfig { enabled: true, ..Default::default() },
         ..Config::default()
     };
@@ -103,6 +113,8 @@ network:
   request_timeout: \"15s\"
 access:
   - { peer: \"*\", allow: [get, delete] }
+expose:
+  - { name: node, remote: false, url: \"http://127.0.0.1:9100/metrics\" }
 ";
     assert_eq!(config.to_yaml_masked(), expected);
 }
@@ -120,7 +132,7 @@ fn the_example_is_the_default_configuration() {
 #[test]
 fn every_key_is_in_the_example_and_documented() {
     let keys: BTreeSet<String> = known_keys().into_iter().collect();
-    assert_eq!(keys.len(), 30, "{keys:?}");
+    assert_eq!(keys.len(), 31, "{keys:?}");
     for key in keys {
         let last = key.rsplit('.').next().unwrap();
         assert!(EXAMPLE.contains(&format!("{last}:")), "{key} is not in the example");
@@ -164,6 +176,7 @@ prop_compose! {
         hosts in proptest::collection::btree_set("[a-z]{1,10}", 1..4),
         ports in proptest::collection::btree_set(any::<u16>(), 0..4),
         rules in proptest::collection::vec(proptest::collection::vec(0usize..3, 0..4), 0..4),
+        exporters in proptest::collection::btree_map("[a-z0-9_-]{1,32}", "/[!$-~&&[^#<>\\\\^`{|}\"]]{0,40}", 0..4),
     ) -> Config {
         let mut config = Config { node: NodeConfig { name, data_dir: data_dir.into() }, ..Config::default() };
         config.metrics.port = port;
@@ -182,6 +195,8 @@ prop_compose! {
             peer: PeerSelector::Peer(libp2p::identity::Keypair::generate_ed25519().public().to_peer_id()),
             allow: allow.into_iter().map(|i| all[i]).collect(),
         }).collect();
+        config.expose =
+            exporters.iter().map(|(name, path)| exposed(name, &format!("http://[::1]:{}{path}", port.max(1)))).collect();
         config
     }
 }

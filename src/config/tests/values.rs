@@ -12,7 +12,7 @@ fn unknown_keys_get_the_nearest_known_one() {
             "peerscope.yaml:3:3: metrics.prt: unknown key; did you mean `port`?",
             "peerscope.yaml:4:1: port: unknown key; did you mean `metrics.port`?",
             "peerscope.yaml:6:12: storage.redis.url: unknown key; did you mean `urls`?",
-            "peerscope.yaml:7:1: gateway: unknown key; known here: node, log, metrics, storage, network, access",
+            "peerscope.yaml:7:1: gateway: unknown key; known here: node, log, metrics, storage, network, access, expose",
         ],
     );
     let lines = refused("network:\n  listn: []\n  whatever: 1\n");
@@ -123,4 +123,52 @@ fn log_levels_are_checked_beyond_what_the_filter_does() {
         let lines = refused(&format!("log: {{ level: '{bad}' }}"));
         assert!(lines.len() == 1 && lines[0].contains("peerscope.yaml:1:15: log.level: "), "{bad}: {lines:?}");
     }
+}
+
+#[test]
+fn exporters_have_a_name_and_a_url() {
+    let yaml = format!(
+        "expose:\n  - {{ name: Node, url: https://127.0.0.1/metrics }}\n  - {{ name: '', url: 127.0.0.1:9100/metrics }}\n  - {{ name: {}, url: 'http://u:p@127.0.0.1/metrics' }}\n  - {{ name: a.b, url: 'http://127.0.0.1/metrics#top' }}\n  - {{ name: a, url: http://127.0.0.1:9100 }}\n  - {{ name: b, url: http://127.0.0.1:0/metrics, remote: perhaps }}\n  - {{ name: c, url: http://127.1/metrics }}\n  - {{ name: d, url: 'http://127.0.0.1/a b' }}\n  - {{ name: e, url: http://127.0.0.1/{} }}\n  - {{ name: f }}\n  - {{ url: http://127.0.0.1/metrics }}\n  - {{ name: g, url: http://127.0.0.1/metrics, job: 1 }}\n",
+        "x".repeat(33),
+        "x".repeat(1008),
+    );
+    let name = |text: &str| {
+        format!("`{text}` is not a name for an exporter; write 1 to 32 of a-z, 0-9, _ and -, such as node")
+    };
+    let host = "has no valid host; write an IP address (IPv6 in brackets: [::1]) or a host's name";
+    assert_eq!(
+        refused(&yaml),
+        [
+            format!("peerscope.yaml:2:13: expose[0].name: {}", name("Node")),
+            "peerscope.yaml:2:24: expose[0].url: only http:// is supported, which exporters on the same machine speak; the way to the peer is encrypted in any case".into(),
+            format!("peerscope.yaml:3:13: expose[1].name: {}", name("")),
+            "peerscope.yaml:3:22: expose[1].url: does not begin with http://; write it like http://127.0.0.1:9100/metrics".into(),
+            format!("peerscope.yaml:4:13: expose[2].name: {}", name(&"x".repeat(33))),
+            "peerscope.yaml:4:53: expose[2].url: has a user or password before `@`; exporters are only fetched without".into(),
+            format!("peerscope.yaml:5:13: expose[3].name: {}", name("a.b")),
+            "peerscope.yaml:5:23: expose[3].url: has a part after `#`, which is never sent; remove it".into(),
+            "peerscope.yaml:6:21: expose[4].url: has no path after its host; most exporters answer at /metrics".into(),
+            "peerscope.yaml:7:21: expose[5].url: has no valid port after its host; 1 to 65535 is allowed".into(),
+            "peerscope.yaml:7:57: expose[5].remote: found `perhaps`; true or false is needed".into(),
+            format!("peerscope.yaml:8:21: expose[6].url: {host}"),
+            "peerscope.yaml:9:21: expose[7].url: contains a space or a character that is no visible ASCII; percent-encode it (%20)".into(),
+            "peerscope.yaml:10:21: expose[8].url: has 1025 bytes; at most 1024 are allowed".into(),
+            "peerscope.yaml:11:5: expose[9]: `url` is missing".into(),
+            "peerscope.yaml:12:5: expose[10]: `name` is missing".into(),
+            "peerscope.yaml:13:47: expose[11].job: unknown key; known here: name, url, remote".into(),
+        ]
+    );
+    let good = "expose:\n  - { name: node, url: 'http://127.0.0.1:9100/metrics' }\n  - { name: 9100, url: 'HTTP://[::1]/m?target=a@b', remote: false }\n  - { name: a_b-c, url: 'http://exporter.example:80/', remote: true }\n";
+    let config = Config::from_yaml("f", good).unwrap();
+    let shown: Vec<_> = config.expose.iter().map(|e| (e.name.as_str(), e.url.to_string(), e.remote)).collect();
+    assert_eq!(
+        shown,
+        [
+            ("node", "http://127.0.0.1:9100/metrics".into(), false),
+            ("9100", "HTTP://[::1]/m?target=a@b".into(), false),
+            ("a_b-c", "http://exporter.example:80/".into(), true),
+        ]
+    );
+    let variable = [("PEERSCOPE_EXPOSE", "[{ name: node, url: 'http://127.0.0.1:9100/metrics' }]")];
+    assert_eq!(Config::load(&env(&variable)).unwrap().expose[..], config.expose[..1]);
 }
