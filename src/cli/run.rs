@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use sd_notify::NotifyState;
 
-use super::{Failure, logging};
+use super::{Failure, descriptors, logging};
 use crate::config::Config;
 use crate::node::Node;
 use crate::signal::Signals;
@@ -99,6 +99,7 @@ pub(super) fn run(config: &Config) -> Result<(), Failure> {
     if storage.backend == BackendKind::Local && storage.redis.urls != storage::RedisConfig::default().urls {
         tracing::warn!("storage.redis.urls has no effect while storage.backend is local");
     }
+    descriptors::raise(config.network.max_peers);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("peerscope").build();
     let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
     let result = runtime.block_on(agent(config));

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::agent::{PATIENCE, Process, connect, eventually, peerscope};
+use crate::support::agent::{PATIENCE, Process, TestAgent, connect, eventually, peerscope};
 use crate::support::http::{self, Reply};
 use crate::support::metrics::value;
 
@@ -101,4 +101,32 @@ fn without_any_configuration_the_agent_runs_and_can_be_scraped() {
     process.log.await_line("Metrics at");
     stop(process);
     drop(ports);
+}
+
+/// Most systems start a process with a soft limit that is less than the default number of peers needs.
+#[test]
+fn the_limit_of_open_files_is_raised_as_far_as_it_may_be() {
+    let limits = |agent: &TestAgent| {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", agent.pid())).unwrap();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+        let mut numbers = line.split_whitespace().map(|number| number.parse::<f64>().unwrap());
+        (numbers.next().unwrap(), numbers.next().unwrap())
+    };
+    let agent =
+        TestAgent::prepare().after("ulimit -n 4096 && ulimit -Sn 256").flag("--log-level=peerscope=debug").started();
+    agent.await_log("Limit of open files raised from 256 to 4096");
+    assert_eq!(limits(&agent), (4096.0, 4096.0));
+    assert_eq!(value(&agent.scrape(), "process_max_fds", &[]), 4096.0);
+    assert!(!agent.log().iter().any(|line| line.contains("WARN")), "{:#?}", agent.log());
+
+    // Nobody but root may go beyond the hard limit, and nobody does: the operator is told.
+    let agent = TestAgent::prepare().after("ulimit -n 256").started();
+    assert_eq!(value(&agent.scrape(), "process_max_fds", &[]), 256.0);
+    let warnings: Vec<_> = agent.log().into_iter().filter(|line| line.contains("WARN")).collect();
+    assert_eq!(warnings.len(), 1, "{warnings:#?}");
+    let expected = "the limit of open files is 256, and network.max_peers 1024 may need 2304: raise it by \
+                    LimitNOFILE=2304 in the systemd unit or by `ulimit -n 2304`, or lower network.max_peers";
+    assert!(warnings[0].ends_with(expected), "{}", warnings[0]);
+    let few = TestAgent::prepare().configured("network: {max_peers: 1}\n").after("ulimit -n 258").started();
+    assert!(!few.log().iter().any(|line| line.contains("WARN")), "{:#?}", few.log());
 }

@@ -29,6 +29,8 @@ pub(crate) struct TestAgent {
     peer_port: u16,
     metrics_port: u16,
     flags: Vec<String>,
+    /// What a shell does before it becomes the agent, such as `ulimit -n 64`.
+    before: Option<&'static str>,
     process: Option<Process>,
 }
 
@@ -81,6 +83,7 @@ impl TestAgent {
             peer_port: 0,
             metrics_port: 0,
             flags: Vec::new(),
+            before: None,
             process: None,
         }
     }
@@ -101,6 +104,12 @@ impl TestAgent {
 
     pub(crate) fn flag(mut self, flag: &str) -> Self {
         self.flags.push(flag.to_owned());
+        self
+    }
+
+    /// Has a shell do this first, and then become the agent.
+    pub(crate) fn after(mut self, before: &'static str) -> Self {
+        self.before = Some(before);
         self
     }
 
@@ -132,6 +141,9 @@ impl TestAgent {
         let listen = format!("/ip4/{}/tcp/{}", self.address, self.peer_port);
         command.args(["--listen", &listen, "--metrics-address", &self.address.to_string()]);
         command.args(["--metrics-port", &self.metrics_port.to_string()]).args(&self.flags);
+        if let Some(before) = self.before {
+            command = through_shell(before, &command);
+        }
         self.process = Some(Process::spawn(command, &self.home.path().join("notify.sock")));
     }
 
@@ -291,6 +303,20 @@ pub(crate) fn peerscope() -> Command {
     }
     command.env_remove("NOTIFY_SOCKET").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
+}
+
+/// `command`, run by a shell that does something first and leaves no process of its own.
+fn through_shell(before: &str, command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("{before} && exec \"$0\" \"$@\"")]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell.stdin(Stdio::null());
+    shell
 }
 
 /// Runs a command to its end.
