@@ -7,6 +7,7 @@
 //! | `GET /v1/status` | [`Status`] |
 //! | `GET /v1/peers` | a list of [`Peer`] |
 //! | `GET /v1/metrics` | the exposition, in the format that `Accept` asks for |
+//! | `GET /v1/metrics?peer=PEER_ID` | on a gateway, a peer's; with `&exposed=NAME`, that of an exporter behind it |
 //! | `GET /v1/keys/KEY` | the value, byte for byte |
 //! | `PUT /v1/keys/KEY` | 204 once it is stored |
 //! | `DELETE /v1/keys/KEY` | [`Deleted`] |
@@ -94,6 +95,9 @@ pub struct Api {
     pub health: Health,
     /// Its metrics.
     pub registry: Arc<Registry>,
+    /// Its scraper of peers, when it is a gateway.
+    #[cfg(feature = "metrics-prometheus")]
+    pub gateway: Option<crate::gateway::Scraper>,
     /// Where its endpoint is.
     pub metrics_url: UrlReader,
 }
@@ -136,15 +140,15 @@ pub struct ComponentStatus {
     pub problem: Option<String>,
 }
 
-/// A connected peer.
+/// A peer: one that is connected or, on a gateway, one that it offers to Prometheus.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Peer {
     /// Its PeerId in base58.
     pub peer_id: String,
-    /// The address of its first live connection.
-    pub address: String,
+    /// The address of its newest connection; `None` when it never had one.
+    pub address: Option<String>,
     /// Who opened that connection.
-    pub direction: Direction,
+    pub direction: Option<Direction>,
     /// How many connections there are.
     pub connections: usize,
     /// For how long it has been connected, in seconds.
@@ -153,6 +157,43 @@ pub struct Peer {
     pub agent: Option<String>,
     /// Whether requests can be sent to it.
     pub link: bool,
+    /// What the gateway knows of it; `None` when this agent is no gateway.
+    pub gateway: Option<GatewayPeer>,
+}
+
+/// What a gateway knows of a peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GatewayPeer {
+    /// What it calls itself, cleaned and cut.
+    pub name: Option<String>,
+    /// `connected`, `refusing`, `departed` or `waiting`, as the label `state` of `gateway_peers`; `no target` for one
+    /// that the gateway does not offer.
+    pub state: String,
+    /// Why it cannot be scraped now.
+    pub problem: Option<String>,
+    /// The exporters behind it.
+    pub exposed: Vec<String>,
+    /// For how long it has been away, in seconds.
+    pub departed_seconds: Option<u64>,
+    /// Why it left, as far as this agent can tell.
+    pub departed_because: Option<String>,
+    /// What became of the last scrape of it.
+    pub last_scrape: Option<Scrape>,
+}
+
+/// What became of a scrape.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Scrape {
+    /// How long ago it ended, in seconds.
+    pub seconds_ago: f64,
+    /// How long it took, in seconds.
+    pub duration_seconds: f64,
+    /// The size of the page as it crossed the network.
+    pub body_bytes: usize,
+    /// As the label `outcome` of `gateway_scrapes_total`.
+    pub outcome: String,
+    /// Why it failed.
+    pub problem: Option<String>,
 }
 
 /// The answer to a delete.
@@ -166,7 +207,7 @@ pub struct Deleted {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// A word for programs: `not_found`, `bad_request`, `refused`, `too_large`, `busy`, `timeout`,
-    /// `unreachable`, `unavailable`, `disk_full`, `storage`, `link_lost`, `peer`, `no_metrics`.
+    /// `unreachable`, `unavailable`, `disk_full`, `storage`, `link_lost`, `peer`, `no_metrics`, `no_gateway`, `scrape`.
     pub code: String,
     /// A sentence for people.
     pub error: String,

@@ -10,6 +10,7 @@
 //! - [`config`]: file, environment and flags, made into one valid [`config::Config`].
 //! - [`node`]: the composition root, and the one entry point of a peer's message.
 //! - [`control`]: the Unix socket through which the short commands talk to a running agent.
+//! - [`gateway`]: one Prometheus finds and scrapes every peer through one agent.
 //! - [`network`]: the libp2p swarm and the framed link to each peer.
 //! - [`expose`]: other exporters on this machine, fetched for peers.
 //! - [`storage`]: `get`, `put` and `delete` on the embedded store or on Redis.
@@ -20,6 +21,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod expose;
+pub mod gateway;
 pub mod identity;
 pub mod metrics;
 pub mod network;

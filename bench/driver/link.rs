@@ -12,7 +12,7 @@ use peerscope::config::{AccessRule, PeerSelector, Permission};
 use peerscope::metrics::{AgentInfo, Health, MetricsCollector, Registry};
 use peerscope::network::protocol::{Request, Response};
 use peerscope::network::{BootstrapAddr, Config, ListenAddr, Network, RequestError};
-use peerscope::node::{Access, Handler};
+use peerscope::node::{Access, Handler, Scraped};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -43,7 +43,8 @@ async fn agent(config: Config) -> Result<(Network, PeerId, TempDir)> {
     let metrics = MetricsCollector::new(&mut registry, &agent);
     let (storage, dir) = storage::open(metrics.clone()).await?;
     let rule = AccessRule { peer: PeerSelector::Any, allow: vec![Permission::Get] };
-    let handler = Arc::new(Handler::new(Access::new(&[rule]), storage, metrics.clone()));
+    let scraped = Scraped::new(&peerscope::config::Config::default());
+    let handler = Arc::new(Handler::new(Access::new(&[rule]), storage, metrics.clone(), scraped));
     let keypair = Keypair::generate_ed25519();
     let peer = keypair.public().to_peer_id();
     let (network, driver) =

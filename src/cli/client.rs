@@ -42,7 +42,7 @@ pub(super) fn ask(config: &Config, method: Method, target: &str, body: Bytes) ->
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
     let dir = &config.node.data_dir;
-    let limit = if target.starts_with("/v1/keys/") { SLOW } else { QUICK };
+    let limit = if target.starts_with("/v1/keys/") || target.contains("?peer=") { SLOW } else { QUICK };
     let answer = runtime.block_on(async {
         tokio::time::timeout(limit, exchange(dir, method, target, body)).await.unwrap_or_else(|_| {
             let socket = dir.join(SOCKET_NAME);

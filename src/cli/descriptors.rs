@@ -7,8 +7,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// clients, and one descriptor for each exporter that is being fetched.
 const BESIDE_PEERS: u64 = 256;
 
-/// Raises the soft limit of open files to the hard one, and warns when that may still be too low for `max_peers`.
-pub(super) fn raise(max_peers: u32) {
+/// Raises the soft limit of open files to the hard one, and warns when that may still be too low for `max_peers` and,
+/// on a gateway, the `clients` that may wait for pages of peers.
+pub(super) fn raise(max_peers: u32, clients: u32) {
     let found = getrlimit(Resource::Nofile);
     let mut limit = found;
     if let Some(raised) = raised(found) {
@@ -20,7 +21,7 @@ pub(super) fn raise(max_peers: u32) {
             Err(error) => tracing::debug!(%error, "cannot raise the limit of open files from {}", shown(found)),
         }
     }
-    let need = need(max_peers);
+    let need = need(max_peers) + u64::from(clients);
     if limit.current.is_some_and(|limit| limit < need) {
         tracing::warn!(
             "the limit of open files is {}, and network.max_peers {max_peers} may need {need}: raise it by \

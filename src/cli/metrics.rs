@@ -7,18 +7,33 @@ use serde_json::json;
 
 use super::{Common, Failure, client, print, print_json};
 use crate::metrics::{catalogue, labels};
+use crate::network::PeerIdText;
 
 #[derive(Debug, Args)]
 pub(super) struct Flags {
     /// Print the table of all families in place of their values; no agent has to run
     #[arg(long)]
     catalogue: bool,
+    /// On a gateway: print the metrics of this peer, fetched now
+    #[arg(long, value_name = "PEER_ID", conflicts_with = "catalogue")]
+    peer: Option<PeerIdText>,
+    /// With --peer: those of the exporter with this name behind the peer
+    #[arg(long, value_name = "NAME", requires = "peer")]
+    exposed: Option<String>,
 }
 
 pub(super) fn run(common: &Common, flags: &Flags) -> Result<(), Failure> {
     if !flags.catalogue {
         // The exposition is a format of its own; `--json` changes nothing about it.
-        return print(&client::ask(&common.plain()?, Method::GET, "/v1/metrics", Bytes::new())?.body);
+        let target = match (&flags.peer, &flags.exposed) {
+            (None, _) => "/v1/metrics".into(),
+            (Some(peer), None) => format!("/v1/metrics?peer={peer}"),
+            (Some(peer), Some(name)) => {
+                let name = percent_encoding::utf8_percent_encode(name, percent_encoding::NON_ALPHANUMERIC);
+                format!("/v1/metrics?peer={peer}&exposed={name}")
+            }
+        };
+        return print(&client::ask(&common.plain()?, Method::GET, &target, Bytes::new())?.body);
     }
     if !common.json {
         let tables = format!("{}\n{}", catalogue::markdown(), labels::markdown());

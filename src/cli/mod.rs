@@ -4,6 +4,7 @@
 mod check;
 mod client;
 mod descriptors;
+mod gateway;
 mod id;
 mod kv;
 mod logging;
@@ -66,7 +67,7 @@ enum Command {
     Id,
     /// Show the running agent at a glance
     Status,
-    /// List the connected peers
+    /// List the connected peers; on a gateway, also how their scrapes went, and who left
     Peers,
     /// Print the value under a key, byte for byte
     Get(kv::Get),
@@ -74,7 +75,9 @@ enum Command {
     Put(kv::Put),
     /// Remove a key
     Delete(kv::Delete),
-    /// Print the metrics of the running agent
+    /// What goes with a gateway
+    Gateway(gateway::Gateway),
+    /// Print the metrics of the running agent; on a gateway, with --peer, those of a peer
     Metrics(metrics::Flags),
     /// Print a completion script
     Completions {
@@ -144,6 +147,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Get(get) => kv::get(&common.plain()?, &get, common.json),
         Command::Put(put) => kv::put(&common.plain()?, &put, common.json),
         Command::Delete(delete) => kv::delete(&common.plain()?, &delete, common.json),
+        Command::Gateway(gateway) => gateway::run(&common.plain()?, &gateway),
         Command::Metrics(flags) => metrics::run(&common, &flags),
         Command::Completions { shell } => {
             let mut script = Vec::new();

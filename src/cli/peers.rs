@@ -20,22 +20,88 @@ pub(super) fn run(config: &Config, json: bool) -> Result<(), Failure> {
     if peers.is_empty() {
         return print(b"no peers are connected\n");
     }
-    print(render(&peers).as_bytes())
+    let text = if peers.iter().any(|peer| peer.gateway.is_some()) { render_fleet(&peers) } else { render(&peers) };
+    print(text.as_bytes())
 }
 
 fn render(peers: &[Peer]) -> String {
-    let mut out =
-        format!("{:<54} {:<9} {:<12} {:<5} {:<20} ADDRESS\n", "PEER", "DIRECTION", "CONNECTED", "LINK", "AGENT");
-    for peer in peers {
-        let direction = match peer.direction {
-            Direction::Inbound => "inbound",
-            Direction::Outbound => "outbound",
+    let rows = peers.iter().map(|peer| {
+        [
+            peer.peer_id.clone(),
+            direction(peer).into(),
+            seconds(peer.connected_seconds),
+            if peer.link { "up" } else { "-" }.into(),
+            peer.agent.clone().unwrap_or_else(nothing),
+            peer.address.clone().unwrap_or_else(nothing),
+        ]
+    });
+    table(["PEER", "DIRECTION", "CONNECTED", "LINK", "AGENT", "ADDRESS"], rows.collect())
+}
+
+/// What a gateway's operator wants to know: who is scraped, and how that went.
+fn render_fleet(peers: &[Peer]) -> String {
+    let rows = peers.iter().map(|peer| {
+        let gateway = peer.gateway.as_ref();
+        let scrape = gateway.and_then(|gateway| gateway.last_scrape.as_ref());
+        let connected = match gateway.and_then(|gateway| gateway.departed_seconds) {
+            Some(departed) => format!("left {} ago", seconds(departed)),
+            None if peer.connections == 0 => "never".into(),
+            None => seconds(peer.connected_seconds),
         };
-        let connected = humantime::format_duration(Duration::from_secs(peer.connected_seconds)).to_string();
-        let link = if peer.link { "up" } else { "-" };
-        let agent = peer.agent.as_deref().unwrap_or("-");
-        let _infallible =
-            writeln!(out, "{:<54} {direction:<9} {connected:<12} {link:<5} {agent:<20} {}", peer.peer_id, peer.address);
+        // What is so now says more than how the last scrape went.
+        let now = gateway.and_then(|gateway| gateway.problem.clone());
+        let outcome = now.or_else(|| {
+            scrape.map(|scrape| match &scrape.problem {
+                Some(problem) => format!("{}: {problem}", scrape.outcome),
+                None => scrape.outcome.clone(),
+            })
+        });
+        [
+            gateway.and_then(|gateway| gateway.name.clone()).unwrap_or_else(nothing),
+            peer.peer_id.clone(),
+            gateway.map_or_else(|| "no target".into(), |gateway| gateway.state.clone()),
+            connected,
+            scrape.map_or_else(nothing, |scrape| format!("{:.0}s ago", scrape.seconds_ago)),
+            scrape.map_or_else(nothing, |scrape| format!("{:.0}ms", scrape.duration_seconds * 1000.0)),
+            scrape.map_or_else(nothing, |scrape| format!("{}B", scrape.body_bytes)),
+            peer.address.clone().unwrap_or_else(nothing),
+            outcome.unwrap_or_else(nothing),
+        ]
+    });
+    let heads = ["NAME", "PEER", "STATE", "CONNECTED", "SCRAPED", "TOOK", "SIZE", "ADDRESS", "OUTCOME"];
+    table(heads, rows.collect())
+}
+
+fn nothing() -> String {
+    "-".into()
+}
+
+fn direction(peer: &Peer) -> &'static str {
+    match peer.direction {
+        Some(Direction::Inbound) => "inbound",
+        Some(Direction::Outbound) => "outbound",
+        None => "-",
+    }
+}
+
+fn seconds(seconds: u64) -> String {
+    humantime::format_duration(Duration::from_secs(seconds)).to_string()
+}
+
+/// Columns as wide as what is in them; the last one as it is.
+fn table<const N: usize>(heads: [&str; N], rows: Vec<[String; N]>) -> String {
+    let mut widths = heads.map(|head| head.chars().count());
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut out = String::new();
+    let heads = heads.map(str::to_owned);
+    for row in std::iter::once(&heads).chain(&rows) {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+        let line = cells.collect::<Vec<_>>().join("  ");
+        let _infallible = writeln!(out, "{}", line.trim_end());
     }
     out
 }

@@ -99,7 +99,10 @@ pub(super) fn run(config: &Config) -> Result<(), Failure> {
     if storage.backend == BackendKind::Local && storage.redis.urls != storage::RedisConfig::default().urls {
         tracing::warn!("storage.redis.urls has no effect while storage.backend is local");
     }
-    descriptors::raise(config.network.max_peers);
+    descriptors::raise(
+        config.network.max_peers,
+        if config.gateway.enabled { 3 * config.gateway.max_scrapes } else { 0 },
+    );
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("peerscope").build();
     let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
     let result = runtime.block_on(agent(config));

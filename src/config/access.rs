@@ -37,6 +37,8 @@ pub enum Permission {
     Put,
     /// Remove values.
     Delete,
+    /// Fetch this agent's metrics, and those of the exporters that it exposes.
+    Scrape,
 }
 
 impl FromStr for PeerSelector {

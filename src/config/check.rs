@@ -15,6 +15,7 @@ use super::error::{Origin, Problem};
 use super::tree::{Node, Step};
 use super::{AccessRule, Config, NodeConfig};
 use crate::expose::{Exposed, MAX_EXPOSED};
+use crate::gateway::{self, PeerList};
 use crate::metrics::{MetricsConfig, NativeHistograms};
 use crate::{network, storage};
 
@@ -23,6 +24,9 @@ const MIB: usize = 1 << 20;
 
 /// The longest wait that makes sense for one request; a mistyped unit is more likely.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// The longest that a peer that left is worth showing.
+const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Everything that is wrong with a configuration whose single values are all valid.
 pub(super) fn check(config: &Config, tree: &Node, metrics_built_in: bool) -> Vec<Problem> {
@@ -33,7 +37,12 @@ pub(super) fn check(config: &Config, tree: &Node, metrics_built_in: bool) -> Vec
     check.redis(&config.storage.redis);
     check.network(&config.network);
     check.access(&config.access);
+    // Also the bound of what the exporters of an agent may send, so it holds for every agent.
+    check.range("gateway.max_body_size", config.gateway.max_body_size, KIB..=256 * MIB, "256MiB");
     check.expose(&config.expose);
+    if config.gateway.enabled {
+        check.gateway(config, metrics_built_in);
+    }
     check.problems
 }
 
@@ -188,6 +197,53 @@ impl Check<'_> {
                 let message = format!("`{}` has a rule already, access[{first}]{place}; put both into one", rule.peer);
                 self.refuse(&format!("access[{index}].peer"), message);
                 seen.insert(rule.peer, first);
+            }
+        }
+    }
+
+    /// Only of a gateway that is switched on: what is left over of one that is not hurts nobody.
+    fn gateway(&mut self, config: &Config, built_in: bool) {
+        let gateway::Config { peers, max_peers, grace, settle, max_scrapes, .. } = &config.gateway;
+        if !built_in {
+            let message = "this build has no gateway: it was made without the cargo feature `metrics-prometheus`; \
+                           set it to false, or use a build with that feature";
+            return self.refuse("gateway.enabled", message);
+        }
+        if !config.metrics.enabled {
+            let message = "a gateway offers its peers on the metrics endpoint, and metrics.enabled is false";
+            self.refuse("gateway.enabled", message);
+        }
+        let path = config.metrics.path.as_str();
+        if path == "/sd" || path.starts_with("/peers/") {
+            let message = format!("`{path}` is a page of the gateway; write another path, such as /metrics");
+            self.refuse("metrics.path", message);
+        }
+        self.range("gateway.max_peers", *max_peers, 1..=1_000_000, "1000000");
+        self.range("gateway.max_scrapes", *max_scrapes, 1..=65_536, "65536");
+        for (key, time) in [("gateway.grace", grace), ("gateway.settle", settle)] {
+            if *time > LONGEST_GRACE {
+                let shown = humantime::format_duration(*time);
+                self.refuse(key, format!("{shown} is out of range; 0s to 365d is allowed"));
+            }
+        }
+        let PeerList::These(named) = peers else { return };
+        if named.is_empty() {
+            self.refuse("gateway.peers", "is empty, so there is nobody to scrape; name peers, or write `any`");
+        }
+        self.distinct("gateway.peers", named.iter().map(|peer| (peer.to_string(), peer.0)));
+        if named.len() > config.network.max_peers as usize {
+            let message = format!(
+                "names {} peers, and network.max_peers lets only {} connect; raise that",
+                named.len(),
+                config.network.max_peers
+            );
+            self.refuse("gateway.peers", message);
+        }
+        if let Some(allowed) = &config.network.allow_peers {
+            let allowed: HashSet<_> = allowed.iter().map(|peer| peer.0).collect();
+            for (index, peer) in named.iter().enumerate().filter(|(_, peer)| !allowed.contains(&peer.0)) {
+                let message = format!("the peer {peer} is not in network.allow_peers, so it can never connect");
+                self.refuse(&format!("gateway.peers[{index}]"), message);
             }
         }
     }

@@ -25,7 +25,7 @@ pub use self::error::{Error, Origin, Problem};
 pub use self::log::{LogConfig, LogFormat, LogLevel};
 pub use self::node::NodeConfig;
 use self::tree::Node;
-use crate::{expose, metrics, network, storage};
+use crate::{expose, gateway, metrics, network, storage};
 
 /// Everything that can be configured. Each module owns its section.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
@@ -45,6 +45,8 @@ pub struct Config {
     pub access: Vec<AccessRule>,
     /// The other exporters on this machine that peers with the permission `scrape` may fetch.
     pub expose: Vec<expose::Exposed>,
+    /// Whether and how this agent lets Prometheus find and scrape its peers.
+    pub gateway: gateway::Config,
 }
 
 /// Where a configuration comes from. Later fields go over earlier ones.

@@ -17,6 +17,7 @@ pub(super) fn write(config: &Config) -> String {
     section(&mut out, "network", &config.network);
     section(&mut out, "access", &config.access);
     section(&mut out, "expose", &config.expose);
+    section(&mut out, "gateway", &config.gateway);
     out
 }
 

@@ -1,5 +1,8 @@
 //! What the control API answers to what.
 
+#[cfg(feature = "metrics-prometheus")]
+mod gateway;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -86,18 +89,20 @@ impl Api {
     }
 
     async fn peers(&self) -> Vec<Peer> {
-        let peers = self.network.peers().await.into_iter();
-        peers
-            .map(|info| Peer {
-                peer_id: info.peer.to_string(),
-                address: info.address.to_string(),
-                direction: info.direction,
-                connections: info.connections,
-                connected_seconds: info.connected_at.elapsed().as_secs(),
-                agent: info.agent,
-                link: info.link,
-            })
-            .collect()
+        let connected = self.network.peers().await.into_iter().map(|info| Peer {
+            peer_id: info.peer.to_string(),
+            address: Some(info.address.to_string()),
+            direction: Some(info.direction),
+            connections: info.connections,
+            connected_seconds: info.connected_at.elapsed().as_secs(),
+            agent: info.agent,
+            link: info.link,
+            gateway: None,
+        });
+        #[cfg(feature = "metrics-prometheus")]
+        return gateway::with_members(connected.collect(), self.gateway.as_ref());
+        #[cfg(not(feature = "metrics-prometheus"))]
+        connected.collect()
     }
 
     async fn key(&self, key: Bytes, peer: Option<PeerId>, request: Request<Incoming>) -> Result<Answer, Problem> {
@@ -154,7 +159,11 @@ impl Api {
     async fn metrics(&self, request: &Request<Incoming>) -> Result<Answer, Problem> {
         use crate::metrics::exposition::{Wanted, negotiate, render};
         let accept = request.headers().get(hyper::header::ACCEPT).and_then(|accept| accept.to_str().ok());
-        let format = negotiate(accept.unwrap_or_default());
+        let accept = accept.unwrap_or_default();
+        if let Some(wanted) = gateway::Wanted::from_query(request.uri().query())? {
+            return gateway::metrics(self.gateway.as_ref(), wanted, accept).await;
+        }
+        let format = negotiate(accept);
         let wanted = Wanted::from_query(request.uri().query());
         let registry = std::sync::Arc::clone(&self.registry);
         let text = tokio::task::spawn_blocking(move || render(&registry, format, &wanted)).await;
@@ -224,9 +233,11 @@ impl From<RequestError> for Problem {
                 ErrorCode::Busy => (StatusCode::TOO_MANY_REQUESTS, "busy"),
                 ErrorCode::Timeout => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
                 ErrorCode::Malformed => (StatusCode::BAD_REQUEST, "bad_request"),
-                ErrorCode::Unspecified | ErrorCode::Unsupported | ErrorCode::Storage | ErrorCode::ShuttingDown => {
-                    (StatusCode::BAD_GATEWAY, "peer")
-                }
+                ErrorCode::Unspecified
+                | ErrorCode::Unsupported
+                | ErrorCode::Storage
+                | ErrorCode::ShuttingDown
+                | ErrorCode::Failed => (StatusCode::BAD_GATEWAY, "peer"),
             },
         };
         Self::new(status, code, error.to_string())

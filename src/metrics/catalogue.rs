@@ -151,7 +151,15 @@ catalogue! {
     /// HTTP requests under way
     HTTP_IN_FLIGHT: Gauge "http_requests_in_flight" ["handler"] by "metrics/server/routes.rs `Routes::answer`";
     /// Time that one exposition took to make
-    SCRAPE_DURATION: Histogram "scrape_duration_seconds" [] by "metrics/server/routes.rs `Routes::scrape`";
+    SCRAPE_DURATION: Histogram "scrape_duration_seconds" [] by "metrics/exposer.rs `Exposer::expose`";
+    /// Scrapes of peers that the gateway answered (only on a gateway)
+    GATEWAY_SCRAPES: Counter "gateway_scrapes_total" ["outcome"] by "gateway/scrape.rs `Scraper::scrape`";
+    /// Peers that the gateway knows (only on a gateway)
+    GATEWAY_PEERS: Gauge "gateway_peers" ["state"] by "gateway/fleet.rs";
+    /// Time from a scraper's request to the gateway's answer, failed ones included (only on a gateway)
+    GATEWAY_SCRAPE_DURATION: Histogram "gateway_scrape_duration_seconds" [] by "gateway/scrape.rs `Scraper::scrape`";
+    /// Size of the pages that the gateway passed on, as they crossed the network (only on a gateway)
+    GATEWAY_SCRAPE_BODY: Histogram "gateway_scrape_body_bytes" [] by "gateway/scrape.rs `Scraper::scrape`";
 }
 
 /// The table of all families, as `docs/metrics.md` has it and `peerscope metrics --catalogue` prints it.

@@ -55,6 +55,8 @@ label! {
         Delete = "delete",
         /// Echo a payload.
         Ping = "ping",
+        /// Make a metrics page.
+        Scrape = "scrape",
     }
 }
 
@@ -69,6 +71,8 @@ label! {
         Delete = "delete",
         /// Echo a payload.
         Ping = "ping",
+        /// Make a metrics page.
+        Scrape = "scrape",
         /// Malformed, or of a type that this version does not know.
         Unknown = "unknown",
     }
@@ -81,6 +85,7 @@ impl From<MessageType> for FailedMessage {
             MessageType::Put => Self::Put,
             MessageType::Delete => Self::Delete,
             MessageType::Ping => Self::Ping,
+            MessageType::Scrape => Self::Scrape,
         }
     }
 }
@@ -100,6 +105,8 @@ label! {
         Timeout = "timeout",
         /// The storage backend failed.
         Storage = "storage",
+        /// A metrics page could not be made, or an exporter's could not be fetched.
+        Failed = "failed",
         /// The link was lost, or the agent was stopping, before it could be answered.
         Cancelled = "cancelled",
     }
@@ -188,6 +195,8 @@ label! {
         Ready = "ready",
         /// `/`
         Index = "index",
+        /// `/sd` and the pages of peers, on a gateway.
+        Gateway = "gateway",
         /// Every other path.
         Other = "other",
     }
@@ -198,14 +207,62 @@ label! {
     HttpCode = "code" {
         /// OK
         Ok = "200",
+        /// Forbidden
+        Forbidden = "403",
         /// Not found
         NotFound = "404",
         /// Method not allowed
         MethodNotAllowed = "405",
         /// Internal server error
         InternalServerError = "500",
+        /// Bad gateway
+        BadGateway = "502",
         /// Service unavailable
         ServiceUnavailable = "503",
+        /// Gateway timeout
+        GatewayTimeout = "504",
+    }
+}
+
+label! {
+    /// What became of a scrape through the gateway.
+    ScrapeOutcome = "outcome" {
+        /// The peer's page was passed on.
+        Ok = "ok",
+        /// The gateway knows no such peer, or the peer no such exporter (404).
+        NotFound = "not_found",
+        /// The peer does not allow this gateway to scrape it (403).
+        Refused = "refused",
+        /// The peer is not connected (502).
+        Disconnected = "disconnected",
+        /// The connection was lost before the page was complete (502).
+        Lost = "lost",
+        /// The page is not what its content type says (502).
+        Invalid = "invalid",
+        /// The page is over a size limit (502).
+        TooLarge = "too_large",
+        /// The peer answered that it could not make or fetch the page (502).
+        Failed = "failed",
+        /// Too many scrapes were under way, here or at the peer (503).
+        Busy = "busy",
+        /// The page was not complete within the scraper's time (504).
+        Timeout = "timeout",
+        /// The scraper went away before it was answered.
+        Cancelled = "cancelled",
+    }
+}
+
+label! {
+    /// How a gateway stands with a peer.
+    PeerState = "state" {
+        /// Connected, and it lets the gateway scrape it.
+        Connected = "connected",
+        /// Connected, but it does not let the gateway scrape it.
+        Refusing = "refusing",
+        /// Not connected, and still a target: it left less than the grace period ago, or the configuration names it.
+        Departed = "departed",
+        /// Connected and willing, but no target yet: newcomers are admitted so many a second, up to a limit.
+        Waiting = "waiting",
     }
 }
 
@@ -222,6 +279,8 @@ pub fn markdown() -> String {
     rows::<Component>("`agent_component_ready`", &mut out);
     rows::<HttpHandler>("`http_*`", &mut out);
     rows::<HttpCode>("`http_requests_total`", &mut out);
+    rows::<ScrapeOutcome>("`gateway_scrapes_total`", &mut out);
+    rows::<PeerState>("`gateway_peers`", &mut out);
     out
 }
 
@@ -264,5 +323,7 @@ mod tests {
         consistent::<Component>();
         consistent::<HttpHandler>();
         consistent::<HttpCode>();
+        consistent::<ScrapeOutcome>();
+        consistent::<PeerState>();
     }
 }

@@ -8,13 +8,18 @@
 //! registry and hands it down, so that two nodes in one process never share a number.
 
 pub mod catalogue;
+mod guest;
 mod health;
 pub mod labels;
 
 #[cfg(feature = "metrics-prometheus")]
 mod collector;
 #[cfg(feature = "metrics-prometheus")]
+mod exposer;
+#[cfg(feature = "metrics-prometheus")]
 pub mod exposition;
+#[cfg(feature = "metrics-prometheus")]
+mod gateway;
 #[cfg(feature = "metrics-prometheus")]
 pub mod instruments;
 #[cfg(not(feature = "metrics-prometheus"))]
@@ -30,15 +35,25 @@ mod server;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
 
 #[cfg(feature = "metrics-prometheus")]
 pub use collector::MetricsCollector;
+#[cfg(feature = "metrics-prometheus")]
+pub use exposer::Exposer;
+#[cfg(feature = "metrics-prometheus")]
+pub use gateway::GatewayMetrics;
+#[cfg(feature = "metrics-prometheus")]
+pub(crate) use guest::joined;
+pub use guest::{GuestAnswer, GuestPages};
 pub(crate) use health::all_ready;
 pub use health::{ComponentState, Health};
 #[cfg(feature = "metrics-prometheus")]
 pub use instruments::{Timer, UnderWay};
 #[cfg(not(feature = "metrics-prometheus"))]
-pub use noop::{MetricsCollector, MetricsServer, Registry, Timer, UnderWay};
+pub use noop::{Exposer, MetricsCollector, MetricsServer, Registry, Timer, UnderWay};
 #[cfg(feature = "metrics-prometheus")]
 pub use registry::{Instrument, RegisterError, Registry};
 #[cfg(feature = "metrics-prometheus")]
@@ -71,6 +86,34 @@ impl UrlReader {
     pub fn url(&self) -> Option<String> {
         self.address.get().map(|address| format!("http://{address}{}", self.path))
     }
+}
+
+/// A metrics page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exposition {
+    /// Its `Content-Type`.
+    pub content_type: &'static str,
+    /// Whether `body` is compressed by gzip.
+    pub gzip: bool,
+    /// The page.
+    pub body: Bytes,
+}
+
+/// Why there is no metrics page.
+#[derive(Debug, thiserror::Error)]
+pub enum ExposeError {
+    /// As many as may be made at once are being made.
+    #[error("Limit of concurrent requests reached ({0}), try again later.")]
+    Busy(usize),
+    /// Some collector hangs. It keeps its place among those that are made.
+    #[error("The answer was not made within {0:?}; some part of the agent hangs.")]
+    Late(Duration),
+    /// The build has no metrics.
+    #[error("This agent was built without metrics (cargo feature metrics-prometheus).")]
+    NotBuiltIn,
+    /// Some collector failed; the log says which and why.
+    #[error("The metrics could not be collected; the agent's log says why.")]
+    Failed,
 }
 
 /// What constant text the info metrics carry.

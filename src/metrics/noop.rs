@@ -3,12 +3,13 @@
 
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::labels::{
     Backend, FailedMessage, FailureReason, HttpCode, HttpHandler, MessageType, Operation, SendFailure,
     StorageErrorReason,
 };
-use super::{AgentInfo, Health, MetricsConfig, NativeHistograms, UrlReader};
+use super::{AgentInfo, ExposeError, Exposition, GuestPages, Health, MetricsConfig, NativeHistograms, UrlReader};
 
 /// Stands where the registry would.
 #[derive(Debug, Default)]
@@ -87,6 +88,25 @@ impl MetricsCollector {
     pub fn scraped(&self, _: Timer) {}
 }
 
+/// Makes no pages.
+#[derive(Debug, Clone)]
+pub struct Exposer;
+
+#[allow(
+    clippy::unused_self,
+    clippy::unused_async,
+    missing_docs,
+    reason = "the API and its documentation are exposer.rs's"
+)]
+impl Exposer {
+    pub fn new(_: Arc<Registry>, _: MetricsCollector, _: usize) -> Self {
+        Self
+    }
+    pub async fn expose_all(&self, _: &str, _: bool, _: Duration) -> Result<Exposition, ExposeError> {
+        Err(ExposeError::NotBuiltIn)
+    }
+}
+
 /// Serves nothing: the configuration refuses `metrics.enabled: true` in this build.
 #[derive(Debug)]
 pub struct MetricsServer;
@@ -98,7 +118,14 @@ pub struct MetricsServer;
     reason = "the API and its documentation are server.rs's"
 )]
 impl MetricsServer {
-    pub fn start(_: &MetricsConfig, _: &AgentInfo, _: Arc<Registry>, _: MetricsCollector, _: Health) -> Self {
+    pub fn start(
+        _: &MetricsConfig,
+        _: &AgentInfo,
+        _: Arc<Registry>,
+        _: MetricsCollector,
+        _: Health,
+        _: Option<Arc<dyn GuestPages>>,
+    ) -> Self {
         tracing::warn!("this build has no metrics endpoint: it was made without the cargo feature metrics-prometheus");
         Self
     }

@@ -14,11 +14,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use self::routes::Routes;
 use super::labels::Component;
-use super::{AgentInfo, Health, MetricsCollector, MetricsConfig, Registry, UrlReader};
+use super::{AgentInfo, Exposer, GuestPages, Health, MetricsCollector, MetricsConfig, Registry, UrlReader};
 
 /// The bounds of the endpoint. Tests shorten the times; nobody else needs other than the defaults.
 #[doc(hidden)]
@@ -80,8 +80,13 @@ impl MetricsServer {
         registry: Arc<Registry>,
         collector: MetricsCollector,
         health: Health,
+        guest: Option<Arc<dyn GuestPages>>,
     ) -> Self {
-        Self::start_with_limits(config, agent, registry, collector, health, Limits::default())
+        // Beside those who wait for a guest's pages there is as much room as without: an answer that is being made
+        // keeps its connection, and whoever looks at the agent itself must not be shut out by many that are.
+        let beside = guest.as_ref().map_or(0, |guest| guest.clients());
+        let limits = Limits { connections: Limits::default().connections + beside, ..Limits::default() };
+        Self::start_with_limits(config, agent, registry, collector, health, guest, limits)
     }
 
     /// [`MetricsServer::start`] with other bounds than the default ones.
@@ -92,18 +97,21 @@ impl MetricsServer {
         registry: Arc<Registry>,
         collector: MetricsCollector,
         health: Health,
+        guest: Option<Arc<dyn GuestPages>>,
         limits: Limits,
     ) -> Self {
         let address = Arc::new(OnceLock::new());
         let (stop, stopped) = watch::channel(false);
         let (running, ended) = oneshot::channel();
+        let links = guest.as_ref().map(|guest| guest.links()).unwrap_or_default();
         let routes = Routes {
             path: config.path.clone(),
-            index: pages::index(&config.path, agent),
-            registry,
+            index: pages::index(&config.path, agent, &links),
+            not_found: pages::not_found(&config.path, &links),
+            exposer: Exposer::new(registry, collector.clone(), limits.scrapes),
+            guest,
             collector,
             health: health.clone(),
-            scrapes: Arc::new(Semaphore::new(limits.scrapes)),
             limits,
         };
         let listener = listen::Listener::new(config, health.clone(), Arc::clone(&address), limits);

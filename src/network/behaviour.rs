@@ -19,6 +19,7 @@ use libp2p::{
 
 use super::addresses::UsualStacks;
 use super::link::{LinkContext, Links};
+use super::scrape::{self, ScrapeTable, Scrapes};
 use super::{Config, Error};
 use crate::metrics::Registry;
 
@@ -44,6 +45,7 @@ pub(super) struct Behaviour {
     pub(super) limits: connection_limits::Behaviour,
     pub(super) allowed: Toggle<allow_block_list::Behaviour<AllowedPeers>>,
     pub(super) links: Links,
+    pub(super) scrapes: Scrapes,
     pub(super) identify: identify::Behaviour,
     pub(super) ping: ping::Behaviour,
     pub(super) kad: kad::Behaviour<MemoryStore>,
@@ -55,12 +57,13 @@ pub(super) fn build(
     config: &Config,
     keypair: identity::Keypair,
     context: Arc<LinkContext>,
+    scrapes: ScrapeTable,
     registry: &mut Registry,
 ) -> Result<Swarm<Behaviour>, Error> {
     #[cfg(not(feature = "metrics-prometheus"))]
     let _ = registry;
     let psk = config.psk_file.as_deref().map(read_psk).transpose()?;
-    let behaviour = Behaviour::new(config, &keypair, context)?;
+    let behaviour = Behaviour::new(config, &keypair, context, scrapes)?;
     let transport = transport(&keypair, psk)?;
     #[cfg(feature = "metrics-prometheus")]
     let transport = libp2p::metrics::BandwidthTransport::new(transport, registry.others_mut())
@@ -125,7 +128,12 @@ fn with_names(inner: Boxed<(PeerId, StreamMuxerBox)>) -> Result<Boxed<(PeerId, S
 }
 
 impl Behaviour {
-    fn new(config: &Config, keypair: &identity::Keypair, context: Arc<LinkContext>) -> Result<Self, Error> {
+    fn new(
+        config: &Config,
+        keypair: &identity::Keypair,
+        context: Arc<LinkContext>,
+        scrapes: ScrapeTable,
+    ) -> Result<Self, Error> {
         let local = keypair.public().to_peer_id();
         let limits = ConnectionLimits::default()
             .with_max_pending_incoming(Some(MAX_PENDING))
@@ -155,9 +163,11 @@ impl Behaviour {
             // An agent that listens can be found; one that does not (behind NAT) only looks.
             kad.set_mode(Some(kad::Mode::Server));
         }
+        let answering = scrape::Context { requests: Arc::clone(&context.handler), metrics: context.metrics.clone() };
         Ok(Self {
             limits,
             allowed: allowed.into(),
+            scrapes: Scrapes::new(answering, scrapes),
             links: Links::new(context),
             identify: identify::Behaviour::new(identify),
             ping: ping::Behaviour::new(ping::Config::new()),

@@ -71,6 +71,8 @@ pub struct Driver {
     #[cfg(feature = "metrics-prometheus")]
     telemetry: Telemetry,
     links_drained: bool,
+    /// Why this side closes the connections that it is closing.
+    lost: HashMap<PeerId, String>,
     /// From now on nobody is dialed.
     stopping: bool,
 }
@@ -99,6 +101,7 @@ impl Driver {
             #[cfg(feature = "metrics-prometheus")]
             telemetry: Telemetry::new(registry),
             links_drained: false,
+            lost: HashMap::new(),
             stopping: false,
         };
         for target in &config.bootstrap {
@@ -201,9 +204,12 @@ impl Driver {
                 self.tell(Input::Connected { peer: peer_id, address, direction });
             }
             SwarmEvent::ConnectionClosed { peer_id, num_established, cause, .. } => {
+                let lost = self.lost.remove(&peer_id);
                 if num_established == 0 {
-                    let cause = cause.map_or_else(|| "closed by this agent".to_owned(), |cause| innermost(&cause));
+                    let closed = || lost.unwrap_or_else(|| "closed by this agent".into());
+                    let cause = cause.map_or_else(closed, |cause| innermost(&cause));
                     tracing::info!(peer = %peer_id, cause, "Peer disconnected");
+                    self.swarm.behaviour().links.requests().peer_down(&peer_id, &cause);
                 }
                 self.tell(Input::Disconnected { peer: peer_id, remaining: num_established as usize });
             }
@@ -213,24 +219,39 @@ impl Driver {
         }
     }
 
+    fn log_lost(&self, peer: PeerId, error: &LinkError) {
+        match error {
+            LinkError::Closed | LinkError::Io(_) => tracing::debug!(%peer, %error, "link lost"),
+            // Any stranger can cause these at will; the metrics count them.
+            error if self.peers.is_target(&peer) => tracing::warn!(%peer, %error, "link closed"),
+            error => tracing::debug!(%peer, %error, "link closed"),
+        }
+    }
+
     fn on_behaviour_event(&mut self, event: BehaviourEvent) {
         match event {
-            BehaviourEvent::Links(link::Event::Up(peer)) => self.tell(Input::LinkUp { peer }),
+            BehaviourEvent::Links(link::Event::Up(peer)) => {
+                self.tell(Input::LinkUp { peer });
+                self.tell_handler(&peer);
+            }
+            BehaviourEvent::Links(link::Event::Introduced(peer, introduction)) => {
+                self.tell(Input::Introduced { peer, introduction });
+                self.tell_handler(&peer);
+            }
             BehaviourEvent::Links(link::Event::Unsupported(peer)) => {
                 tracing::debug!(%peer, "the peer speaks no link");
             }
-            BehaviourEvent::Links(link::Event::Lost(peer, error)) => match error {
-                LinkError::Closed | LinkError::Io(_) => tracing::debug!(%peer, %error, "link lost"),
-                // Any stranger can cause these at will; the metrics count them.
-                error if self.peers.is_target(&peer) => tracing::warn!(%peer, %error, "link closed"),
-                error => tracing::debug!(%peer, %error, "link closed"),
-            },
+            BehaviourEvent::Links(link::Event::Lost(peer, error)) => {
+                self.lost.insert(peer, error.to_string());
+                self.log_lost(peer, &error);
+            }
             BehaviourEvent::Links(link::Event::Drained) => self.links_drained = true,
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
                 if info.protocols.contains(&KAD_PROTOCOL) {
                     self.remember(peer_id, info.listen_addrs);
                 }
                 self.tell(Input::Identified { peer: peer_id, agent: info.agent_version });
+                self.tell_handler(&peer_id);
             }
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
                 for (peer, address) in found {
@@ -283,6 +304,14 @@ impl Driver {
         }
         self.answer_waiting(peer, || Err(RequestError::Unreachable { peer, reason: reason.clone() }));
         self.tell(Input::DialFailed { peer });
+    }
+
+    /// Tells the handler what is known of a peer whose link is up.
+    fn tell_handler(&self, peer: &PeerId) {
+        let links = &self.swarm.behaviour().links;
+        if let Some(info) = self.peers.get(peer).filter(|_| links.table().is_up(peer)) {
+            links.requests().peer_up(&PeerInfo { link: true, ..info.clone() });
+        }
     }
 
     /// Tells the table what happened, and does what it says.

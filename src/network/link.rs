@@ -32,7 +32,7 @@ use tokio::sync::{mpsc, watch};
 use self::handler::{Command, LinkHandler};
 pub(crate) use self::requester::Outgoing;
 use super::RequestHandler;
-use super::protocol::{FrameError, RemoteError};
+use super::protocol::{FrameError, Introduction, RemoteError};
 use crate::metrics::MetricsCollector;
 use crate::metrics::labels::FailureReason;
 
@@ -181,6 +181,8 @@ impl LinkTable {
 pub(crate) enum Event {
     /// A link to the peer is up.
     Up(PeerId),
+    /// The peer has said who it is, which it says to those that may scrape it.
+    Introduced(PeerId, Introduction),
     /// A link ended; its connection is being closed.
     Lost(PeerId, LinkError),
     /// The peer does not speak the link's protocol.
@@ -222,6 +224,11 @@ impl Links {
             draining: None,
             events: VecDeque::new(),
         }
+    }
+
+    /// What hears who comes and goes.
+    pub(crate) fn requests(&self) -> &dyn RequestHandler {
+        &*self.context.handler
     }
 
     /// The links that are up.
@@ -350,6 +357,7 @@ impl NetworkBehaviour for Links {
                 }
                 Event::Up(peer_id)
             }
+            handler::Event::Introduced(introduction) => Event::Introduced(peer_id, introduction),
             handler::Event::Lost(error) => {
                 let connection = CloseConnection::One(connection);
                 self.events.push_back(ToSwarm::CloseConnection { peer_id, connection });

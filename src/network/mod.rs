@@ -10,6 +10,7 @@ mod event_loop;
 mod link;
 mod peers;
 pub mod protocol;
+mod scrape;
 #[cfg(feature = "metrics-prometheus")]
 mod telemetry;
 
@@ -26,7 +27,9 @@ pub use self::config::{BootstrapAddr, Config, ListenAddr, PeerIdText};
 pub use self::event_loop::Driver;
 use self::link::{Limits, LinkTable, Outgoing};
 pub use self::peers::{Direction, PeerInfo};
-use self::protocol::{ErrorCode, FRAME_OVERHEAD, RemoteError, Request, Response};
+use self::protocol::{ErrorCode, FRAME_OVERHEAD, Introduction, RemoteError, Request, Response};
+use self::scrape::ScrapeTable;
+pub use self::scrape::{IncomingPage, PageBody, ScrapeAnswer, ScrapeError, ScrapePage, ScrapeRequest};
 use crate::metrics::labels::{FailedMessage, FailureReason, MessageType, SendFailure};
 use crate::metrics::{Health, MetricsCollector, Registry, Timer};
 
@@ -39,11 +42,31 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Commands that may wait for the event loop.
 const COMMAND_QUEUE: usize = 256;
 
-/// Answers the requests of peers. The one implementation is the node's.
+/// Answers the requests of peers, and hears who comes and goes. The one implementation is the node's.
 pub trait RequestHandler: Send + Sync + 'static {
     /// Does what `peer` asks, within bounded time. The first poll happens at once, in the connection's
     /// task; the future is run to its end even when the peer goes away.
     fn handle(&self, peer: PeerId, request: Request) -> BoxFuture<'static, Answer>;
+
+    /// Makes the page that `peer` asks for. The future is dropped when the peer does not want it any more.
+    fn scrape(&self, peer: PeerId, request: ScrapeRequest) -> BoxFuture<'static, ScrapeAnswer>;
+
+    /// What is said of this agent to `peer`; `None` for one that may not scrape it.
+    fn introduction(&self, _: &PeerId) -> Option<Introduction> {
+        None
+    }
+
+    /// Peers for whom there is always room, besides those that the network's configuration names.
+    fn expected(&self) -> Vec<PeerId> {
+        Vec::new()
+    }
+
+    /// A link to a peer is up, or something is known of it that was not. Called in the event loop: it must not
+    /// wait for anything.
+    fn peer_up(&self, _: &PeerInfo) {}
+
+    /// The last connection to a peer is gone. Called like [`RequestHandler::peer_up`].
+    fn peer_down(&self, _: &PeerId, _: &str) {}
 }
 
 /// What a [`RequestHandler`] gives back.
@@ -111,6 +134,7 @@ fn failure_reason(code: ErrorCode) -> FailureReason {
         ErrorCode::Busy => FailureReason::Busy,
         ErrorCode::Timeout => FailureReason::Timeout,
         ErrorCode::Storage => FailureReason::Storage,
+        ErrorCode::Failed => FailureReason::Failed,
         ErrorCode::ShuttingDown => FailureReason::Cancelled,
     }
 }
@@ -167,6 +191,18 @@ impl RequestError {
     }
 }
 
+impl ScrapeError {
+    fn reason(&self) -> SendFailure {
+        match self {
+            Self::NotConnected | Self::Unsupported => SendFailure::Unreachable,
+            Self::Busy => SendFailure::Busy,
+            Self::Timeout => SendFailure::Timeout,
+            Self::Lost(_) => SendFailure::LinkLost,
+            Self::Malformed(_) | Self::Remote(_) => SendFailure::Remote,
+        }
+    }
+}
+
 /// Why the network could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -200,6 +236,7 @@ pub struct Network {
 #[derive(Debug)]
 struct Shared {
     table: LinkTable,
+    scrapes: ScrapeTable,
     commands: mpsc::Sender<event_loop::Command>,
     metrics: MetricsCollector,
     request_timeout: Duration,
@@ -231,12 +268,15 @@ impl Network {
         let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
         let table = LinkTable::default();
         let named = config.allow_peers.iter().flatten().map(|peer| peer.0);
-        let reserved = config.bootstrap.iter().map(|target| target.peer).chain(named).collect();
+        let reserved =
+            config.bootstrap.iter().map(|target| target.peer).chain(named).chain(handler.expected()).collect();
         let context = link::LinkContext { handler, metrics: metrics.clone(), table: table.clone(), limits, reserved };
-        let swarm = behaviour::build(config, keypair, Arc::new(context), registry)?;
+        let scrapes = ScrapeTable::default();
+        let swarm = behaviour::build(config, keypair, Arc::new(context), scrapes.clone(), registry)?;
         let driver = Driver::bind(swarm, config, queue, metrics.clone(), registry, health).await?;
         let shared = Shared {
             table,
+            scrapes,
             commands,
             metrics,
             request_timeout: config.request_timeout,
@@ -267,6 +307,30 @@ impl Network {
         }
         if let Err(error) = &result {
             self.shared.metrics.send_failed(kind, error.reason());
+        }
+        result
+    }
+
+    /// Asks `peer` for a metrics page, over a connection that there is. The time that `request` gives is kept
+    /// until the page begins; the caller keeps it from there on.
+    ///
+    /// # Errors
+    ///
+    /// See [`ScrapeError`]. Nothing is tried twice.
+    pub async fn scrape(&self, peer: PeerId, request: &ScrapeRequest) -> Result<IncomingPage, ScrapeError> {
+        let timer = Timer::start();
+        let result = match self.shared.scrapes.connection(&peer) {
+            Some(connection) => match tokio::time::timeout(request.timeout, scrape::ask(&connection, request)).await {
+                Ok(result) => result,
+                Err(_) => Err(ScrapeError::Timeout),
+            },
+            None => Err(ScrapeError::NotConnected),
+        };
+        if matches!(result, Ok(_) | Err(ScrapeError::Remote(_))) {
+            self.shared.metrics.message_sent(MessageType::Scrape, timer);
+        }
+        if let Err(error) = &result {
+            self.shared.metrics.send_failed(MessageType::Scrape, error.reason());
         }
         result
     }

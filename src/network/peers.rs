@@ -8,11 +8,14 @@ use libp2p::{Multiaddr, PeerId};
 use serde::{Deserialize, Serialize};
 
 use super::BootstrapAddr;
+use super::protocol::Introduction;
 
 /// The wait before the first new attempt; each failure doubles it.
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 /// The longest wait between two attempts.
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
+///
+/// With the 10 s that one attempt may take, a peer is back within half a minute after a path has healed.
+const BACKOFF_MAX: Duration = Duration::from_secs(15);
 /// How long a link must have lasted for the next loss to start again at [`BACKOFF_MIN`]. A peer that
 /// accepts and then closes at once (a full one, or one that does not allow us) is not hammered.
 const STABLE_AFTER: Duration = Duration::from_secs(5);
@@ -37,7 +40,7 @@ pub enum Direction {
 pub struct PeerInfo {
     /// Who.
     pub peer: PeerId,
-    /// The address of its first live connection.
+    /// The address of its newest connection.
     pub address: Multiaddr,
     /// Who opened that connection.
     pub direction: Direction,
@@ -47,6 +50,8 @@ pub struct PeerInfo {
     pub connected_at: Instant,
     /// The software that it says it runs; what a stranger says, cut to 64 characters.
     pub agent: Option<String>,
+    /// What it says of itself; it says that only to those that may scrape it. Nothing in it is checked.
+    pub introduction: Option<Introduction>,
     /// Whether requests can be sent to it.
     pub link: bool,
 }
@@ -70,6 +75,10 @@ pub(super) enum Input {
     },
     LinkUp {
         peer: PeerId,
+    },
+    Introduced {
+        peer: PeerId,
+        introduction: Introduction,
     },
     DialFailed {
         peer: PeerId,
@@ -154,6 +163,10 @@ impl Peers {
         self.targets.contains_key(peer)
     }
 
+    pub(super) fn get(&self, peer: &PeerId) -> Option<&PeerInfo> {
+        self.connected.get(peer)
+    }
+
     pub(super) fn list(&self) -> impl Iterator<Item = &PeerInfo> {
         self.connected.values()
     }
@@ -176,6 +189,11 @@ impl Peers {
             Input::LinkUp { peer } => {
                 if let Some(target) = self.targets.get_mut(&peer) {
                     target.link_since.get_or_insert(now);
+                }
+            }
+            Input::Introduced { peer, introduction } => {
+                if let Some(info) = self.connected.get_mut(&peer) {
+                    info.introduction = Some(introduction);
                 }
             }
             Input::DialFailed { peer } => {
@@ -215,14 +233,16 @@ impl Peers {
     fn on_connected(&mut self, peer: PeerId, address: Multiaddr, direction: Direction, now: Instant) {
         let info = self.connected.entry(peer).or_insert_with(|| PeerInfo {
             peer,
-            address,
+            address: address.clone(),
             direction,
             connections: 0,
             connected_at: now,
             agent: None,
+            introduction: None,
             link: false,
         });
         info.connections += 1;
+        (info.address, info.direction) = (address, direction);
         if let Some(target) = self.targets.get_mut(&peer) {
             target.next_dial = None;
             target.reported = false;
@@ -298,7 +318,7 @@ mod tests {
         assert_eq!(peers.handle(Input::Tick, start), vec![Dial { peer, addresses: vec![address()] }]);
         assert_eq!(peers.next_tick(), None, "it is being dialed");
         let mut now = start;
-        for wait in [250, 500, 1000, 2000, 4000, 8000, 16000, 30000, 30000] {
+        for wait in [250, 500, 1000, 2000, 4000, 8000, 15000, 15000] {
             assert_eq!(peers.handle(Input::DialFailed { peer }, now), vec![]);
             let due = now + Duration::from_millis(wait);
             assert_eq!(peers.next_tick(), Some(due));

@@ -5,6 +5,8 @@
 //! [`ResponseFrame`]s that bear the request's id, in any order. The first frame in each direction is a
 //! `Hello` that says how much the sender is ready to take.
 
+pub mod scrape;
+
 use bytes::Bytes;
 use libp2p::StreamProtocol;
 
@@ -21,6 +23,13 @@ const MAX_VARINT: usize = 10;
 
 /// How much the text of an error may hold, in bytes: part of [`FRAME_OVERHEAD`].
 const MAX_ERROR_TEXT: usize = 512;
+
+/// What is kept of an [`Introduction`]: as long a name as an agent can have, in bytes.
+const MAX_INTRODUCED_NAME: usize = 255;
+/// More exporters than an agent can have.
+const MAX_INTRODUCED: usize = 64;
+/// A longer name of an exporter than there can be, in bytes.
+const MAX_INTRODUCED_EXPORTER: usize = 64;
 
 /// A request from one peer to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +126,8 @@ pub enum ErrorCode {
     Storage = 7,
     /// The peer is shutting down.
     ShuttingDown = 8,
+    /// The peer could not make or fetch what was asked for.
+    Failed = 9,
 }
 
 /// A typed refusal or failure that a peer sent as its answer.
@@ -210,7 +221,7 @@ pub struct ResponseFrame {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// The answer; `None` when it is of a type that this version does not know.
-    #[prost(oneof = "ResponseBody", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "ResponseBody", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub body: Option<ResponseBody>,
 }
 
@@ -241,6 +252,34 @@ pub enum ResponseBody {
     /// It was not done. With id 0 the sender gives up on the link and closes it.
     #[prost(message, tag = "9")]
     Error(ErrorBody),
+    /// What the sender says of itself to a peer that may scrape it. It comes once, behind the hello, and
+    /// answers nothing.
+    #[prost(message, tag = "10")]
+    Introduction(Introduction),
+}
+
+/// What an agent says of itself to a peer that may scrape it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Introduction {
+    /// What its operator calls it.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// The names of the other exporters that can be scraped through it.
+    #[prost(string, repeated, tag = "2")]
+    pub exposed: Vec<String>,
+}
+
+impl Introduction {
+    /// What of it is kept for as long as the peer is connected. A stranger may fill a whole frame with it, and half
+    /// a million empty names take ten times as much memory as they took on the wire.
+    pub(crate) fn cut(self) -> Self {
+        let Self { mut name, exposed } = self;
+        name.truncate(name.floor_char_boundary(MAX_INTRODUCED_NAME));
+        name.shrink_to_fit();
+        let sensible = |name: &String| (1..=MAX_INTRODUCED_EXPORTER).contains(&name.len());
+        // Cloned, because what is collected from a vector's own iterator may keep all of its room.
+        Self { name, exposed: exposed.iter().filter(|name| sensible(name)).take(MAX_INTRODUCED).cloned().collect() }
+    }
 }
 
 /// An error on the wire.
@@ -404,6 +443,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_large_introduction_is_cut_and_a_sensible_one_is_not() {
+        let sensible = Introduction { name: "edge-17".into(), exposed: vec!["node".into(), "x".repeat(64)] };
+        assert_eq!(sensible.clone().cut(), sensible);
+        let mut exposed = vec![String::new(); 100_000];
+        exposed.push("x".repeat(65));
+        exposed.extend((0..100).map(|n| format!("node-{n}")));
+        let cut = Introduction { name: "ä".repeat(5000), exposed }.cut();
+        assert_eq!((cut.name.len(), cut.name.capacity(), cut.exposed.len()), (254, 254, MAX_INTRODUCED));
+        assert_eq!(cut.exposed.first().map(String::as_str), Some("node-0"));
+        assert!(cut.exposed.capacity() <= 2 * MAX_INTRODUCED);
+    }
 
     fn read_all<F: prost::Message + Default>(
         reader: &mut FrameReader,

@@ -1,23 +1,37 @@
 //! The one entry point of a peer's message: authorise, do, answer. Messages are measured here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use libp2p::PeerId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::config::{AccessRule, PeerSelector, Permission};
-use crate::metrics::MetricsCollector;
+use crate::config::{AccessRule, Config, PeerSelector, Permission};
+use crate::expose::{self, Exposed, FetchCause, Fetched};
+#[cfg(feature = "metrics-prometheus")]
+use crate::gateway::Fleet;
 use crate::metrics::labels::MessageType;
-use crate::network::protocol::{ErrorCode, RemoteError, Request, Response};
-use crate::network::{Answer, Receipt, RequestHandler};
+use crate::metrics::{ExposeError, Exposer, Exposition, MetricsCollector};
+#[cfg(feature = "metrics-prometheus")]
+use crate::network::PeerInfo;
+use crate::network::protocol::{ErrorCode, Introduction, RemoteError, Request, Response};
+use crate::network::{Answer, Receipt, RequestHandler, ScrapeAnswer, ScrapePage, ScrapeRequest};
 use crate::storage::{self, Storage};
 
 /// How much longer one request may take than the store needs to fail by its own bounds: the limit is only
 /// met when a backend hangs, and what the store has to say of a failure is heard first.
 const MARGIN: Duration = Duration::from_secs(3);
+
+/// Pages of exporters that are held for peers at once: fetched, or not yet taken by a slow peer.
+const MAX_FETCHES: usize = 16;
+
+/// How long before its time is up a peer is told that an exporter does not answer.
+const LAST_WORDS: Duration = Duration::from_millis(250);
 
 /// Who may do what. Nobody may do anything that no rule allows; `ping` needs no rule.
 #[derive(Debug, Clone)]
@@ -31,6 +45,7 @@ struct Allowed {
     get: bool,
     put: bool,
     delete: bool,
+    scrape: bool,
 }
 
 impl Access {
@@ -42,6 +57,7 @@ impl Access {
                 get: rule.allow.contains(&Permission::Get),
                 put: rule.allow.contains(&Permission::Put),
                 delete: rule.allow.contains(&Permission::Delete),
+                scrape: rule.allow.contains(&Permission::Scrape),
             };
             match rule.peer {
                 PeerSelector::Any => access.anyone = allowed,
@@ -57,6 +73,7 @@ impl Access {
             MessageType::Get => allowed.get,
             MessageType::Put => allowed.put,
             MessageType::Delete => allowed.delete,
+            MessageType::Scrape => allowed.scrape,
             MessageType::Ping => true,
         }
     }
@@ -68,12 +85,38 @@ pub struct Handler {
     access: Access,
     storage: Storage,
     metrics: MetricsCollector,
+    scraped: Scraped,
+}
+
+/// What peers that may scrape this agent can have.
+#[derive(Debug, Clone)]
+pub struct Scraped {
+    /// What the operator calls this agent.
+    pub name: String,
+    /// Makes the agent's own page. Set once the registry is complete, which is after the network is built.
+    pub exposer: Arc<OnceLock<Exposer>>,
+    /// The exporters beside it.
+    pub exposed: Arc<[Exposed]>,
+    /// The most bytes that the page of one of them may have.
+    pub max_body: usize,
+    /// The exporters whose last page could not be fetched.
+    pub failing: Arc<Mutex<HashSet<String>>>,
+    /// A permit for each page of an exporter that is fetched or on its way to a peer.
+    pub fetches: Arc<Semaphore>,
+    /// The gateway's peers, when this agent is a gateway.
+    #[cfg(feature = "metrics-prometheus")]
+    pub fleet: Option<Arc<Fleet>>,
 }
 
 impl Handler {
     /// A handler over one store.
-    pub fn new(access: Access, storage: Storage, metrics: MetricsCollector) -> Self {
-        Self { access, storage, metrics }
+    pub fn new(access: Access, storage: Storage, metrics: MetricsCollector, scraped: Scraped) -> Self {
+        Self { access, storage, metrics, scraped }
+    }
+
+    fn refused(&self, peer: &PeerId, kind: MessageType) -> Option<RemoteError> {
+        let text = || format!("{peer} is not allowed to {kind} here");
+        (!self.access.allows(peer, kind)).then(|| RemoteError::new(ErrorCode::Refused, text()))
     }
 }
 
@@ -81,8 +124,7 @@ impl RequestHandler for Handler {
     fn handle(&self, peer: PeerId, request: Request) -> BoxFuture<'static, Answer> {
         let kind = request.message_type();
         let receipt = Receipt::begin(self.metrics.clone(), kind);
-        if !self.access.allows(&peer, kind) {
-            let error = RemoteError::new(ErrorCode::Refused, format!("{peer} is not allowed to {kind} here"));
+        if let Some(error) = self.refused(&peer, kind) {
             return std::future::ready(Answer { result: Err(error), receipt }).boxed();
         }
         let storage = self.storage.clone();
@@ -91,6 +133,127 @@ impl RequestHandler for Handler {
             Answer { result, receipt }
         }
         .boxed()
+    }
+
+    fn scrape(&self, peer: PeerId, request: ScrapeRequest) -> BoxFuture<'static, ScrapeAnswer> {
+        let receipt = Receipt::begin(self.metrics.clone(), MessageType::Scrape);
+        if let Some(error) = self.refused(&peer, MessageType::Scrape) {
+            return std::future::ready(ScrapeAnswer { result: Err(error), receipt }).boxed();
+        }
+        let scraped = self.scraped.clone();
+        async move { ScrapeAnswer { result: scraped.page(request).await, receipt } }.boxed()
+    }
+
+    fn introduction(&self, peer: &PeerId) -> Option<Introduction> {
+        let may = self.access.allows(peer, MessageType::Scrape);
+        may.then(|| Introduction {
+            name: self.scraped.name.clone(),
+            exposed: self.scraped.exposed.iter().map(|exporter| exporter.name.to_string()).collect(),
+        })
+    }
+
+    #[cfg(feature = "metrics-prometheus")]
+    fn expected(&self) -> Vec<PeerId> {
+        self.scraped.fleet.as_ref().map(|fleet| fleet.named()).unwrap_or_default()
+    }
+
+    #[cfg(feature = "metrics-prometheus")]
+    fn peer_up(&self, peer: &PeerInfo) {
+        if let Some(fleet) = &self.scraped.fleet {
+            fleet.up(peer);
+        }
+    }
+
+    #[cfg(feature = "metrics-prometheus")]
+    fn peer_down(&self, peer: &PeerId, cause: &str) {
+        if let Some(fleet) = &self.scraped.fleet {
+            fleet.down(peer, cause);
+        }
+    }
+}
+
+impl Scraped {
+    /// What the configuration says; the rest comes later.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            name: config.node.name.clone(),
+            exposed: config.expose.clone().into(),
+            max_body: config.gateway.max_body_size,
+            failing: Arc::default(),
+            fetches: Arc::new(Semaphore::new(MAX_FETCHES)),
+            exposer: Arc::default(),
+            #[cfg(feature = "metrics-prometheus")]
+            fleet: None,
+        }
+    }
+
+    async fn page(&self, request: ScrapeRequest) -> Result<ScrapePage, RemoteError> {
+        let ScrapeRequest { exposed, accept, gzip, timeout } = request;
+        if let Some(name) = exposed {
+            return self.fetch(&name, expose::Wanted { accept: &accept, gzip, timeout }).await;
+        }
+        let Some(exposer) = self.exposer.get() else {
+            return Err(RemoteError::new(ErrorCode::Busy, "this agent is starting"));
+        };
+        match exposer.expose_all(&accept, gzip, timeout).await {
+            Ok(Exposition { content_type, gzip, body }) => {
+                Ok(ScrapePage { content_type: content_type.into(), gzip, body })
+            }
+            Err(error) => {
+                let code = match error {
+                    ExposeError::Busy(_) => ErrorCode::Busy,
+                    ExposeError::Late(_) => ErrorCode::Timeout,
+                    ExposeError::NotBuiltIn => ErrorCode::Unsupported,
+                    ExposeError::Failed => ErrorCode::Failed,
+                };
+                Err(RemoteError::new(code, error.to_string()))
+            }
+        }
+    }
+
+    async fn fetch(&self, name: &str, wanted: expose::Wanted<'_>) -> Result<ScrapePage, RemoteError> {
+        let Some(exporter) = self.exposed.iter().find(|exporter| exporter.name.as_str() == name) else {
+            // Not repeated: it is the peer's text, not one of ours.
+            return Err(RemoteError::new(ErrorCode::Unsupported, "this agent exposes no exporter of that name"));
+        };
+        let Ok(permit) = Arc::clone(&self.fetches).try_acquire_owned() else {
+            return Err(RemoteError::new(ErrorCode::Busy, "this agent fetches from too many exporters already"));
+        };
+        // A little earlier than the peer stops to wait, so that it hears why.
+        let timeout = wanted.timeout - LAST_WORDS.min(wanted.timeout / 10);
+        match expose::fetch(exporter, expose::Wanted { timeout, ..wanted }, self.max_body).await {
+            Ok(Fetched { content_type, gzip, body }) => {
+                if self.failing.lock().unwrap_or_else(PoisonError::into_inner).remove(name) {
+                    tracing::info!("the exporter `{name}` answers again");
+                }
+                let body = Bytes::from_owner(Held { body, _permit: permit });
+                Ok(ScrapePage { content_type, gzip, body })
+            }
+            Err(error) => {
+                // Where it is and what it said is for this agent's operator alone. Said when it begins to fail.
+                if self.failing.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned()) {
+                    tracing::warn!("{}", error.detail());
+                }
+                let code = match error.cause() {
+                    FetchCause::Deadline(_) => ErrorCode::Timeout,
+                    FetchCause::TooLarge { .. } => ErrorCode::TooLarge,
+                    _ => ErrorCode::Failed,
+                };
+                Err(RemoteError::new(code, error.to_string()))
+            }
+        }
+    }
+}
+
+/// A page that gives its permit back when nobody holds it any more.
+struct Held {
+    body: Bytes,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
     }
 }
 

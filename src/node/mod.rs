@@ -3,6 +3,7 @@
 //!
 //! Nothing here is global: two nodes in one process share no number, no store and no socket.
 
+mod gateway;
 mod handler;
 
 use std::fs::{DirBuilder, File, Permissions, TryLockError};
@@ -15,11 +16,12 @@ use std::time::{Duration, Instant};
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::watch;
 
-pub use self::handler::{Access, Handler};
+use self::gateway::{Gateway, GatewayParts};
+pub use self::handler::{Access, Handler, Scraped};
 use crate::config::Config;
 use crate::control::{self, ControlServer};
 use crate::identity;
-use crate::metrics::{self, AgentInfo, Health, MetricsCollector, MetricsServer, Registry, UrlReader};
+use crate::metrics::{self, AgentInfo, Exposer, Health, MetricsCollector, MetricsServer, Registry, UrlReader};
 use crate::network::{self, Driver, Network};
 use crate::storage::{self, Storage};
 
@@ -28,6 +30,9 @@ pub const DRAIN: Duration = Duration::from_secs(10);
 
 /// What requests of peers get at least, when local callers have used up [`DRAIN`].
 const LAST_MOMENT: Duration = Duration::from_secs(1);
+
+/// Metrics pages that are made for peers at once.
+const PEER_EXPOSITIONS: usize = 4;
 
 /// How long the store may take to close.
 const CLOSE: Duration = Duration::from_secs(5);
@@ -72,6 +77,7 @@ pub struct Node {
     driver: Driver,
     control: ControlServer,
     endpoint: Option<MetricsServer>,
+    gateway: Gateway,
     health: Health,
     /// Held while the agent lives: one agent a data directory.
     lock: File,
@@ -103,7 +109,10 @@ impl Node {
 
         let default_store = data_dir.join("store.redb");
         let storage = Storage::open(&config.storage, default_store, collector.clone(), health.clone()).await?;
-        let handler = Handler::new(Access::new(&config.access), storage.clone(), collector.clone());
+        let gateway = GatewayParts::new(config, peer_id, &mut registry);
+        let scraped = gateway.scraped(config);
+        let exposer = Arc::clone(&scraped.exposer);
+        let handler = Handler::new(Access::new(&config.access), storage.clone(), collector.clone(), scraped);
         let max_payload = config.storage.max_key_size + config.storage.max_value_size;
         let (network, driver) = Network::bind(
             &config.network,
@@ -118,16 +127,23 @@ impl Node {
         log_listeners(network.listen_addresses(), peer_id);
         tracing::info!("Store {}", storage.describe());
 
+        let gateway = gateway.build(config, &network);
         let registry = Arc::new(registry);
+        // Another one than the endpoint's, so that peers take no place from a scraper next door.
+        let _first = exposer.set(Exposer::new(Arc::clone(&registry), collector.clone(), PEER_EXPOSITIONS));
         let endpoint = if config.metrics.enabled {
             let registry = Arc::clone(&registry);
-            Some(MetricsServer::start(&config.metrics, &agent, registry, collector, health.clone()))
+            Some(MetricsServer::start(&config.metrics, &agent, registry, collector, health.clone(), gateway.pages()))
         } else {
             tracing::info!("Metrics endpoint disabled");
             None
         };
         if let Some(url) = endpoint.as_ref().and_then(MetricsServer::url) {
             tracing::info!("Metrics at {url}");
+            if config.gateway.enabled {
+                let base = url.strip_suffix(config.metrics.path.as_str()).unwrap_or(&url);
+                tracing::info!("Gateway: targets for Prometheus at {base}/sd");
+            }
         }
         let api = control::Api {
             agent,
@@ -136,10 +152,12 @@ impl Node {
             storage: storage.clone(),
             health: health.clone(),
             registry,
+            #[cfg(feature = "metrics-prometheus")]
+            gateway: gateway.scraper.clone(),
             metrics_url: endpoint.as_ref().map_or_else(UrlReader::default, MetricsServer::url_reader),
         };
         let control = ControlServer::bind(data_dir, api)?;
-        Ok(Self { peer_id, storage, network, driver, control, endpoint, health, lock })
+        Ok(Self { peer_id, storage, network, driver, control, endpoint, gateway, health, lock })
     }
 
     /// Who this agent is.
@@ -179,9 +197,10 @@ impl Node {
     ///
     /// [`Error::Died`] when a part of the agent ended by itself. The rest was stopped in order.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
-        let Self { storage, network, driver, control, endpoint, lock, .. } = self;
+        let Self { storage, network, driver, control, endpoint, gateway, lock, .. } = self;
         let (stopping, stopped) = watch::channel(false);
         let mut driver = tokio::spawn(driver.run());
+        let _keeper = gateway.keep();
         let mut control = tokio::spawn(control.run(stopped));
         // Neither of the two ends by itself. If one does, it panicked: better to be started anew than to run on
         // without peers and look well.
@@ -206,6 +225,7 @@ impl Node {
             let _ended = driver.await;
         }
         // Nobody waits for an acknowledgement any more, so that a disk that hangs may be left alone.
+        let _hangs = tokio::time::timeout(LAST_MOMENT, gateway.save()).await;
         if tokio::time::timeout(CLOSE, storage.close()).await.is_err() {
             tracing::warn!("the store did not close within {CLOSE:?}; exiting without it");
         }

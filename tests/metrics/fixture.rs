@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use peerscope::metrics::{
-    Health, Limits, MetricsCollector, MetricsConfig, MetricsServer, Registry, register_scrape_time,
+    GatewayMetrics, Health, Limits, MetricsCollector, MetricsConfig, MetricsServer, Registry, register_scrape_time,
 };
 
 use crate::support::agent_info;
@@ -41,6 +41,7 @@ impl Endpoint {
         let health = Health::default();
         let collector = MetricsCollector::new(&mut registry, &agent_info());
         register_scrape_time(&mut registry, &health);
+        GatewayMetrics::new(&mut registry);
         register(registry.others_mut());
         let registry = Arc::new(registry);
         let server = MetricsServer::start_with_limits(
@@ -49,6 +50,7 @@ impl Endpoint {
             Arc::clone(&registry),
             collector.clone(),
             health.clone(),
+            None,
             limits,
         );
         Self { server, collector, health, registry }
@@ -120,7 +122,7 @@ impl Client {
         while let Some((name, value)) = self.line()?.split_once(": ") {
             headers.push((name.to_owned(), value.to_owned()));
         }
-        let mut reply = Reply { status, headers, body: Vec::new() };
+        let mut reply = Reply { status, reason: String::new(), headers, body: Vec::new() };
         if !without_body {
             let length = reply.header("content-length").expect("every answer states its length").parse().unwrap();
             reply.body.resize(length, 0);

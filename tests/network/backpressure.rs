@@ -7,7 +7,7 @@ use peerscope::network::{Config, RequestError};
 use tokio::time::Instant;
 
 use super::fixture::{Agent, MAX_FRAME, PATIENCE, config, eventually, pair_of, pong};
-use super::raw_peer::{Link, RawPeer, request};
+use crate::support::raw_peer::{Link, RawPeer, request};
 
 #[tokio::test]
 async fn a_full_queue_makes_callers_wait_and_then_says_busy_until_it_flows_again() {

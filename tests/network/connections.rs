@@ -6,7 +6,7 @@ use libp2p::identity::Keypair;
 use peerscope::network::{BootstrapAddr, Config, Error};
 
 use super::fixture::{Agent, MAX_PAYLOAD, config, eventually, joining, pair, pong};
-use super::raw_peer::RawPeer;
+use crate::support::raw_peer::RawPeer;
 
 /// Both dial each other at the same moment: two connections at times, always one peer, and each can ask.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -58,7 +58,8 @@ async fn of_two_connections_one_may_go() {
     drop(second);
     eventually("one connection", || async { connections().await == 1 }).await;
     assert_eq!(agent.peers_connected(), 1.0);
-    kept.send(&super::raw_peer::request(1, Some(peerscope::network::protocol::RequestBody::Ping("x".into())))).await;
+    kept.send(&crate::support::raw_peer::request(1, Some(peerscope::network::protocol::RequestBody::Ping("x".into()))))
+        .await;
     assert_eq!(kept.answer().await.unwrap().id, 1);
     drop((kept, first));
     agent.connected(0).await;

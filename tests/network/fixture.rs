@@ -9,13 +9,18 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId, identity};
+use peerscope::metrics::labels::MessageType;
 use peerscope::metrics::{Health, MetricsCollector, Registry};
+use peerscope::network::protocol::{ErrorCode, RemoteError};
 use peerscope::network::protocol::{FRAME_OVERHEAD, Request, Response};
-use peerscope::network::{self, Answer, BootstrapAddr, Config, Network, Receipt, RequestError, RequestHandler};
+use peerscope::network::{
+    self, Answer, BootstrapAddr, Config, Network, Receipt, RequestError, RequestHandler, ScrapeAnswer, ScrapeRequest,
+};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::support::raw_peer::Listening;
 use crate::support::{agent_info, metrics};
 
 /// No test waits longer than this for anything.
@@ -138,6 +143,12 @@ impl Agent {
     }
 }
 
+impl Listening for Agent {
+    fn address(&self) -> Multiaddr {
+        self.address()
+    }
+}
+
 /// A configuration that listens on a free port of the loopback and knows nobody.
 pub(crate) fn config() -> Config {
     Config { listen: vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()], ..Config::default() }
@@ -254,5 +265,11 @@ impl RequestHandler for Handler {
             Answer { result: Ok(response), receipt }
         }
         .boxed()
+    }
+
+    fn scrape(&self, _: PeerId, _: ScrapeRequest) -> BoxFuture<'static, ScrapeAnswer> {
+        let receipt = Receipt::begin(self.metrics.clone(), MessageType::Scrape);
+        let error = RemoteError::new(ErrorCode::Refused, "nobody is scraped here");
+        std::future::ready(ScrapeAnswer { result: Err(error), receipt }).boxed()
     }
 }

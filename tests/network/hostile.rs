@@ -7,7 +7,7 @@ use futures::AsyncWriteExt as _;
 use peerscope::network::protocol::{ErrorCode, Hello, PROTOCOL, RemoteError, RequestBody, ResponseBody, ResponseFrame};
 
 use super::fixture::{Agent, MAX_FRAME, config, eventually, joining, pong};
-use super::raw_peer::{Link, RawPeer, request};
+use crate::support::raw_peer::{Link, RawPeer, request};
 
 /// An agent under attack, and a good peer of its that asks on.
 struct Scene {

@@ -10,7 +10,7 @@ use peerscope::network::protocol::{
 };
 
 use super::fixture::{Agent, MAX_PAYLOAD, config, eventually, joining, pair, ping, pong};
-use super::raw_peer::{Link, RawPeer};
+use crate::support::raw_peer::{Link, RawPeer};
 
 #[tokio::test]
 async fn answers_find_their_callers_in_whatever_order_they_come() {

@@ -9,7 +9,7 @@ use peerscope::network::RequestError;
 use prost::Message as _;
 
 use super::fixture::{Agent, config, eventually, pair, ping};
-use super::raw_peer::RawPeer;
+use crate::support::raw_peer::RawPeer;
 
 /// The names and labels of all series, without their values.
 fn series(agent: &Agent) -> BTreeSet<String> {

@@ -7,7 +7,7 @@ use peerscope::network::protocol::ErrorCode;
 use tokio::time::{Instant, timeout};
 
 use super::fixture::{PATIENCE, eventually, get, pair};
-use super::raw_peer::RawPeer;
+use crate::support::raw_peer::RawPeer;
 
 #[tokio::test]
 async fn requests_under_way_are_finished_and_new_ones_are_told() {

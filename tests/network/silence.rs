@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::fixture::{Agent, config, get, pong, within};
-use super::raw_peer::RawPeer;
+use crate::support::raw_peer::RawPeer;
 
 /// Passes bytes between its clients and one server, or holds them back without closing anything.
 struct Proxy {

@@ -31,6 +31,8 @@ pub(crate) struct TestAgent {
     flags: Vec<String>,
     /// What a shell does before it becomes the agent, such as `ulimit -n 64`.
     before: Option<&'static str>,
+    /// The beginning of the command line, such as what enters a namespace first.
+    prefix: Vec<String>,
     process: Option<Process>,
 }
 
@@ -84,6 +86,7 @@ impl TestAgent {
             metrics_port: 0,
             flags: Vec::new(),
             before: None,
+            prefix: Vec::new(),
             process: None,
         }
     }
@@ -110,6 +113,18 @@ impl TestAgent {
     /// Has a shell do this first, and then become the agent.
     pub(crate) fn after(mut self, before: &'static str) -> Self {
         self.before = Some(before);
+        self
+    }
+
+    /// Listens on this address, for everything.
+    pub(crate) fn on_address(mut self, address: Ipv4Addr) -> Self {
+        self.address = address;
+        self
+    }
+
+    /// Runs behind this beginning of a command line, whose program becomes the agent in the end.
+    pub(crate) fn behind(mut self, prefix: Vec<String>) -> Self {
+        self.prefix = prefix;
         self
     }
 
@@ -143,6 +158,11 @@ impl TestAgent {
         command.args(["--metrics-port", &self.metrics_port.to_string()]).args(&self.flags);
         if let Some(before) = self.before {
             command = through_shell(before, &command);
+        }
+        if let Some((program, args)) = self.prefix.split_first() {
+            let mut first = Command::new(program);
+            first.args(args);
+            command = appended(first, &command);
         }
         self.process = Some(Process::spawn(command, &self.home.path().join("notify.sock")));
     }
@@ -308,15 +328,21 @@ pub(crate) fn peerscope() -> Command {
 /// `command`, run by a shell that does something first and leaves no process of its own.
 fn through_shell(before: &str, command: &Command) -> Command {
     let mut shell = Command::new("sh");
-    shell.args(["-c", &format!("{before} && exec \"$0\" \"$@\"")]).arg(command.get_program()).args(command.get_args());
+    shell.args(["-c", &format!("{before} && exec \"$0\" \"$@\"")]);
+    appended(shell, command)
+}
+
+/// `first` with all of `command` as its last arguments, in the environment of `command`.
+fn appended(mut first: Command, command: &Command) -> Command {
+    first.arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
-            Some(value) => shell.env(name, value),
-            None => shell.env_remove(name),
+            Some(value) => first.env(name, value),
+            None => first.env_remove(name),
         };
     }
-    shell.stdin(Stdio::null());
-    shell
+    first.stdin(Stdio::null());
+    first
 }
 
 /// Runs a command to its end.

@@ -6,6 +6,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
+    /// The words behind the status.
+    pub(crate) reason: String,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
@@ -38,10 +40,21 @@ pub(crate) fn exchange(stream: impl Read + Write, method: &str, target: &str, bo
     read_reply(stream)
 }
 
+/// Asks with these headers, and reads the answer.
+pub(crate) fn get(stream: impl Read + Write, target: &str, headers: &[(&str, &str)]) -> io::Result<Reply> {
+    let mut stream = stream;
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    stream.write_all(format!("GET {target} HTTP/1.1\r\n{headers}\r\n").as_bytes())?;
+    read_reply(stream)
+}
+
 /// Reads one answer; an answer that is cut off anywhere is an error.
 pub(crate) fn read_reply(stream: impl Read) -> io::Result<Reply> {
     let mut stream = BufReader::new(stream);
-    let status = line(&mut stream)?.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(cut_off)?;
+    let status_line = line(&mut stream)?;
+    let (_, status) = status_line.split_once(' ').ok_or_else(cut_off)?;
+    let (status, reason) = status.split_once(' ').unwrap_or((status, ""));
+    let (status, reason) = (status.parse().map_err(|_| cut_off())?, reason.to_owned());
     let mut headers = Vec::new();
     loop {
         let line = line(&mut stream)?;
@@ -51,7 +64,7 @@ pub(crate) fn read_reply(stream: impl Read) -> io::Result<Reply> {
         let (name, value) = line.split_once(": ").ok_or_else(cut_off)?;
         headers.push((name.to_owned(), value.to_owned()));
     }
-    let mut reply = Reply { status, headers, body: Vec::new() };
+    let mut reply = Reply { status, reason, headers, body: Vec::new() };
     if reply.header("transfer-encoding") == Some("chunked") {
         reply.body = read_chunks(&mut stream)?;
     } else {

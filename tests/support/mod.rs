@@ -5,7 +5,9 @@ pub(crate) mod agent;
 pub(crate) mod http;
 #[cfg(feature = "metrics-prometheus")]
 pub(crate) mod metrics;
+pub(crate) mod nat;
 pub(crate) mod process;
+pub(crate) mod raw_peer;
 pub(crate) mod redis;
 #[cfg(feature = "metrics-prometheus")]
 pub(crate) mod scraper;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -47,7 +47,7 @@ impl Program {
 
     /// What a job's configuration needs for the kinds of buckets that are to be kept. The names changed over
     /// the releases, and each refuses those that it does not know.
-    fn job(self) -> String {
+    pub(crate) fn job(self) -> String {
         let both = if self == Self::Prometheus3 { "always_scrape_classic_histograms: true, " } else { "" };
         // From 3.8 on, the feature flag does nothing.
         let native = self.keeps_native() && version(&self.path()) >= (3, 8);
@@ -101,7 +101,6 @@ pub(crate) struct Scraper {
 impl Scraper {
     /// Reads `targets` every second.
     pub(crate) fn start(program: Program, targets: &[SocketAddr]) -> Self {
-        let home = tempfile::tempdir().unwrap();
         let targets: Vec<_> = targets.iter().map(|target| format!("'{target}'")).collect();
         let config = format!(
             "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\n\
@@ -109,6 +108,12 @@ impl Scraper {
             program.job(),
             targets.join(", ")
         );
+        Self::start_with(program, &config)
+    }
+
+    /// With this configuration file.
+    pub(crate) fn start_with(program: Program, config: &str) -> Self {
+        let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join("scrape.yml"), config).unwrap();
         let ip: Ipv4Addr = own_address();
         let address = SocketAddr::from((ip, free_port(ip)));
@@ -141,6 +146,42 @@ impl Scraper {
             Some((serde_json::from_value(result["metric"].clone()).unwrap(), value))
         });
         series.collect()
+    }
+
+    /// The targets that it knows, as its API tells of them; none while it still starts.
+    pub(crate) fn targets(&self) -> Vec<Value> {
+        let Some(mut data) = self.get("/api/v1/targets?state=active") else { return Vec::new() };
+        serde_json::from_value(data["activeTargets"].take()).unwrap()
+    }
+
+    /// `up` of the targets of a job by their `instance`, of those alone that were scraped after `since`.
+    pub(crate) fn up(&self, job: &str, since: SystemTime) -> BTreeMap<String, f64> {
+        let up = format!("up{{job=\"{job}\"}}");
+        let since = since.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+        let series = self.query(&format!("{up} and timestamp({up}) > {since:.3}"));
+        series.into_iter().map(|(mut labels, value)| (labels.remove("instance").unwrap(), value)).collect()
+    }
+
+    /// Waits until a job's targets are just these, each with this `up` of a scrape from now on; how long that took.
+    #[track_caller]
+    pub(crate) fn await_up(&self, job: &str, expected: &[(&str, f64)]) -> Duration {
+        let expected: BTreeMap<_, _> = expected.iter().map(|(instance, up)| ((*instance).to_owned(), *up)).collect();
+        let (since, begin) = (SystemTime::now(), Instant::now());
+        loop {
+            let up = self.up(job, since);
+            let waited = begin.elapsed();
+            if up == expected {
+                return waited;
+            }
+            assert!(waited < PATIENCE, "{job} stays {up:#?} and not {expected:#?}; {}", self.situation());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// For somebody who has to find out why a test failed.
+    fn situation(&self) -> String {
+        let log = std::fs::read_to_string(self.home.path().join("log")).unwrap();
+        format!("targets: {:#?}; log: {log}", self.get("/api/v1/targets"))
     }
 
     /// What an expression gives for `target`; `None` when it gives nothing.
@@ -179,13 +220,12 @@ impl Scraper {
                 Some(value) if accept(value) => return,
                 _ => assert!(
                     Instant::now() < deadline,
-                    "{:?}: {expression} of {target} stays {value:?} and not {wanted}; targets: {:#?}; log: {}",
+                    "{:?}: {expression} of {target} stays {value:?} and not {wanted}; {}",
                     self.program,
-                    self.get("/api/v1/targets"),
-                    std::fs::read_to_string(self.home.path().join("log")).unwrap()
+                    self.situation()
                 ),
             }
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 

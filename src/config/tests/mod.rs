@@ -2,6 +2,7 @@
 
 mod combinations;
 mod file;
+mod gateway;
 mod layers;
 mod output;
 mod values;

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::layers::{env_name, known_keys};
 use crate::expose::Exposed;
+use crate::gateway::PeerList;
 use crate::network::PeerIdText;
 use crate::storage::RedisUrl;
 
@@ -115,6 +116,14 @@ access:
   - { peer: \"*\", allow: [get, delete] }
 expose:
   - { name: node, remote: false, url: \"http://127.0.0.1:9100/metrics\" }
+gateway:
+  enabled: false
+  grace: \"1h\"
+  max_body_size: \"16MiB\"
+  max_peers: 10000
+  max_scrapes: 512
+  peers: any
+  settle: \"30s\"
 ";
     assert_eq!(config.to_yaml_masked(), expected);
 }
@@ -132,7 +141,7 @@ fn the_example_is_the_default_configuration() {
 #[test]
 fn every_key_is_in_the_example_and_documented() {
     let keys: BTreeSet<String> = known_keys().into_iter().collect();
-    assert_eq!(keys.len(), 31, "{keys:?}");
+    assert_eq!(keys.len(), 38, "{keys:?}");
     for key in keys {
         let last = key.rsplit('.').next().unwrap();
         assert!(EXAMPLE.contains(&format!("{last}:")), "{key} is not in the example");
@@ -165,9 +174,10 @@ fn the_documented_examples_do_what_is_said() {
 prop_compose! {
     fn any_config()(
         name in "\\PC{1,40}".prop_filter("not blank", |name| !name.trim().is_empty()),
-        data_dir in "[^\\x00]{1,40}",
+        // A path that begins with ~ is refused.
+        data_dir in "[^\\x00~][^\\x00]{0,39}",
         prefix in any::<String>().prop_map(|s| s.chars().take(200).collect::<String>()),
-        path in proptest::option::of("\\PC{1,20}"),
+        path in proptest::option::of("[\\PC--~]\\PC{0,19}"),
         port in any::<u16>(),
         (max_key, max_value, cache) in (1usize..=65536, 1usize..=16 << 20, 1usize << 20..1 << 40),
         millis in 1u64..3_600_000,
@@ -175,7 +185,7 @@ prop_compose! {
         cluster in proptest::option::of(Just(true)),
         hosts in proptest::collection::btree_set("[a-z]{1,10}", 1..4),
         ports in proptest::collection::btree_set(any::<u16>(), 0..4),
-        rules in proptest::collection::vec(proptest::collection::vec(0usize..3, 0..4), 0..4),
+        rules in proptest::collection::vec(proptest::collection::vec(0usize..4, 0..4), 0..4),
         exporters in proptest::collection::btree_map("[a-z0-9_-]{1,32}", "/[!$-~&&[^#<>\\\\^`{|}\"]]{0,40}", 0..4),
     ) -> Config {
         let mut config = Config { node: NodeConfig { name, data_dir: data_dir.into() }, ..Config::default() };
@@ -190,11 +200,14 @@ prop_compose! {
         config.network.mdns = mdns;
         config.network.listen = ports.iter().map(|port| format!("/ip6/::1/tcp/{port}").parse().unwrap()).collect();
         config.network.allow_peers = mdns.then(|| vec![PeerIdText(libp2p::identity::Keypair::generate_ed25519().public().to_peer_id())]);
-        let all = [Permission::Get, Permission::Put, Permission::Delete];
+        let all = [Permission::Get, Permission::Put, Permission::Delete, Permission::Scrape];
         config.access = rules.into_iter().map(|allow| AccessRule {
             peer: PeerSelector::Peer(libp2p::identity::Keypair::generate_ed25519().public().to_peer_id()),
             allow: allow.into_iter().map(|i| all[i]).collect(),
         }).collect();
+        config.gateway.grace = Duration::from_millis(millis);
+        config.gateway.max_body_size = max_value;
+        config.gateway.peers = config.network.allow_peers.clone().map_or(PeerList::Any, PeerList::These);
         config.expose =
             exporters.iter().map(|(name, path)| exposed(name, &format!("http://[::1]:{}{path}", port.max(1)))).collect();
         config

@@ -7,12 +7,12 @@ use super::*;
 #[test]
 fn unknown_keys_get_the_nearest_known_one() {
     assert_refused(
-        "metrics:\n  enabled: false\n  prt: 9100\nport: 1\nstorage:\n  redis: { url: x }\ngateway: {}\n",
+        "metrics:\n  enabled: false\n  prt: 9100\nport: 1\nstorage:\n  redis: { url: x }\nelsewhere: {}\n",
         &[
             "peerscope.yaml:3:3: metrics.prt: unknown key; did you mean `port`?",
             "peerscope.yaml:4:1: port: unknown key; did you mean `metrics.port`?",
             "peerscope.yaml:6:12: storage.redis.url: unknown key; did you mean `urls`?",
-            "peerscope.yaml:7:1: gateway: unknown key; known here: node, log, metrics, storage, network, access, expose",
+            "peerscope.yaml:7:1: elsewhere: unknown key; known here: node, log, metrics, storage, network, access, expose, gateway",
         ],
     );
     let lines = refused("network:\n  listn: []\n  whatever: 1\n");
@@ -83,7 +83,7 @@ fn addresses_and_peers_are_parsed() {
         format!("peerscope.yaml:7:7: network.bootstrap[3]: `/ip4/1.2.3.4/udp/1/quic-v1/p2p/{PEER}` needs a build with the cargo feature `quic`"),
         format!("peerscope.yaml:8:17: network.allow_peers[0]: `{bad_peer}` is not a PeerId, such as {PEER}; `peerscope id` prints the one of an agent"),
         format!("peerscope.yaml:10:13: access[0].peer: `{bad_peer}` is not a PeerId, such as {PEER}; `peerscope id` prints the one of an agent; \"*\" stands for any peer"),
-        "peerscope.yaml:11:26: access[1].allow[0]: `read` is not known here; write one of get, put, delete".into(),
+        "peerscope.yaml:11:26: access[1].allow[0]: `read` is not known here; write one of get, put, delete, scrape".into(),
         "peerscope.yaml:12:5: access[2]: `allow` is missing".into(),
         "peerscope.yaml:13:5: access[3]: `peer` is missing".into(),
     ];

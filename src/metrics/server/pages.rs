@@ -8,9 +8,13 @@ pub(super) const TEXT: &str = "text/plain; charset=utf-8";
 pub(super) const HTML: &str = "text/html; charset=utf-8";
 
 /// The page at `/`.
-pub(super) fn index(path: &str, agent: &AgentInfo) -> String {
+pub(super) fn index(path: &str, agent: &AgentInfo, links: &[(&str, &str)]) -> String {
     let (path, name, peer_id) = (escaped(path), escaped(&agent.name), escaped(&agent.peer_id));
     let version = env!("CARGO_PKG_VERSION");
+    let links = links.iter().fold(String::new(), |mut out, (path, what)| {
+        let _infallible = writeln!(out, "<li><a href=\"{}\">{}</a></li>", escaped(path), escaped(what));
+        out
+    });
     format!(
         "<!DOCTYPE html>\n\
          <html lang=\"en\">\n\
@@ -23,14 +27,15 @@ pub(super) fn index(path: &str, agent: &AgentInfo) -> String {
          <li><a href=\"{path}\">Metrics</a></li>\n\
          <li><a href=\"/ready\">Readiness</a>: whether every component works</li>\n\
          <li><a href=\"/live\">Liveness</a>: whether the process answers</li>\n\
-         </ul>\n\
+         {links}</ul>\n\
          </body>\n\
          </html>\n"
     )
 }
 
-pub(super) fn not_found(path: &str) -> String {
-    format!("There is no such page. There are {path}, /ready, /live and /.\n")
+pub(super) fn not_found(path: &str, links: &[(&str, &str)]) -> String {
+    let links = links.iter().fold(String::new(), |out, (path, _)| out + ", " + path);
+    format!("There is no such page. There are {path}{links}, /ready, /live and /.\n")
 }
 
 /// One line for the whole, then one a component.
@@ -81,7 +86,7 @@ mod tests {
     #[test]
     fn the_index_escapes_what_the_configuration_says() {
         let agent = AgentInfo { peer_id: "12D3".into(), name: "<script>alert('1')</script> & \"co\"".into() };
-        let page = index("/metrics\"><b>", &agent);
+        let page = index("/metrics\"><b>", &agent, &[]);
         assert!(!page.contains("<script>") && !page.contains("<b>"), "{page}");
         assert!(page.contains("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt; &amp; &quot;co&quot;"), "{page}");
         assert!(page.contains("href=\"/metrics&quot;&gt;&lt;b&gt;\""), "{page}");

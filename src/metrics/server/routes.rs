@@ -5,25 +5,27 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::ext::ReasonPhrase;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use tokio::sync::Semaphore;
 
 use super::{Limits, pages};
-use crate::metrics::exposition::{self, Format, Wanted};
+use crate::metrics::exposition::{self, Wanted};
 use crate::metrics::labels::{HttpCode, HttpHandler};
-use crate::metrics::{Health, MetricsCollector, Registry, Timer, all_ready};
+use crate::metrics::{
+    ExposeError, Exposer, Exposition, GuestAnswer, GuestPages, Health, MetricsCollector, all_ready, joined,
+};
 
 /// Everything that the pages show.
 pub(super) struct Routes {
     pub(super) path: String,
     pub(super) index: String,
-    pub(super) registry: Arc<Registry>,
+    pub(super) exposer: Exposer,
+    pub(super) guest: Option<Arc<dyn GuestPages>>,
+    /// What is said where there is no page.
+    pub(super) not_found: String,
     pub(super) collector: MetricsCollector,
     pub(super) health: Health,
-    /// One permit for each exposition that may be made at once. It is held while the text is made, not
-    /// while it is fetched: slow readers must not keep Prometheus out.
-    pub(super) scrapes: Arc<Semaphore>,
     pub(super) limits: Limits,
 }
 
@@ -31,12 +33,14 @@ pub(super) struct Routes {
 struct Answer {
     code: HttpCode,
     body: Bytes,
-    headers: Vec<(HeaderName, &'static str)>,
+    reason: Option<String>,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Answer {
     fn new(code: HttpCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
-        Self { code, body: body.into(), headers: vec![(header::CONTENT_TYPE, content_type)] }
+        let headers = vec![(header::CONTENT_TYPE, HeaderValue::from_static(content_type))];
+        Self { code, body: body.into(), reason: None, headers }
     }
 
     fn text(code: HttpCode, body: impl Into<Bytes>) -> Self {
@@ -44,8 +48,15 @@ impl Answer {
     }
 
     fn with(mut self, name: HeaderName, value: &'static str) -> Self {
-        self.headers.push((name, value));
+        self.headers.push((name, HeaderValue::from_static(value)));
         self
+    }
+}
+
+impl From<GuestAnswer> for Answer {
+    fn from(answer: GuestAnswer) -> Self {
+        let GuestAnswer { code, reason, headers, body } = answer;
+        Self { code, body, reason, headers }
     }
 }
 
@@ -55,7 +66,7 @@ impl Routes {
         let handler = self.handler(request.uri().path());
         let in_flight = self.collector.http_started(handler);
         let answer = match (handler, request.method()) {
-            (HttpHandler::Other, _) => Answer::text(HttpCode::NotFound, pages::not_found(&self.path)),
+            (HttpHandler::Other, _) => Answer::text(HttpCode::NotFound, self.not_found.clone()),
             (_, &Method::GET | &Method::HEAD) => self.page(handler, request).await,
             _ => Answer::text(HttpCode::MethodNotAllowed, "Only GET and HEAD are answered here.\n")
                 .with(header::ALLOW, "GET, HEAD"),
@@ -71,6 +82,7 @@ impl Routes {
             "/live" => HttpHandler::Live,
             "/ready" => HttpHandler::Ready,
             "/" => HttpHandler::Index,
+            path if self.guest.as_ref().is_some_and(|guest| guest.has(path)) => HttpHandler::Gateway,
             _ => HttpHandler::Other,
         }
     }
@@ -81,6 +93,10 @@ impl Routes {
             HttpHandler::Metrics => self.scrape(request).await.with(header::VARY, "Accept, Accept-Encoding"),
             HttpHandler::Live => Answer::text(HttpCode::Ok, "live\n"),
             HttpHandler::Ready => self.ready(headers).with(header::VARY, "Accept"),
+            HttpHandler::Gateway => match &self.guest {
+                Some(guest) => guest.answer(request.uri().path(), headers).await.into(),
+                None => Answer::text(HttpCode::NotFound, self.not_found.clone()),
+            },
             HttpHandler::Index | HttpHandler::Other => Answer::new(HttpCode::Ok, pages::HTML, self.index.clone())
                 .with(header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'"),
         }
@@ -99,62 +115,27 @@ impl Routes {
     }
 
     async fn scrape(&self, request: &Request<Incoming>) -> Answer {
-        let Ok(permit) = Arc::clone(&self.scrapes).try_acquire_owned() else {
-            let limit = self.limits.scrapes;
-            let body = format!("Limit of concurrent requests reached ({limit}), try again later.\n");
-            return Answer::text(HttpCode::ServiceUnavailable, body);
-        };
         let headers = request.headers();
-        let format = exposition::negotiate(&joined(headers, &header::ACCEPT));
         let wanted = Wanted::from_query(request.uri().query());
         let gzip = exposition::accepts_gzip(&joined(headers, &header::ACCEPT_ENCODING));
-        let (registry, collector) = (Arc::clone(&self.registry), self.collector.clone());
-        let made = tokio::task::spawn_blocking(move || {
-            let timer = Timer::start();
-            let body = make(&registry, format, &wanted, gzip);
-            collector.scraped(timer);
-            drop(permit);
-            body
-        });
-        let limit = self.limits.making;
-        match tokio::time::timeout(limit, made).await {
-            Ok(Ok(Ok((body, true)))) => {
-                Answer::new(HttpCode::Ok, format.content_type(), body).with(header::CONTENT_ENCODING, "gzip")
+        let accept = joined(headers, &header::ACCEPT);
+        match self.exposer.expose(&accept, wanted, gzip, self.limits.making).await {
+            Ok(Exposition { content_type, gzip: true, body }) => {
+                Answer::new(HttpCode::Ok, content_type, body).with(header::CONTENT_ENCODING, "gzip")
             }
-            Ok(Ok(Ok((body, false)))) => Answer::new(HttpCode::Ok, format.content_type(), body),
-            Ok(Ok(Err(error))) => failed(&error),
-            // It panicked; the panic itself is in the log.
-            Ok(Err(error)) => failed(&error),
-            // A collector that hangs must not keep its client for ever. It keeps its permit.
-            Err(_) => {
-                tracing::warn!("a scrape had no answer after {limit:?}: some collector hangs");
-                let body = format!("The answer was not made within {limit:?}; some part of the agent hangs.\n");
-                Answer::text(HttpCode::ServiceUnavailable, body)
+            Ok(Exposition { content_type, gzip: false, body }) => Answer::new(HttpCode::Ok, content_type, body),
+            Err(error) => {
+                if let ExposeError::Late(limit) = error {
+                    tracing::warn!("a scrape had no answer after {limit:?}: some collector hangs");
+                }
+                let code = match error {
+                    ExposeError::Busy(_) | ExposeError::Late(_) => HttpCode::ServiceUnavailable,
+                    ExposeError::NotBuiltIn | ExposeError::Failed => HttpCode::InternalServerError,
+                };
+                Answer::text(code, format!("{error}\n"))
             }
         }
     }
-}
-
-/// The body, and whether it is compressed.
-fn make(
-    registry: &Registry,
-    format: Format,
-    wanted: &Wanted,
-    gzip: bool,
-) -> Result<(Bytes, bool), Box<dyn std::error::Error + Send + Sync>> {
-    let body = exposition::render(registry, format, wanted)?;
-    let gzip = gzip && body.len() >= exposition::GZIP_FROM;
-    Ok((if gzip { exposition::gzip(&body)? } else { body }, gzip))
-}
-
-fn failed(error: &dyn std::fmt::Display) -> Answer {
-    tracing::error!("a scrape could not be answered: {error}");
-    Answer::text(HttpCode::InternalServerError, "The metrics could not be collected; the agent's log says why.\n")
-}
-
-/// All values of a header as one list. What is not ASCII is passed over.
-fn joined(headers: &HeaderMap, name: &HeaderName) -> String {
-    headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect::<Vec<_>>().join(",")
 }
 
 fn response(answer: Answer) -> Response<Full<Bytes>> {
@@ -165,17 +146,29 @@ fn response(answer: Answer) -> Response<Full<Bytes>> {
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     for (name, value) in answer.headers {
-        headers.insert(name, HeaderValue::from_static(value));
+        headers.insert(name, value);
+    }
+    if let Some(reason) = answer.reason.as_deref().and_then(reason_phrase) {
+        response.extensions_mut().insert(reason);
     }
     response
+}
+
+/// What may stand in a status line of it (RFC 9112, 4).
+fn reason_phrase(text: &str) -> Option<ReasonPhrase> {
+    let text: Vec<u8> = text.bytes().filter(|byte| matches!(byte, b' '..=b'~')).collect();
+    ReasonPhrase::try_from(text).ok()
 }
 
 fn status(code: HttpCode) -> StatusCode {
     match code {
         HttpCode::Ok => StatusCode::OK,
+        HttpCode::Forbidden => StatusCode::FORBIDDEN,
         HttpCode::NotFound => StatusCode::NOT_FOUND,
         HttpCode::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         HttpCode::InternalServerError => StatusCode::INTERNAL_SERVER_ERROR,
+        HttpCode::BadGateway => StatusCode::BAD_GATEWAY,
         HttpCode::ServiceUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        HttpCode::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
     }
 }

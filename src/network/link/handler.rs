@@ -21,7 +21,7 @@ use super::requester::{Outgoing, Requester};
 use super::responder::Responder;
 use super::{LinkContext, LinkError};
 use crate::metrics::labels::FailedMessage;
-use crate::network::protocol::PROTOCOL;
+use crate::network::protocol::{Introduction, PROTOCOL};
 
 /// How often each side asks for a sign of life.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -43,6 +43,8 @@ pub(crate) enum Command {
 pub(crate) enum Event {
     /// Requests can be sent.
     Up,
+    /// The peer has said who it is.
+    Introduced(Introduction),
     /// The link is of no use any more; the connection should be closed.
     Lost(LinkError),
     /// The peer does not speak the link's protocol.
@@ -138,6 +140,9 @@ impl LinkHandler {
             if requester.is_up() && !self.up {
                 self.up = true;
                 return Poll::Ready(Event::Up);
+            }
+            if let Some(introduction) = requester.take_introduction() {
+                return Poll::Ready(Event::Introduced(introduction));
             }
         }
         Poll::Pending
@@ -237,7 +242,10 @@ impl ConnectionHandler for LinkHandler {
             Poll::Pending => self.poll_timer(cx),
         };
         match event {
-            Poll::Ready(Event::Up) => return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(Event::Up)),
+            // The swarm polls again after an event, so that what came in the same read follows at once.
+            Poll::Ready(event @ (Event::Up | Event::Introduced(_))) => {
+                return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(event));
+            }
             Poll::Ready(event) => {
                 self.last_words.push_back(event);
                 cx.waker().wake_by_ref();

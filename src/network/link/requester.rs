@@ -12,8 +12,8 @@ use super::framed::{Framed, HIGH_WATER};
 use super::{FRAMES_PER_TURN, LinkContext, LinkError};
 use crate::network::RequestError;
 use crate::network::protocol::{
-    Empty, FRAME_OVERHEAD, Hello, RemoteError, Request, RequestBody, RequestFrame, Response, ResponseBody,
-    ResponseFrame,
+    Empty, FRAME_OVERHEAD, Hello, Introduction, RemoteError, Request, RequestBody, RequestFrame, Response,
+    ResponseBody, ResponseFrame,
 };
 
 /// A caller's request on its way to the peer.
@@ -42,6 +42,9 @@ pub(super) struct Requester {
     last_id: u64,
     /// What the peer takes; nothing is asked before it has said so.
     peer: Option<Hello>,
+    /// What the peer has said of itself and nobody has taken yet. The first word counts.
+    introduction: Option<Introduction>,
+    introduced: bool,
 }
 
 impl Requester {
@@ -58,6 +61,8 @@ impl Requester {
             pending: HashMap::new(),
             last_id: 0,
             peer: None,
+            introduction: None,
+            introduced: false,
         }
     }
 
@@ -94,6 +99,11 @@ impl Requester {
     /// Whether the peer has said hello, so that requests can be sent.
     pub(super) fn is_up(&self) -> bool {
         self.peer.is_some()
+    }
+
+    /// What the peer has said of itself, once.
+    pub(super) fn take_introduction(&mut self) -> Option<Introduction> {
+        if self.peer.is_some() { self.introduction.take() } else { None }
     }
 
     /// Whether nothing waits whose deadline has to be watched.
@@ -182,6 +192,12 @@ impl Requester {
                 return Ok(());
             }
             Some(ResponseBody::Heartbeat(_)) => return Ok(()),
+            Some(ResponseBody::Introduction(introduction)) => {
+                if !std::mem::replace(&mut self.introduced, true) {
+                    self.introduction = Some(introduction.cut());
+                }
+                return Ok(());
+            }
             Some(ResponseBody::Error(body)) if frame.id == 0 => return Err(LinkError::GaveUp(body.into())),
             Some(ResponseBody::Value(value)) => Ok(Response::Value(Some(value))),
             Some(ResponseBody::NoValue(_)) => Ok(Response::Value(None)),

@@ -68,6 +68,9 @@ impl Responder {
         let mut framed = Framed::new(stream, context.limits.max_frame);
         let hello = Hello { max_frame: context.limits.max_frame as u64, max_in_flight: context.limits.max_in_flight };
         framed.push(&ResponseFrame { id: 0, body: Some(ResponseBody::Hello(hello)) });
+        if let Some(introduction) = context.handler.introduction(&peer) {
+            framed.push(&ResponseFrame { id: 0, body: Some(ResponseBody::Introduction(introduction)) });
+        }
         Self {
             framed,
             peer,

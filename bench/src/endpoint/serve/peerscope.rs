@@ -22,7 +22,7 @@ pub(super) fn start(size: Size) -> Result<Serving> {
     let recorder = peerscope.together()?;
     let config = MetricsConfig { port: 0, ..MetricsConfig::default() };
     let server =
-        MetricsServer::start(&config, &agent_info(), Arc::new(peerscope.registry), collector, Health::default());
+        MetricsServer::start(&config, &agent_info(), Arc::new(peerscope.registry), collector, Health::default(), None);
     let address = server.local_addr().ok_or("the endpoint does not listen")?;
     Ok(Serving::new(address, recorder, server))
 }

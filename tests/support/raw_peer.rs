@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,12 +13,33 @@ use libp2p::core::transport::{Boxed, DialOpts, PortUse, TransportEvent};
 use libp2p::core::upgrade::Version;
 use libp2p::core::{Endpoint, Transport as _};
 use libp2p::{Multiaddr, PeerId, identity, noise, tcp, yamux};
-use peerscope::network::protocol::{self, FrameReader, Hello, RequestBody, RequestFrame, ResponseBody, ResponseFrame};
+use peerscope::network::protocol::{
+    self, FRAME_OVERHEAD, FrameReader, Hello, RequestBody, RequestFrame, ResponseBody, ResponseFrame,
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::fixture::{Agent, MAX_FRAME, PATIENCE};
+use super::agent::TestAgent;
+
+/// No test waits longer than this for anything.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The longest frame that a raw peer says it takes: what an agent with the default configuration takes.
+const MAX_FRAME: usize = 1024 * 1024 + 1024 + FRAME_OVERHEAD;
+
+/// Whom a raw peer can dial.
+pub(crate) trait Listening {
+    /// Where it listens, without its PeerId.
+    fn address(&self) -> Multiaddr;
+}
+
+impl Listening for TestAgent {
+    fn address(&self) -> Multiaddr {
+        let socket = self.peer_socket();
+        format!("/ip4/{}/tcp/{}", socket.ip(), socket.port()).parse().unwrap()
+    }
+}
 
 type Transport = Boxed<(PeerId, StreamMuxerBox)>;
 
@@ -42,11 +64,11 @@ pub(crate) fn transport(key: &identity::Keypair) -> Transport {
 
 impl RawPeer {
     /// Dials `agent` under a new identity.
-    pub(crate) async fn dial(agent: &Agent) -> Self {
+    pub(crate) async fn dial(agent: &impl Listening) -> Self {
         Self::dial_as(agent, &identity::Keypair::generate_ed25519()).await
     }
 
-    pub(crate) async fn dial_as(agent: &Agent, key: &identity::Keypair) -> Self {
+    pub(crate) async fn dial_as(agent: &impl Listening, key: &identity::Keypair) -> Self {
         let opts = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
         let dialing = transport(key).dial(agent.address(), opts).unwrap();
         let (_, muxer) = timeout(PATIENCE, dialing).await.expect("dialed in time").unwrap();
@@ -118,13 +140,37 @@ impl RawPeer {
     pub(crate) async fn accept(&mut self, protocol: &str) -> SubstreamBox {
         let accepting = async {
             loop {
-                let mut stream = self.inbound.recv().await.expect("the connection is open");
-                if accept(&mut stream, protocol).await {
-                    return stream;
+                let stream = self.inbound.recv().await.expect("the connection is open");
+                if let Some(offer) = offered(stream, &[protocol]).await {
+                    return offer.accept().await;
                 }
             }
         };
         timeout(PATIENCE, accepting).await.expect("the agent opens a substream")
+    }
+
+    /// Hands every substream for one of `protocols` that the agent opens to `serve`, from now on, each in a task of
+    /// its own, and turns all others down.
+    pub(crate) fn serve_all<F>(
+        &mut self,
+        protocols: &'static [&'static str],
+        serve: impl Fn(Offer) -> F + Send + Sync + 'static,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (_closed, nothing) = mpsc::channel(1);
+        let mut inbound = std::mem::replace(&mut self.inbound, nothing);
+        let serve = Arc::new(serve);
+        tokio::spawn(async move {
+            while let Some(stream) = inbound.recv().await {
+                let serve = Arc::clone(&serve);
+                tokio::spawn(async move {
+                    if let Some(offer) = offered(stream, protocols).await {
+                        serve(offer).await;
+                    }
+                });
+            }
+        });
     }
 
     /// Says no to every substream that the agent opens, from now on.
@@ -132,8 +178,8 @@ impl RawPeer {
         let (_closed, nothing) = mpsc::channel(1);
         let mut inbound = std::mem::replace(&mut self.inbound, nothing);
         tokio::spawn(async move {
-            while let Some(mut stream) = inbound.recv().await {
-                accept(&mut stream, "").await;
+            while let Some(stream) = inbound.recv().await {
+                offered(stream, &[]).await;
             }
         });
     }
@@ -257,23 +303,37 @@ async fn propose(stream: &mut SubstreamBox, protocol: &str) {
     assert_eq!(hear(stream).await.as_deref(), Some(protocol));
 }
 
-/// The listener's half: whether `protocol` was agreed on.
-async fn accept(stream: &mut SubstreamBox, protocol: &str) -> bool {
+/// A substream on which the agent has proposed a protocol, and waits for the answer.
+pub(crate) struct Offer {
+    pub(crate) protocol: String,
+    stream: SubstreamBox,
+}
+
+impl Offer {
+    /// Agrees to it.
+    pub(crate) async fn accept(mut self) -> SubstreamBox {
+        say(&mut self.stream, &self.protocol).await;
+        self.stream
+    }
+}
+
+/// The listener's half, up to the proposal of one of `protocols`.
+async fn offered(mut stream: SubstreamBox, protocols: &[&str]) -> Option<Offer> {
     let negotiating = async {
-        if hear(stream).await.as_deref() != Some(MULTISTREAM) {
-            return false;
+        if hear(&mut stream).await.as_deref() != Some(MULTISTREAM) {
+            return None;
         }
-        say(stream, MULTISTREAM).await;
-        while let Some(proposed) = hear(stream).await {
-            if proposed == protocol {
-                say(stream, protocol).await;
-                return true;
+        say(&mut stream, MULTISTREAM).await;
+        while let Some(proposed) = hear(&mut stream).await {
+            if protocols.contains(&proposed.as_str()) {
+                return Some(proposed);
             }
-            say(stream, "na").await;
+            say(&mut stream, "na").await;
         }
-        false
+        None
     };
-    timeout(Duration::from_secs(5), negotiating).await.unwrap_or(false)
+    let protocol = timeout(Duration::from_secs(5), negotiating).await.unwrap_or(None)?;
+    Some(Offer { protocol, stream })
 }
 
 async fn say(stream: &mut SubstreamBox, line: &str) {

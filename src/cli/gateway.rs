@@ -1,0 +1,78 @@
+//! `peerscope gateway`: what a gateway's operator copies elsewhere.
+
+use std::net::SocketAddr;
+
+use clap::{Args, Subcommand};
+
+use super::{Failure, print};
+use crate::config::Config;
+use crate::gateway;
+
+#[derive(Debug, Args)]
+pub(super) struct Gateway {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print the piece of prometheus.yml with which Prometheus finds and scrapes the peers of this gateway
+    PrometheusConfig {
+        /// Where Prometheus reaches this gateway's metrics endpoint [default: what the configuration says]
+        #[arg(long, value_name = "HOST:PORT")]
+        address: Option<String>,
+        /// What the job is called; with two gateways, each has its own
+        #[arg(long, value_name = "NAME", default_value = "peerscope")]
+        job: String,
+    },
+}
+
+pub(super) fn run(config: &Config, gateway: &Gateway) -> Result<(), Failure> {
+    let Command::PrometheusConfig { address, job } = &gateway.command;
+    if !config.gateway.enabled {
+        return Err(Failure::failed(
+            "this configuration is no gateway's; set gateway.enabled to true (or PEERSCOPE_GATEWAY__ENABLED=true)",
+        ));
+    }
+    // As a YAML text without quotes; `null` and the like are none.
+    let is_text = job.starts_with(|c: char| c.is_ascii_alphabetic())
+        && job.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        && !["null", "true", "false", "yes", "no", "on", "off", "y", "n"].contains(&job.to_lowercase().as_str());
+    if !is_text {
+        let rule = "must begin with a letter, may only contain letters, digits and - _ . and be no word of YAML";
+        return Err(Failure::usage(format!("--job: `{job}` {rule}")));
+    }
+    let address = match address {
+        Some(address) if is_address(address) => address.clone(),
+        Some(address) => return Err(Failure::usage(format!("--address: `{address}` is not of the form HOST:PORT"))),
+        None => own_address(config)?,
+    };
+    let max_peers = match config.gateway.peers.named() {
+        [] => config.gateway.max_peers as usize,
+        named => named.len(),
+    };
+    let text = gateway::prometheus_config(job, &address, &config.metrics.path, config.gateway.max_body_size, max_peers);
+    print(text.as_bytes())
+}
+
+fn is_address(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        let good = |b: u8| b.is_ascii_alphanumeric() || b"-_.:[]%".contains(&b);
+        !host.is_empty() && host.bytes().all(good) && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
+}
+
+/// Where the endpoint listens, as far as that can be reached from elsewhere.
+fn own_address(config: &Config) -> Result<String, Failure> {
+    let (ip, port) = (config.metrics.address, config.metrics.port);
+    if port == 0 {
+        return Err(Failure::failed(
+            "metrics.port is 0, so the port is known only when it runs; give --address HOST:PORT",
+        ));
+    }
+    if ip.is_unspecified() {
+        let uname = rustix::system::uname();
+        return Ok(format!("{}:{port}", uname.nodename().to_string_lossy()));
+    }
+    Ok(SocketAddr::new(ip, port).to_string())
+}

@@ -1,0 +1,77 @@
+//! What Prometheus's HTTP service discovery is told
+//! (prometheus.io/docs/prometheus/latest/http_sd/). Pure functions.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use libp2p::PeerId;
+use serde::Serialize;
+
+use super::members::{Member, Standing};
+use crate::network::Direction;
+
+/// Targets with the same labels: here always one. Prometheus refuses fields that it does not know.
+#[derive(Debug, Serialize)]
+struct Group<'a> {
+    targets: [&'a str; 1],
+    // Sorted, so that the same fleet always gives the same bytes.
+    labels: BTreeMap<&'static str, String>,
+}
+
+/// The whole list, in the order of the members. `address` is where Prometheus reaches this gateway.
+pub(super) fn targets(members: &[(PeerId, Member)], address: &str) -> Bytes {
+    let mut groups = Vec::new();
+    for (peer, member) in members {
+        groups.push(group(peer, member, None, address));
+        groups.extend(member.exposed.iter().map(|name| group(peer, member, Some(name), address)));
+    }
+    // These types serialise; if they did not, an empty answer would be refused and the old list kept.
+    serde_json::to_vec(&groups).unwrap_or_default().into()
+}
+
+/// The path of a peer's metrics, or of those of an exporter behind it.
+pub(super) fn path(peer: &PeerId, exposed: Option<&str>) -> String {
+    match exposed {
+        None => format!("/peers/{peer}/metrics"),
+        Some(name) => format!("/peers/{peer}/exposed/{name}/metrics"),
+    }
+}
+
+fn group<'a>(peer: &PeerId, member: &Member, exposed: Option<&String>, address: &'a str) -> Group<'a> {
+    let mut labels = BTreeMap::from([
+        ("__metrics_path__", path(peer, exposed.map(String::as_str))),
+        ("instance", peer.to_string()),
+        ("__meta_peerscope_peer_id", peer.to_string()),
+        ("__meta_peerscope_named", member.named.to_string()),
+        ("__meta_peerscope_connected", matches!(member.standing, Standing::Connected { .. }).to_string()),
+    ]);
+    let mut add = |label, value: Option<&str>| {
+        if let Some(value) = value {
+            labels.insert(label, value.to_owned());
+        }
+    };
+    add("peer_name", member.name.as_deref());
+    add("exposed", exposed.map(String::as_str));
+    add("__meta_peerscope_name", member.name.as_deref());
+    add("__meta_peerscope_exposed", exposed.map(String::as_str));
+    add("__meta_peerscope_address", member.address.as_deref());
+    add("__meta_peerscope_ip", member.address.as_deref().and_then(ip));
+    add("__meta_peerscope_agent", member.agent.as_deref());
+    add(
+        "__meta_peerscope_direction",
+        member.direction.map(|direction| match direction {
+            Direction::Inbound => "inbound",
+            Direction::Outbound => "outbound",
+        }),
+    );
+    Group { targets: [address], labels }
+}
+
+/// The IP address in a multiaddress: `/ip4/192.0.2.1/tcp/4001`.
+fn ip(address: &str) -> Option<&str> {
+    let mut parts = address.split('/').skip(1);
+    matches!(parts.next()?, "ip4" | "ip6").then(|| parts.next()).flatten()
+}
+
+#[cfg(test)]
+mod tests;

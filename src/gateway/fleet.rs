@@ -1,0 +1,178 @@
+//! The peers of a gateway, shared by everybody who needs to know them.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use libp2p::PeerId;
+use tokio::task::JoinSet;
+
+use super::members::{LastScrape, Member, Members, Standing};
+use super::scrape::{Failure, Want};
+use super::{Config, known};
+use crate::metrics::GatewayMetrics;
+use crate::metrics::labels::{Label as _, PeerState, ScrapeOutcome};
+use crate::network::PeerInfo;
+
+/// How often what the next run is to know is written at most: strangers who come and go must not keep the disk busy.
+const SAVE_EVERY: Duration = Duration::from_secs(10);
+
+/// How often newcomers are admitted and those who left are forgotten.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Has time pass for a fleet, and keeps what the next run is to know, until it is dropped.
+pub async fn keep(fleet: Arc<Fleet>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut next_save = Instant::now();
+    // One at a time and beside the clock: a disk that hangs must not keep newcomers out.
+    let mut saving = JoinSet::new();
+    loop {
+        ticks.tick().await;
+        fleet.change(|members| members.tick(Instant::now()));
+        while saving.try_join_next().is_some() {}
+        if saving.is_empty() && Instant::now() >= next_save {
+            next_save = Instant::now() + SAVE_EVERY;
+            let fleet = Arc::clone(&fleet);
+            saving.spawn_blocking(move || fleet.save());
+        }
+    }
+}
+
+/// The peers of one gateway.
+#[derive(Debug)]
+pub struct Fleet {
+    // A std mutex: held for a look or a change, never across an await.
+    members: Mutex<Members>,
+    metrics: GatewayMetrics,
+    local: PeerId,
+    /// What is kept over restarts.
+    file: PathBuf,
+}
+
+impl Fleet {
+    /// Those that the configuration names, and those that an earlier run on this data directory knew; others come.
+    /// `local` is the gateway itself.
+    pub fn open(config: &Config, local: PeerId, metrics: GatewayMetrics, data_dir: &Path) -> Self {
+        let file = known::file(data_dir);
+        let fleet = Self { members: Mutex::new(Members::new(config, Instant::now())), metrics, local, file };
+        fleet.change(|members| members.restore(known::load(&fleet.file), Instant::now()));
+        fleet
+    }
+
+    /// Writes what the next run is to know, when it has changed. Blocks on the disk.
+    pub fn save(&self) {
+        let Some(known) = self.lock().take_changed() else { return };
+        if let Err(error) = known::save(&self.file, &known) {
+            tracing::warn!("cannot write {}: {error}; trying again", self.file.display());
+            self.lock().set_changed();
+        }
+    }
+
+    /// A link to a peer is up, or something new is known of it.
+    pub fn up(&self, info: &PeerInfo) {
+        self.change(|members| members.up(info, Instant::now()));
+    }
+
+    /// The last connection to a peer is gone.
+    pub fn down(&self, peer: &PeerId, cause: &str) {
+        self.change(|members| members.down(peer, cause, Instant::now()));
+    }
+
+    /// The peers that the configuration names.
+    pub fn named(&self) -> Vec<PeerId> {
+        self.lock().iter().filter(|(_, member)| member.named).map(|(peer, _)| *peer).collect()
+    }
+
+    /// Everyone that is known, in the order of their PeerIds.
+    pub fn members(&self) -> Vec<(PeerId, Member)> {
+        self.lock().iter().map(|(peer, member)| (*peer, member.clone())).collect()
+    }
+
+    /// Those who are targets; or how much longer it takes to hear of them.
+    pub(super) fn targets(&self) -> Result<Vec<(PeerId, Member)>, Duration> {
+        let members = self.lock();
+        match members.settling(Instant::now()) {
+            Some(left) => Err(left),
+            // Copied, so that nobody waits while the list is written out.
+            None => {
+                let targets = members.iter().filter(|(_, member)| member.admitted);
+                Ok(targets.map(|(peer, member)| (*peer, member.clone())).collect())
+            }
+        }
+    }
+
+    /// Why `peer` cannot be scraped now.
+    pub fn problem(&self, peer: &PeerId) -> Option<String> {
+        let itself = Want { exposed: None, accept: String::new(), gzip: false };
+        self.check(peer, &itself).err().map(|failure| failure.text)
+    }
+
+    /// Whether `peer` can be asked for what is wanted; otherwise why not.
+    pub(super) fn check(&self, peer: &PeerId, want: &Want) -> Result<(), Failure> {
+        let members = self.lock();
+        let Some(member) = members.get(peer) else {
+            let text = if members.takes_any() {
+                "this gateway knows no such peer: it has never connected, or left too long ago (peerscope peers lists \
+                 those that it knows)"
+            } else {
+                "gateway.peers does not name this peer"
+            };
+            return Err(Failure::new(ScrapeOutcome::NotFound, text));
+        };
+        match &member.standing {
+            Standing::Unseen => {
+                Err(Failure::new(ScrapeOutcome::Disconnected, "the peer has not connected since the gateway started"))
+            }
+            Standing::Departed { since, cause } => {
+                let text = format!("the peer is not connected; it left {} ago ({cause})", shown(since.elapsed()));
+                Err(Failure::new(ScrapeOutcome::Disconnected, text))
+            }
+            Standing::Refusing { .. } => {
+                let text = format!(
+                    "the peer does not allow this gateway to scrape it; its configuration needs \
+                     access: [{{peer: {}, allow: [scrape]}}]",
+                    self.local
+                );
+                Err(Failure::new(ScrapeOutcome::Refused, text))
+            }
+            Standing::Connected { .. } if !member.admitted => {
+                let text = "the peer has just come and is no target yet (gateway.max_peers, newcomers a second)";
+                Err(Failure::new(ScrapeOutcome::NotFound, text))
+            }
+            Standing::Connected { .. } => match &want.exposed {
+                Some(name) if !member.exposed.contains(name) => {
+                    Err(Failure::new(ScrapeOutcome::NotFound, format!("the peer exposes no `{name}`")))
+                }
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Whether what is wanted of `peer` took all its time when it was wanted last, or never was wanted.
+    pub(super) fn is_slow(&self, peer: &PeerId, want: &Want) -> bool {
+        self.lock().get(peer).is_none_or(|member| member.is_slow(want.exposed.as_deref()))
+    }
+
+    /// What became of a scrape of `peer`.
+    pub(super) fn scraped(&self, peer: &PeerId, exposed: Option<&str>, took: Option<Duration>, last: LastScrape) {
+        self.lock().scraped(peer, exposed, took, last);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Members)) {
+        let mut members = self.lock();
+        change(&mut members);
+        for &state in PeerState::ALL {
+            self.metrics.set_peers(state, members.count(state));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Members> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A duration for people, to the second.
+pub(super) fn shown(duration: Duration) -> String {
+    humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string()
+}

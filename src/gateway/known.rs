@@ -1,0 +1,115 @@
+//! Which peers a gateway offers, kept over its restarts: one that is away while the gateway starts is still a
+//! target, and its alert fires on.
+//!
+//! The file is a help and no more. One that cannot be read is left out, one that cannot be written is tried again.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::network::PeerIdText;
+
+/// The file in the data directory.
+const NAME: &str = "gateway.json";
+
+/// The largest file that is read: a million peers.
+const MAX_SIZE: u64 = 512 << 20;
+
+/// A peer that is a target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Known {
+    pub(super) peer: PeerIdText,
+    pub(super) name: Option<String>,
+    pub(super) exposed: Vec<String>,
+    /// For how long it was connected in all, in seconds.
+    pub(super) connected_seconds: u64,
+    /// When it left, in seconds since the Unix epoch; `None` when it was connected.
+    pub(super) departed_at: Option<u64>,
+}
+
+impl Known {
+    /// How long ago it left.
+    pub(super) fn departed_for(&self) -> Duration {
+        let left = self.departed_at.unwrap_or_else(now);
+        Duration::from_secs(now().saturating_sub(left))
+    }
+
+    /// The `departed_at` of one that left so long ago.
+    pub(super) fn left(ago: Duration) -> u64 {
+        now().saturating_sub(ago.as_secs())
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Where it is, in this data directory.
+pub(super) fn file(data_dir: &Path) -> PathBuf {
+    data_dir.join(NAME)
+}
+
+/// What an earlier run knew; nothing when there was none.
+pub(super) fn load(file: &Path) -> Vec<Known> {
+    let read = || {
+        let mut text = Vec::new();
+        File::open(file)?.take(MAX_SIZE).read_to_end(&mut text)?;
+        serde_json::from_slice(&text).map_err(io::Error::other)
+    };
+    match read() {
+        Ok(known) => known,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => {
+            tracing::warn!(
+                "cannot read {}, which peers the gateway knew: {error}; they are targets again when they connect",
+                file.display()
+            );
+            Vec::new()
+        }
+    }
+}
+
+/// Writes all of it beside the file and then in its place, so that there is always a whole one.
+pub(super) fn save(file: &Path, known: &[Known]) -> io::Result<()> {
+    let draft = file.with_extension("new");
+    let text = serde_json::to_vec(known).map_err(io::Error::other)?;
+    // Made anew, so that nothing that stands in its place is written through.
+    match fs::remove_file(&draft) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    out.write_all(&text)?;
+    out.sync_all()?;
+    fs::rename(&draft, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_known_is_known_again_and_rubbish_is_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = file(dir.path());
+        assert_eq!(load(&file), []);
+        let peer = PeerIdText("12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN".parse().unwrap());
+        let left = Some(Known::left(Duration::from_secs(100)));
+        let known = Known {
+            peer,
+            name: Some("x".into()),
+            exposed: vec!["node".into()],
+            connected_seconds: 7,
+            departed_at: left,
+        };
+        save(&file, std::slice::from_ref(&known)).unwrap();
+        assert_eq!(load(&file), std::slice::from_ref(&known));
+        assert!((100..200).contains(&known.departed_for().as_secs()));
+        fs::write(&file, "[{\"peer\":").unwrap();
+        assert_eq!(load(&file), []);
+    }
+}

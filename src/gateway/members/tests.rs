@@ -1,0 +1,275 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::gateway::PeerList;
+use crate::network::PeerIdText;
+use crate::network::protocol::Introduction;
+
+fn second(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn info(peer: PeerId, name: Option<&str>) -> PeerInfo {
+    PeerInfo {
+        peer,
+        address: "/ip4/192.0.2.1/tcp/4001".parse().unwrap(),
+        direction: Direction::Inbound,
+        connections: 1,
+        connected_at: Instant::now(),
+        agent: Some("peerscope/0.1.0".into()),
+        introduction: name.map(|name| Introduction { name: name.into(), exposed: vec!["node".into()] }),
+        link: true,
+    }
+}
+
+fn open(max_peers: u32, now: Instant) -> Members {
+    Members::new(&Config { max_peers, ..Config::default() }, now)
+}
+
+fn targets(members: &Members) -> Vec<PeerId> {
+    members.iter().filter(|(_, member)| member.admitted).map(|(peer, _)| *peer).collect()
+}
+
+#[test]
+fn a_peer_that_leaves_stays_a_target_for_the_grace_period() {
+    let start = Instant::now();
+    let (mut members, peer) = (open(10, start), PeerId::random());
+    members.up(&info(peer, Some("edge")), start);
+    assert_eq!(targets(&members), [peer]);
+    members.down(&peer, "gone", start + second(10));
+    members.tick(start + second(10) + second(3599));
+    assert_eq!((targets(&members), members.count(PeerState::Departed)), (vec![peer], 1));
+    assert_eq!(members.get(&peer).unwrap().name.as_deref(), Some("edge"), "as it was known");
+    members.tick(start + second(10) + second(3600));
+    assert_eq!((targets(&members), members.get(&peer).is_none()), (vec![], true));
+}
+
+#[test]
+fn a_peer_that_comes_back_is_the_same_target() {
+    let start = Instant::now();
+    let (mut members, peer) = (open(10, start), PeerId::random());
+    members.up(&info(peer, Some("edge")), start);
+    members.down(&peer, "gone", start + second(1));
+    members.up(&info(peer, Some("edge")), start + second(2));
+    members.tick(start + second(10_000));
+    assert_eq!((targets(&members), members.count(PeerState::Connected)), (vec![peer], 1));
+}
+
+#[test]
+fn who_does_not_let_itself_be_scraped_is_no_target() {
+    let start = Instant::now();
+    let (mut members, peer) = (open(10, start), PeerId::random());
+    members.up(&info(peer, None), start);
+    assert_eq!((targets(&members), members.count(PeerState::Refusing)), (vec![], 1));
+    // The introduction comes behind the hello.
+    members.up(&info(peer, Some("edge")), start);
+    assert_eq!(targets(&members), [peer]);
+    members.down(&peer, "restarted with other rules", start + second(1));
+    members.up(&info(peer, None), start + second(2));
+    members.tick(start + second(3));
+    assert_eq!((targets(&members), members.count(PeerState::Refusing)), (vec![peer], 1), "still shown, as failing");
+    members.tick(start + second(2 + 3600));
+    assert_eq!(targets(&members), []);
+    members.down(&peer, "gone", start + second(4000));
+    assert!(members.get(&peer).is_none());
+}
+
+#[test]
+fn named_peers_are_targets_from_the_start_and_for_ever_and_others_never() {
+    let start = Instant::now();
+    let (named, stranger) = (PeerId::random(), PeerId::random());
+    let config = Config { peers: PeerList::These(vec![PeerIdText(named)]), max_peers: 1, ..Config::default() };
+    let mut members = Members::new(&config, start);
+    assert_eq!(targets(&members), [named]);
+    assert!(members.settling(start).is_some());
+    members.up(&info(stranger, Some("stranger")), start);
+    members.up(&info(named, Some("named")), start);
+    assert_eq!(members.settling(start), None, "everybody was heard of");
+    members.down(&named, "gone", start);
+    members.tick(start + second(1_000_000));
+    assert_eq!(targets(&members), [named]);
+    assert!(members.get(&stranger).is_none());
+}
+
+#[test]
+fn an_open_fleet_settles_with_time_alone() {
+    let start = Instant::now();
+    let members = open(10, start);
+    assert_eq!(members.settling(start + second(10)), Some(second(20)));
+    assert_eq!(members.settling(start + second(30)), None);
+}
+
+#[test]
+fn newcomers_are_admitted_in_the_order_of_coming_so_many_a_second() {
+    let start = Instant::now();
+    let mut members = open(10_000, start);
+    let peers: Vec<PeerId> = (0..1200).map(|_| PeerId::random()).collect();
+    for (index, &peer) in peers.iter().enumerate() {
+        members.up(&info(peer, Some("x")), start + Duration::from_micros(index as u64));
+    }
+    // How many of the first are targets, and that none behind them is.
+    let admitted = |members: &Members| {
+        let admitted = peers.iter().map(|peer| members.get(peer).unwrap().admitted);
+        assert!(admitted.clone().is_sorted_by(|earlier, later| earlier >= later));
+        admitted.filter(|&admitted| admitted).count()
+    };
+    assert_eq!(admitted(&members), 1000);
+    members.tick(start + Duration::from_millis(2010));
+    assert_eq!(admitted(&members), 1100);
+    members.tick(start + second(5));
+    assert_eq!((admitted(&members), members.count(PeerState::Waiting)), (1200, 0));
+}
+
+/// A flood that fills the table and leaves must not keep others out for the whole grace period.
+#[test]
+fn a_full_table_gives_up_the_departed_peer_that_was_there_for_the_shortest_time() {
+    let start = Instant::now();
+    let mut members = open(2, start);
+    let [old, brief, new, last] = [(); 4].map(|()| PeerId::random());
+    members.up(&info(old, Some("old")), start);
+    members.up(&info(brief, Some("brief")), start + second(100));
+    members.down(&brief, "gone", start + second(101));
+    members.down(&old, "gone", start + second(102));
+    members.up(&info(new, Some("new")), start + second(103));
+    let mut expected = vec![old, new];
+    expected.sort();
+    assert_eq!(targets(&members), expected);
+    members.up(&info(old, Some("old")), start + second(104));
+    members.up(&info(last, Some("last")), start + second(104));
+    assert_eq!((targets(&members), members.count(PeerState::Waiting)), (expected, 1), "nobody who is there gives way");
+}
+
+#[test]
+fn what_a_peer_says_of_itself_is_cleaned_and_cut() {
+    assert_eq!(clean("\u{200b} a\u{61c}b\u{2060}\u{202e} \u{feff}\n"), Some("ab".into()));
+    assert_eq!(clean("\u{200f} \u{feff}\r\n"), None);
+    assert_eq!(clean(&format!("{} {}", "x".repeat(63), "y")), Some("x".repeat(63)));
+    let start = Instant::now();
+    let (mut members, peer) = (open(10, start), PeerId::random());
+    let mut said = info(peer, Some(" a\nb\u{1b}[31m\u{202e}c\u{0} "));
+    let names = ["node", "node", "no/de", "NODE", "", "x".repeat(33).as_str(), "a-1_b"].map(str::to_owned);
+    said.introduction.as_mut().unwrap().exposed = names.into_iter().chain((0..100).map(|n| format!("n{n}"))).collect();
+    members.up(&said, start);
+    let member = members.get(&peer).unwrap();
+    assert_eq!(member.name.as_deref(), Some("ab[31mc"));
+    assert_eq!(member.exposed.len(), 15, "sixteen good ones, of which two are the same");
+    assert_eq!(member.exposed[..2], ["a-1_b", "n0"]);
+    said.introduction.as_mut().unwrap().name = "\u{e4}".repeat(1000);
+    members.up(&said, start);
+    assert_eq!(members.get(&peer).unwrap().name, Some("\u{e4}".repeat(64)));
+    said.introduction.as_mut().unwrap().name = "\n".into();
+    members.up(&said, start);
+    assert_eq!(members.get(&peer).unwrap().name, None);
+}
+
+/// A peer that is away while the gateway is restarted must not vanish from the list: its alert would end.
+/// A flood of newcomers that wait for a place once had the whole list written anew every second.
+#[test]
+fn only_what_is_told_to_the_next_run_is_a_change() {
+    let start = Instant::now();
+    let (mut members, peer, stranger) = (open(1, start), PeerId::random(), PeerId::random());
+    members.up(&info(peer, Some("edge")), start);
+    assert_eq!(members.take_changed().map(|known| known.len()), Some(1));
+    members.up(&info(stranger, Some("other")), start);
+    members.down(&stranger, "gone", start + second(1));
+    members.up(&info(peer, Some("edge")), start + second(1));
+    assert_eq!(members.take_changed(), None);
+    members.up(&info(peer, Some("renamed")), start + second(1));
+    assert!(members.take_changed().is_some());
+    members.down(&peer, "gone", start + second(2));
+    assert!(members.take_changed().is_some());
+}
+
+/// Being turned away for want of a place was once taken for an answer, and so was whatever came a moment before the
+/// time was up: then half of the places was not kept for anybody.
+#[test]
+fn only_a_quick_answer_makes_a_peer_prompt() {
+    let start = Instant::now();
+    let (mut members, peer) = (open(10, start), PeerId::random());
+    members.up(&info(peer, Some("edge")), start);
+    let outcome = ScrapeOutcome::Failed; // whatever it is
+    let last = || LastScrape { at: start, duration: second(9), bytes: 0, outcome, problem: None };
+    let mut after = |exposed: Option<&str>, took: Option<u64>| {
+        members.scraped(&peer, exposed, took.map(Duration::from_millis), last());
+        let member = members.get(&peer).unwrap();
+        (member.is_slow(None), member.is_slow(Some("node")))
+    };
+    assert_eq!(after(None, None), (true, true), "nothing is known of it yet");
+    assert_eq!(after(None, Some(1000)), (false, true));
+    assert_eq!(after(Some("node"), Some(3)), (false, false));
+    assert_eq!(after(Some("node"), Some(1001)), (false, true), "an exporter that hangs is not the peer");
+    assert_eq!(after(None, Some(9000)), (true, true));
+    assert_eq!(after(None, None), (true, true));
+    // What it does not offer any more is forgotten.
+    members.scraped(&peer, Some("node"), Some(second(0)), last());
+    let mut other = info(peer, Some("edge"));
+    other.introduction.as_mut().unwrap().exposed = vec!["other".into()];
+    members.up(&other, start);
+    assert!(members.get(&peer).unwrap().is_slow(Some("node")));
+}
+
+#[test]
+fn what_one_run_knew_the_next_one_knows() {
+    let start = Instant::now();
+    let mut members = open(10, start);
+    let [there, away, refusing] = [(); 3].map(|()| PeerId::random());
+    assert_eq!(members.take_changed(), None);
+    members.up(&info(there, Some("there")), start);
+    members.up(&info(away, Some("away")), start);
+    members.up(&info(refusing, None), start);
+    members.down(&away, "gone", start);
+    let known = members.take_changed().unwrap();
+    assert_eq!((known.len(), members.take_changed()), (2, None));
+    members.up(&info(there, Some("there")), start + second(1));
+    assert_eq!(members.take_changed(), None, "nothing new");
+
+    let mut next = open(10, start);
+    next.restore(known.clone(), start);
+    let mut expected = vec![there, away];
+    expected.sort();
+    assert_eq!((targets(&next), next.settling(start)), (expected, Some(second(30))));
+    assert_eq!(next.get(&away).unwrap().name.as_deref(), Some("away"));
+    assert_eq!(next.count(PeerState::Departed), 2);
+    next.up(&info(there, Some("there")), start + second(1));
+    next.tick(start + second(3600));
+    assert_eq!(targets(&next), [there], "the grace period goes on");
+
+    // Whom the configuration does not name any more is none, and no more than it allows are.
+    let named = PeerList::These(vec![PeerIdText(there)]);
+    let mut closed = Members::new(&Config { peers: named, ..Config::default() }, start);
+    closed.restore(known.clone(), start);
+    assert_eq!(targets(&closed), [there]);
+    let mut small = open(1, start);
+    small.restore(known, start);
+    assert_eq!(targets(&small).len(), 1);
+}
+
+proptest! {
+    /// Whatever comes in whatever order: the bound holds, and who is there is counted in one state.
+    #[test]
+    fn the_bound_holds_and_everybody_has_a_state(steps in proptest::collection::vec((0usize..12, 0u8..4), 1..200)) {
+        let start = Instant::now();
+        let mut members = open(4, start);
+        let peers: Vec<PeerId> = (0..12).map(|_| PeerId::random()).collect();
+        let mut connected = std::collections::HashSet::new();
+        for (at, (index, step)) in steps.into_iter().enumerate() {
+            let (peer, now) = (peers[index], start + second(at as u64 * 300));
+            match step {
+                0 => { connected.insert(peer); members.up(&info(peer, Some("x")), now) }
+                1 => { connected.insert(peer); members.up(&info(peer, None), now) }
+                2 if connected.remove(&peer) => members.down(&peer, "gone", now),
+                _ => members.tick(now),
+            }
+            prop_assert!(targets(&members).len() <= 4);
+            let counted: Vec<_> = members.iter().filter_map(|(_, member)| member.state()).collect();
+            for &state in PeerState::ALL {
+                prop_assert_eq!(members.count(state), counted.iter().filter(|&&counted| counted == state).count());
+            }
+            prop_assert!(members.iter().all(|(_, member)| member.state().is_some()));
+            for peer in &connected {
+                let standing = members.get(peer).map(|member| member.standing.clone());
+                prop_assert!(matches!(standing, Some(Standing::Connected { .. } | Standing::Refusing { .. })), "{standing:?}");
+            }
+        }
+    }
+}

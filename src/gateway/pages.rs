@@ -1,0 +1,182 @@
+//! The gateway's pages on the metrics endpoint.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use libp2p::PeerId;
+
+use super::fleet::shown;
+use super::{Failure, Scraped, Scraper, Want, discovery};
+use crate::metrics::exposition::accepts_gzip;
+use crate::metrics::labels::{HttpCode, ScrapeOutcome};
+use crate::metrics::{GuestAnswer, GuestPages, joined};
+use crate::network::protocol::scrape::MAX_ACCEPT;
+
+/// Where Prometheus says how long it waits, in seconds.
+const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-prometheus-scrape-timeout-seconds");
+
+/// How long is waited for who does not say: Prometheus's own default.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest that is waited.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(120);
+/// The most of the scraper's time that is kept back, so that it hears why there is no page.
+const MARGIN: Duration = Duration::from_millis(500);
+
+/// The gateway's pages.
+#[derive(Debug)]
+pub struct Pages {
+    scraper: Scraper,
+    /// Where the endpoint listens, for clients that do not say how they reached it.
+    fallback: String,
+}
+
+/// What a path asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Route<'a> {
+    Discovery,
+    Peer(&'a str, Option<&'a str>),
+}
+
+fn route(path: &str) -> Option<Route<'_>> {
+    if path == "/sd" {
+        return Some(Route::Discovery);
+    }
+    let (peer, rest) = path.strip_prefix("/peers/")?.split_once('/')?;
+    match rest.strip_prefix("exposed/") {
+        Some(rest) => {
+            let name = rest.strip_suffix("/metrics")?;
+            (!name.contains('/')).then_some(Route::Peer(peer, Some(name)))
+        }
+        None => (rest == "metrics").then_some(Route::Peer(peer, None)),
+    }
+}
+
+impl GuestPages for Pages {
+    fn has(&self, path: &str) -> bool {
+        route(path).is_some()
+    }
+
+    fn answer<'a>(&'a self, path: &'a str, headers: &'a HeaderMap) -> BoxFuture<'a, GuestAnswer> {
+        async move {
+            match route(path) {
+                Some(Route::Discovery) => self.discovery(headers),
+                Some(Route::Peer(peer, exposed)) => self.peer(peer, exposed, headers).await,
+                None => refusal(HttpCode::NotFound, "there is no such page".into()),
+            }
+        }
+        .boxed()
+    }
+
+    fn clients(&self) -> usize {
+        self.scraper.clients()
+    }
+
+    fn links(&self) -> Vec<(&'static str, &'static str)> {
+        vec![("/sd", "Targets: the peers of this gateway, for Prometheus")]
+    }
+}
+
+impl Pages {
+    /// The pages of one gateway, whose endpoint is configured to listen at `address`.
+    pub fn new(scraper: Scraper, address: String) -> Self {
+        Self { scraper, fallback: address }
+    }
+
+    fn discovery(&self, headers: &HeaderMap) -> GuestAnswer {
+        // Where Prometheus reached this page is where it can reach the others.
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).filter(|host| is_address(host));
+        let address = host.unwrap_or(&self.fallback);
+        match self.scraper.fleet().targets() {
+            Ok(members) => GuestAnswer {
+                code: HttpCode::Ok,
+                reason: None,
+                headers: vec![(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))],
+                body: discovery::targets(&members, address),
+            },
+            Err(left) => {
+                let text = format!(
+                    "the gateway has just started and waits {} more to hear from its peers (gateway.settle)",
+                    shown(left + Duration::from_secs(1))
+                );
+                refusal(HttpCode::ServiceUnavailable, text)
+            }
+        }
+    }
+
+    async fn peer(&self, peer: &str, exposed: Option<&str>, headers: &HeaderMap) -> GuestAnswer {
+        let Ok(peer) = peer.parse::<PeerId>() else {
+            return refusal(HttpCode::NotFound, format!("`{}` is not a PeerId", peer.escape_default()));
+        };
+        let want = Want {
+            exposed: exposed.map(str::to_owned),
+            accept: accept(headers),
+            gzip: accepts_gzip(&joined(headers, &header::ACCEPT_ENCODING)),
+        };
+        match self.scraper.scrape(peer, want, time(headers)).await {
+            Ok(Scraped { content_type, gzip, body }) => page(&content_type, gzip, body),
+            Err(Failure { outcome, text }) => refusal(code(outcome), text),
+        }
+    }
+}
+
+fn page(content_type: &str, gzip: bool, body: Bytes) -> GuestAnswer {
+    // Visible ASCII, by the contract of `Scraped`.
+    let content_type = HeaderValue::from_str(content_type).unwrap_or_else(|_| HeaderValue::from_static("text/plain"));
+    let mut headers =
+        vec![(header::CONTENT_TYPE, content_type), (header::VARY, HeaderValue::from_static("Accept, Accept-Encoding"))];
+    if gzip {
+        headers.push((header::CONTENT_ENCODING, HeaderValue::from_static("gzip")));
+    }
+    GuestAnswer { code: HttpCode::Ok, reason: None, headers, body }
+}
+
+/// One sentence, in the body for people and in the status line for Prometheus.
+fn refusal(code: HttpCode, text: String) -> GuestAnswer {
+    GuestAnswer {
+        code,
+        headers: vec![(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))],
+        body: format!("{text}\n").into(),
+        reason: Some(text),
+    }
+}
+
+fn code(outcome: ScrapeOutcome) -> HttpCode {
+    match outcome {
+        ScrapeOutcome::Ok => HttpCode::Ok,
+        ScrapeOutcome::NotFound => HttpCode::NotFound,
+        ScrapeOutcome::Refused => HttpCode::Forbidden,
+        ScrapeOutcome::Busy => HttpCode::ServiceUnavailable,
+        ScrapeOutcome::Timeout => HttpCode::GatewayTimeout,
+        ScrapeOutcome::Disconnected
+        | ScrapeOutcome::Lost
+        | ScrapeOutcome::Invalid
+        | ScrapeOutcome::TooLarge
+        | ScrapeOutcome::Failed
+        | ScrapeOutcome::Cancelled => HttpCode::BadGateway,
+    }
+}
+
+/// The client's `Accept`. One that is longer than a peer takes is left out, and the peer answers with its default.
+fn accept(headers: &HeaderMap) -> String {
+    let accept = joined(headers, &header::ACCEPT);
+    if accept.len() > MAX_ACCEPT { String::new() } else { accept }
+}
+
+/// How long a page is waited for: as long as the scraper says, less a margin in which it hears why there is none.
+fn time(headers: &HeaderMap) -> Duration {
+    let said = headers.get(TIMEOUT_HEADER).and_then(|value| value.to_str().ok()?.trim().parse::<f64>().ok());
+    let said = said.filter(|seconds| *seconds > 0.0).and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    let said = said.unwrap_or(DEFAULT_TIMEOUT).min(LONGEST_TIMEOUT);
+    said - MARGIN.min(said / 10)
+}
+
+/// Whether a `Host` can stand as a target: Prometheus refuses one with a slash.
+fn is_address(host: &str) -> bool {
+    !host.is_empty() && host.len() <= 255 && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:[]%".contains(&b))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,204 @@
+//! A router that translates addresses, with its two networks, on this machine alone: network namespaces that have
+//! no names, and end with the processes that hold them, also when a test panics or is killed.
+//!
+//! Needs `unshare` and `nsenter` (util-linux), `ip`, `nft`, and either root or user namespaces.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::Ipv4Addr;
+use std::process::{Child, Command, Stdio};
+
+/// Set in a process that [`apart`] has started.
+const APART: &str = "TEST_APART";
+
+/// Where peers behind the router find the test: on the side of the router that is the Internet to them.
+pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// The router's address there, at first: all that is seen of the peers.
+pub(crate) const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+/// What the router's address may be changed to.
+pub(crate) const OTHER_ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 3);
+/// What all peers behind the router listen on.
+pub(crate) const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+
+/// The usual rules of a router at home: everybody inside has the router's address, and nobody comes in uncalled.
+const RULES: &str = "
+table ip nat_test {
+    chain leaving {
+        type nat hook postrouting priority srcnat; policy accept;
+        oifname \"out\" masquerade
+    }
+    chain passing {
+        type filter hook forward priority filter; policy drop;
+        ct state established,related accept
+        iifname \"in\" oifname \"out\" accept
+    }
+}
+";
+
+const SILENCE: &str = "
+table ip silence_test {
+    chain passing {
+        type filter hook forward priority filter - 10; policy drop;
+    }
+}
+";
+
+/// Runs `story` in a process of its own in a network of its own, in which it may do as it likes. `test` is the full
+/// name of the test that calls this and does nothing else.
+#[allow(clippy::print_stdout, reason = "what a story prints, its test has printed")]
+pub(crate) fn apart(test: &str, story: impl FnOnce()) {
+    if std::env::var_os(APART).is_some() {
+        shell(Command::new("sh"), "ip link set lo up");
+        return story();
+    }
+    let root = rustix::process::geteuid().is_root();
+    let output = Command::new("unshare")
+        .args(if root { &["--net"][..] } else { &["--map-root-user", "--net"][..] })
+        .arg(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture"])
+        .env(APART, "1")
+        .env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap()))
+        .output()
+        .expect("`unshare` (util-linux) is installed");
+    let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        said.contains("running 1 test"),
+        "no network namespace could be made; run this test as root, or let everybody make user namespaces, so that \
+         `unshare --map-root-user --net true` works: {complained}{said}"
+    );
+    // Should the name be wrong, no test is run, and all of none succeed.
+    assert!(output.status.success() && said.contains("1 passed"), "{test}:\n{said}{complained}");
+    print!("{said}");
+}
+
+/// A network namespace beside the test's own, which lasts as long as this.
+struct Namespace(Child);
+
+impl Namespace {
+    fn new() -> Self {
+        let mut holder = Command::new("unshare")
+            .args(["--net", "sh", "-c", "echo; exec cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("`unshare` (util-linux) is installed");
+        // It can say something only from within.
+        let said = BufReader::new(holder.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+        assert_eq!(said, 1, "a network namespace beside the test's own");
+        Self(holder)
+    }
+
+    fn pid(&self) -> String {
+        self.0.id().to_string()
+    }
+
+    /// What goes before a command that is to run in it; no process remains between.
+    fn enter(&self) -> Vec<String> {
+        ["nsenter", "--target", &self.pid(), "--net", "--"].map(str::to_owned).to_vec()
+    }
+
+    fn shell(&self, script: &str) {
+        let enter = self.enter();
+        let mut command = Command::new(&enter[0]);
+        command.args(&enter[1..]).arg("sh");
+        shell(command, script);
+    }
+
+    fn load_rules(&self, rules: &str) {
+        let enter = self.enter();
+        let mut command = Command::new(&enter[0]);
+        command.args(&enter[1..]).args(["nft", "-f", "-"]);
+        run(command, rules);
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The router, and the network behind it. The test's own network, which has to be [`apart`], is the one before it.
+pub(crate) struct Nat {
+    router: Namespace,
+    inside: Namespace,
+}
+
+impl Nat {
+    pub(crate) fn new() -> Self {
+        let nat = Self { router: Namespace::new(), inside: Namespace::new() };
+        let (router, inside) = (nat.router.pid(), nat.inside.pid());
+        let here = format!(
+            "ip link add internet type veth peer name out netns {router}
+             ip addr add {OUTSIDE}/24 dev internet
+             ip link set internet up"
+        );
+        shell(Command::new("sh"), &here);
+        nat.router.shell(&format!(
+            "ip link set lo up
+             ip addr add {ROUTER}/24 dev out
+             ip link set out up
+             ip link add in type veth peer name lan netns {inside}
+             ip addr add 10.0.0.1/24 dev in
+             ip link set in up
+             echo 1 >/proc/sys/net/ipv4/ip_forward"
+        ));
+        nat.router.load_rules(RULES);
+        nat.inside.shell(&format!(
+            "ip link set lo up
+             ip addr add {INSIDE}/24 dev lan
+             ip link set lan up
+             ip route add default via 10.0.0.1"
+        ));
+        nat.route_inside(ROUTER);
+        nat
+    }
+
+    /// Has the test know the way to the peers, better than the Internet does: what keeps it out is the router alone.
+    fn route_inside(&self, router: Ipv4Addr) {
+        shell(Command::new("sh"), &format!("ip route replace 10.0.0.0/24 via {router}"));
+    }
+
+    /// What goes before a command that is to run behind the router.
+    pub(crate) fn inside(&self) -> Vec<String> {
+        self.inside.enter()
+    }
+
+    /// From now on the router drops whatever it is to pass on, and says nothing.
+    pub(crate) fn fall_silent(&self) {
+        self.router.load_rules(SILENCE);
+    }
+
+    /// The end of [`fall_silent`](Self::fall_silent).
+    pub(crate) fn speak_again(&self) {
+        self.router.load_rules("delete table ip silence_test\n");
+    }
+
+    /// Gives the router [`OTHER_ROUTER`] in place of [`ROUTER`], as a provider may at night. Nothing is left of the
+    /// connections that it passed on: the kernel forgets a masquerade with its address.
+    pub(crate) fn change_address(&self) {
+        self.router.shell(&format!(
+            "ip addr del {ROUTER}/24 dev out
+             ip addr add {OTHER_ROUTER}/24 dev out"
+        ));
+        self.route_inside(OTHER_ROUTER);
+    }
+}
+
+/// Has a shell, started by `command`, run this script up to the first command of it that fails.
+fn shell(mut command: Command, script: &str) {
+    command.arg("-es");
+    run(command, script);
+}
+
+/// Runs `command` on `input`; it has to succeed.
+fn run(mut command: Command, input: &str) {
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = child.unwrap_or_else(|error| panic!("{command:?} does not start ({error}); {HOW}"));
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{input}\n{}{HOW}", String::from_utf8_lossy(&output.stderr));
+}
+
+const HOW: &str = "`ip` and `nft` come with eval \"$(tests/tools.sh)\"";
