@@ -21,7 +21,6 @@ mod network {
     mod hostile;
     mod link;
     mod mdns;
-    mod raw_peer;
     mod series;
     mod shutdown;
     mod silence;

@@ -1,0 +1,161 @@
+//! Peers that mean harm, or are broken, behind a real gateway. Each costs its own scrape and nothing else.
+//!
+//! docs/security.md, "A gateway": that a peer ends, delays or changes no other's scrape, costs no more than one page, and
+//! what it can say in its failure, is `a_hundred_good_peers_are_scraped_in_time_among_hostile_ones`; what it can say of
+//! itself is in `introductions.rs`.
+
+mod answers;
+pub(super) mod introductions;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use libp2p::identity::Keypair;
+
+use self::answers::{CAP, Case, cases};
+use super::fixture::{await_targets, outcomes, scrape, targets};
+use super::scene::{HostilePeer, LightPeer, Scene, introduce, named, page};
+
+/// What good scrapers say of the time that they have.
+const TIME: (&str, &str) = ("X-Prometheus-Scrape-Timeout-Seconds", "2");
+
+/// How often a hostile peer is scraped, at most.
+const PACE: Duration = Duration::from_millis(200);
+
+/// What the kernel says of a process's memory (`proc_pid_status(5)`), in bytes.
+pub(super) fn memory(pid: u32, field: &str) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}
+
+/// Scrapes a hostile peer, and sees that it comes to what it should.
+#[track_caller]
+fn assert_harmless(scene: &Scene, peer: &HostilePeer, case: &Case) {
+    let began = Instant::now();
+    let reply = scrape(&scene.gateway, &peer.id, &[TIME, ("Accept-Encoding", "gzip")]);
+    let (what, text) = (case.what, reply.text());
+    assert_eq!(reply.status, case.status, "{what}: {text}");
+    if case.status == 200 {
+        assert_eq!(text.as_bytes(), answers::PAGE, "{what}: the page, and nothing of what came with it");
+        return;
+    }
+    let sentence = text.strip_suffix('\n').unwrap();
+    assert!(case.sentences.iter().any(|expected| sentence.contains(expected)), "{what}: {sentence:?}");
+    assert_eq!(reply.reason, sentence, "{what}: Prometheus hears the sentence");
+    assert!(sentence.len() < 1000 && !sentence.contains(char::is_control), "{what}: {sentence:?}");
+    let names: Vec<&str> = reply.headers.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["cache-control", "x-content-type-options", "content-type", "content-length", "date"], "{what}");
+    assert!(began.elapsed() < Duration::from_secs(4), "{what}: {:?}", began.elapsed());
+}
+
+/// Scrapes all of `good`, so many at once, and sees that each page is whole and comes in time.
+fn assert_round(scene: &Scene, good: &[LightPeer], at_once: usize) {
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                while let Some(peer) = good.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    let began = Instant::now();
+                    let reply = scrape(&scene.gateway, &peer.id, &[TIME]);
+                    assert_eq!(reply.status, 200, "{}", reply.text());
+                    assert!(reply.body == page(&peer.id, PAGE).body, "a page is another one than its peer sent");
+                    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+                }
+            });
+        }
+    });
+}
+
+const PAGE: usize = 30_000;
+const GOOD: usize = 100;
+
+#[test]
+fn a_hundred_good_peers_are_scraped_in_time_among_hostile_ones() {
+    let scene = Scene::set(&format!("  max_body_size: {CAP}\n"));
+    let good: Vec<LightPeer> = (0..GOOD)
+        .map(|number| {
+            let key = Keypair::generate_ed25519();
+            let id = key.public().to_peer_id().to_string();
+            let body = page(&id, PAGE);
+            scene.light_as(key, &format!("good-{number}"), move |_| std::future::ready(Ok(body.clone())))
+        })
+        .collect();
+    let hostile: Vec<(Case, HostilePeer)> = cases()
+        .into_iter()
+        .map(|case| {
+            let serve = std::sync::Arc::clone(&case.serve);
+            let frames = vec![introduce(named(case.what))];
+            let peer = scene.hostile_from_the_start(&Keypair::generate_ed25519(), frames, move |offer| serve(offer));
+            (case, peer)
+        })
+        .collect();
+    await_targets(&scene.gateway, GOOD + hostile.len());
+    assert_round(&scene, &good, 64);
+    let before = memory(scene.gateway.pid(), "VmRSS");
+
+    let stop = AtomicBool::new(false);
+    let mut expected = BTreeMap::from([("ok", GOOD)]);
+    std::thread::scope(|scope| {
+        let attacks: Vec<_> = hostile
+            .iter()
+            .map(|(case, peer)| {
+                let (scene, stop) = (&scene, &stop);
+                let attack = move || {
+                    let mut count = 0;
+                    // Every one of them at least once.
+                    while count == 0 || !stop.load(Ordering::SeqCst) {
+                        assert_harmless(scene, peer, case);
+                        count += 1;
+                        std::thread::sleep(PACE);
+                    }
+                    (case.outcome, count)
+                };
+                scope.spawn(attack)
+            })
+            .collect();
+        let rounds = 5;
+        for _ in 0..rounds {
+            if attacks.iter().any(std::thread::ScopedJoinHandle::is_finished) {
+                break; // it failed
+            }
+            assert_round(&scene, &good, 64);
+        }
+        *expected.get_mut("ok").unwrap() += rounds * GOOD;
+        stop.store(true, Ordering::SeqCst);
+        for attack in attacks {
+            let (outcome, count) = attack.join().unwrap();
+            *expected.entry(outcome).or_default() += count;
+        }
+    });
+    for (outcome, count) in expected {
+        assert_eq!(outcomes(&scene.gateway, outcome), count as f64, "{outcome}");
+    }
+    // Bodies of at most the cap, one a peer, and what is unpacked is not kept.
+    let more = memory(scene.gateway.pid(), "VmHWM") - before;
+    assert!(more < 48 * CAP, "the gateway took {} MiB more", more >> 20);
+    assert_eq!(targets(&scene.gateway).len(), GOOD + hostile.len());
+}
+
+/// Substreams were once given to whoever had waited the longest for one: here that was a scraper that had long gone, and
+/// so the next one waited in vain.
+#[test]
+fn a_substream_that_is_never_taken_up_costs_its_own_scrape_only() {
+    let scene = Scene::set("");
+    let good = answers::good();
+    let offered = std::sync::atomic::AtomicUsize::new(0);
+    let peer =
+        scene.hostile_from_the_start(&Keypair::generate_ed25519(), vec![introduce(named("sometimes"))], move |offer| {
+            match offered.fetch_add(1, Ordering::SeqCst) {
+                0 => answers::mute()(offer),
+                _ => good(offer),
+            }
+        });
+    await_targets(&scene.gateway, 1);
+    let late = scrape(&scene.gateway, &peer.id, &[("X-Prometheus-Scrape-Timeout-Seconds", "0.5")]);
+    assert_eq!(late.status, 504, "{}", late.reason);
+    for _ in 0..3 {
+        assert_eq!(scrape(&scene.gateway, &peer.id, &[TIME]).status, 200);
+    }
+}

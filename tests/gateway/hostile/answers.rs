@@ -1,0 +1,259 @@
+//! What hostile peers answer to a scrape, and what becomes of it.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use futures::future::BoxFuture;
+use futures::{AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _};
+use libp2p::core::muxing::SubstreamBox;
+use peerscope::network::protocol::scrape::{Head, HeadBody};
+use peerscope::network::protocol::{self, ErrorBody, ErrorCode};
+
+use super::super::scene::{TEXT, accepting, head, read_ask};
+use crate::support::raw_peer::Offer;
+
+/// The gateway's `max_body_size` in these stories.
+pub(super) const CAP: usize = 1 << 20;
+
+pub(super) type Serve = Arc<dyn Fn(Offer) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// One way to harm, and what it comes to.
+pub(super) struct Case {
+    pub(super) what: &'static str,
+    pub(super) serve: Serve,
+    pub(super) status: u16,
+    pub(super) outcome: &'static str,
+    /// One of these is part of the sentence.
+    pub(super) sentences: &'static [&'static str],
+}
+
+impl Case {
+    fn new<F>(
+        what: &'static str,
+        (status, outcome): (u16, &'static str),
+        sentences: &'static [&'static str],
+        serve: impl Fn(SubstreamBox) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Self { what, serve: Arc::new(accepting(serve)), status, outcome, sentences }
+    }
+
+    /// One that sends these bytes and closes.
+    fn bytes(
+        what: &'static str,
+        expected: (u16, &'static str),
+        sentences: &'static [&'static str],
+        bytes: Vec<u8>,
+    ) -> Self {
+        let bytes = Arc::new(bytes);
+        Self::new(what, expected, sentences, move |stream| send(stream, Arc::clone(&bytes)))
+    }
+
+    /// One that sends this page.
+    fn page(what: &'static str, content_type: &str, body: &str, sentences: &'static [&'static str]) -> Self {
+        Self::bytes(what, INVALID, sentences, whole(content_type, false, body.as_bytes()))
+    }
+}
+
+const OK: (u16, &str) = (200, "ok");
+const INVALID: (u16, &str) = (502, "invalid");
+const FAILED: (u16, &str) = (502, "failed");
+const LOST: (u16, &str) = (502, "lost");
+const TOO_LARGE: (u16, &str) = (502, "too_large");
+const TIMEOUT: (u16, &str) = (504, "timeout");
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Reads what is asked, sends these bytes and closes.
+async fn send(mut stream: SubstreamBox, bytes: Arc<Vec<u8>>) {
+    read_ask(&mut stream).await;
+    // A gateway that has seen enough is gone.
+    let _ = stream.write_all(&bytes).await;
+    let _ = stream.close().await;
+    wait(stream).await;
+}
+
+/// Waits until the gateway has ended the substream, so that its answer is not about that it was dropped.
+async fn wait(mut stream: SubstreamBox) {
+    while stream.read(&mut [0; 64]).await.is_ok_and(|n| n > 0) {}
+}
+
+/// A head, and the body that it announces.
+pub(super) fn whole(content_type: &str, gzip: bool, body: &[u8]) -> Vec<u8> {
+    [head(content_type, gzip, body.len()), body.to_vec()].concat()
+}
+
+fn error(code: i32, message: &str) -> Vec<u8> {
+    let body = HeadBody::Error(ErrorBody { code, message: message.into() });
+    let mut bytes = Vec::new();
+    protocol::encode(&Head { body: Some(body) }, &mut bytes);
+    bytes
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// Well below the cap, and 64 times the cap of valid lines when it is unpacked.
+fn bomb() -> Vec<u8> {
+    let line = format!("# {}\n", "a".repeat(1021));
+    let bomb = gzip(line.repeat(64 << 10).as_bytes());
+    assert!(bomb.len() < CAP / 2, "{}", bomb.len());
+    bomb
+}
+
+pub(super) const PAGE: &[u8] = b"# TYPE a gauge\na 1\n";
+
+/// Takes up nothing.
+pub(super) fn mute() -> Serve {
+    Arc::new(|offer| {
+        async move {
+            let _never_agreed_to = offer;
+            std::future::pending().await
+        }
+        .boxed()
+    })
+}
+
+/// Answers as it should.
+pub(super) fn good() -> Serve {
+    let page = Arc::new(whole(TEXT, false, PAGE));
+    Arc::new(accepting(move |stream| send(stream, Arc::clone(&page))))
+}
+
+/// Every way to answer wrongly.
+pub(super) fn cases() -> Vec<Case> {
+    [bodies(), codings(), pages(), heads(), silences()].into_iter().flatten().collect()
+}
+
+fn bodies() -> Vec<Case> {
+    let over = "the page has 1048577 bytes; gateway.max_body_size allows 1048576 bytes";
+    let over: &'static [&'static str] = Box::leak(Box::new([over]));
+    vec![
+        Case::bytes("announces more than the cap", TOO_LARGE, over, head(TEXT, false, CAP + 1)),
+        Case::bytes(
+            "goes on behind its end",
+            OK,
+            &[],
+            [head(TEXT, false, PAGE.len()), PAGE.to_vec(), b"b 1\n".to_vec()].concat(),
+        ),
+        Case::bytes(
+            "ends too early",
+            LOST,
+            &["the connection was lost before the answer was complete: 100 bytes of the page are missing"],
+            [head(TEXT, false, PAGE.len() + 100), PAGE.to_vec()].concat(),
+        ),
+        Case::bytes("announces all there is", TOO_LARGE, &["the page has 18446744073709551615 bytes"], {
+            head(TEXT, false, usize::MAX)
+        }),
+    ]
+}
+
+fn codings() -> Vec<Case> {
+    let packed = gzip(PAGE);
+    let no_gzip: &'static [&'static str] = &["the page is no whole gzip: "];
+    let mut second_is_broken = [packed.clone(), packed.clone()].concat();
+    let in_the_data = packed.len() + 15;
+    second_is_broken[in_the_data] ^= 0xff;
+    let bomb_sentence = &["the unpacked page has more; gateway.max_body_size allows 1048576 bytes"];
+    vec![
+        Case::bytes("a bomb", TOO_LARGE, bomb_sentence, whole(TEXT, true, &bomb())),
+        Case::bytes("no gzip that says it is", INVALID, no_gzip, whole(TEXT, true, PAGE)),
+        Case::bytes("gzip with garbage behind it", INVALID, no_gzip, {
+            whole(TEXT, true, &[&packed[..], b"garbage"].concat())
+        }),
+        Case::bytes("gzip with a broken second part", INVALID, no_gzip, whole(TEXT, true, &second_is_broken)),
+        Case::bytes("gzip without its end", INVALID, no_gzip, whole(TEXT, true, &packed[..packed.len() - 1])),
+    ]
+}
+
+fn pages() -> Vec<Case> {
+    vec![
+        Case::page("html", "text/html", "<p>", &["`text/html` is no content type of metrics"]),
+        Case::page(
+            "a content type that goes on as a header",
+            "text/plain\r\nX-Evil: 1",
+            "a 1\n",
+            &["`text/plain\\r\\nX-Evil: 1` is no content type of metrics"],
+        ),
+        Case::page("no lines of metrics", TEXT, "a 1\n}{\n", &["the page is not valid: line 2: "]),
+        Case::page("no end", OPENMETRICS, "# TYPE a gauge\na 1\n", &["the body ends without `# EOF`"]),
+        Case::page(
+            "a family twice",
+            TEXT,
+            "# TYPE a gauge\na 1\n# TYPE b gauge\nb 1\n# TYPE a gauge\na 2\n",
+            &["the page is not valid: line 5: duplicate family `a`"],
+        ),
+        Case::page(
+            "what Prometheus itself writes",
+            TEXT,
+            "up 1\n",
+            &["line 1: `up` is a name that Prometheus itself writes"],
+        ),
+    ]
+}
+
+fn heads() -> Vec<Case> {
+    let evil = format!("no\r\nX-Evil: 1\r\n\r\n\u{1b}[2J{}", "x".repeat(1900));
+    let no_such_kind = vec![2, 0x7a, 0]; // field 15
+    vec![
+        Case::bytes("an endless length", INVALID, &["the length of its head is endless"], vec![0x80; 64]),
+        Case::bytes("a long head", INVALID, &["a head of 2049 bytes; at most 2048 are allowed"], {
+            [vec![0x81, 0x10], vec![0; 2049]].concat()
+        }),
+        Case::bytes("a head that is none", INVALID, &["the answer is malformed: "], [&[9][..], &[0xff; 9]].concat()),
+        Case::bytes("a head of another kind", INVALID, &["it is of a kind that this agent does not know"], {
+            no_such_kind
+        }),
+        Case::bytes("a long content type", INVALID, &["the content type is too long"], {
+            head(&"t".repeat(257), false, 0)
+        }),
+        Case::bytes("an error that goes on as headers", FAILED, &["the peer says: no  X-Evil: 1     [2Jxxx"], {
+            error(0, &evil)
+        }),
+        Case::bytes("a long error", INVALID, &["bytes; at most 2048 are allowed"], error(0, &"x".repeat(10_000))),
+        Case::bytes("an error of a kind of its own", FAILED, &["the peer says: what?"], error(4711, "what?")),
+        Case::bytes("a lie about the time", TIMEOUT, &["the peer says: it took too long"], {
+            error(ErrorCode::Timeout.into(), "it took too long")
+        }),
+        Case::bytes("nothing", LOST, &["the connection was lost before the answer was complete"], Vec::new()),
+    ]
+}
+
+fn silences() -> Vec<Case> {
+    let late = &["bytes of it had come", "the peer did not answer in time"];
+    vec![
+        Case {
+            what: "never takes up a substream",
+            serve: mute(),
+            status: TIMEOUT.0,
+            outcome: TIMEOUT.1,
+            sentences: late,
+        },
+        Case::new("never answers", TIMEOUT, late, wait),
+        Case::new("drips", TIMEOUT, &["bytes of it had come"], |mut stream| async move {
+            read_ask(&mut stream).await;
+            let _ = stream.write_all(&head(TEXT, false, 1000)).await;
+            // Ends with the substream.
+            while stream.write_all(b"#").await.is_ok() && stream.flush().await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }),
+        Case::new("drips a head", TIMEOUT, late, |mut stream| async move {
+            read_ask(&mut stream).await;
+            let _ = stream.write_all(&[200, 1]).await;
+            while stream.write_all(&[0]).await.is_ok() && stream.flush().await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }),
+        Case::new("resets at once", LOST, &["the connection was lost before the answer was complete"], {
+            |stream| async { drop(stream) }
+        }),
+    ]
+}

@@ -1,0 +1,97 @@
+//! What hostile peers say of themselves and on their links.
+
+use bytes::Bytes;
+use futures::{AsyncReadExt as _, AsyncWriteExt as _};
+use libp2p::core::muxing::SubstreamBox;
+use libp2p::identity::Keypair;
+use peerscope::network::protocol::{Introduction, ResponseBody, ResponseFrame};
+
+use super::super::fixture::{await_targets, outcomes, scrape};
+use super::super::scene::{Scene, TEXT, introduce, named, read_ask};
+use super::answers::whole;
+
+/// A page whose labels say that it is of somebody else. That is Prometheus's to sort out, by `honor_labels: false`.
+const SPOOFED: &str = "# TYPE a gauge\na{instance=\"someone-else\",job=\"node\",peer_name=\"edge-1\"} 1\n";
+
+pub(crate) async fn answer(mut stream: SubstreamBox) {
+    read_ask(&mut stream).await;
+    stream.write_all(&whole(TEXT, false, SPOOFED.as_bytes())).await.unwrap();
+    stream.close().await.unwrap();
+    let _ = stream.read(&mut [0]).await;
+}
+
+#[test]
+fn what_a_peer_says_of_itself_becomes_at_most_a_clean_label_and_sixteen_targets() {
+    let scene = Scene::set("");
+    let name = format!("edge\r\n\u{1b}[31m\u{202e}\u{200f}\u{61c}17{}", "x".repeat(10_000));
+    let bad = ["", "a/b", "../../sd", "a\nb", "Ä", "a b", "%2e%2e", "A", "a\"b", &"x".repeat(33)];
+    let mut exposed: Vec<String> = (0..1000).map(|n| format!("{}{n}\n", bad[n % bad.len()])).collect();
+    exposed.extend(bad.map(str::to_owned));
+    exposed.extend((0..100).map(|n| format!("good-{n:02}")));
+    // The good ones first: what is behind many bad ones may be left out.
+    exposed.reverse();
+    let peer = scene.hostile(Introduction { name, exposed }, answer);
+    let targets = await_targets(&scene.gateway, 17);
+    for target in &targets {
+        let labels = &target["labels"];
+        assert_eq!(labels["peer_name"], format!("edge[31m17{}", "x".repeat(64 - 10)));
+        let path = labels["__metrics_path__"].as_str().unwrap();
+        match labels["exposed"].as_str() {
+            None => assert_eq!(path, format!("/peers/{}/metrics", peer.id)),
+            Some(name) => {
+                assert!(name.starts_with("good-"), "{name}");
+                assert_eq!(path, format!("/peers/{}/exposed/{name}/metrics", peer.id));
+            }
+        }
+    }
+    let reply = scrape(&scene.gateway, &peer.id, &[]);
+    assert_eq!((reply.status, reply.text().as_str()), (200, SPOOFED), "passed on as it is");
+    // Nor does it reach a terminal.
+    let shown = String::from_utf8(scene.gateway.cli(&["peers"]).ok()).unwrap();
+    assert!(shown.contains("edge") && !shown.contains(['\u{1b}', '\u{202e}', '\u{200f}', '\u{61c}']), "{shown:?}");
+}
+
+#[test]
+fn a_second_introduction_and_answers_to_nobody_change_nothing() {
+    let scene = Scene::set("");
+    let value = |id| ResponseFrame { id, body: Some(ResponseBody::Value(Bytes::from_static(b"unasked"))) };
+    let frames = vec![
+        introduce(named("first")),
+        value(1),
+        value(77),
+        value(u64::MAX),
+        introduce(named("second")),
+        ResponseFrame { id: 5, body: None },
+    ];
+    let peer = scene.hostile_as(&Keypair::generate_ed25519(), frames, answer);
+    await_targets(&scene.gateway, 1);
+    for _ in 0..3 {
+        assert_eq!(scrape(&scene.gateway, &peer.id, &[]).text(), SPOOFED);
+        assert_eq!(await_targets(&scene.gateway, 1)[0]["labels"]["peer_name"], "first");
+    }
+    assert!(!peer.raw.is_closed());
+    assert_eq!(outcomes(&scene.gateway, "ok"), 3.0);
+}
+
+#[test]
+fn a_peer_that_cannot_be_scraped_is_said_to_be_that() {
+    let scene = Scene::set("");
+    let peer = scene.without_scrapes("old");
+    await_targets(&scene.gateway, 1);
+    let reply = scrape(&scene.gateway, &peer.id, &[]);
+    assert_eq!((reply.status, reply.reason.as_str()), (502, "the peer does not speak /peerscope/scrape/1"));
+    assert_eq!(outcomes(&scene.gateway, "invalid"), 1.0);
+}
+
+/// A peer may send as much in one frame as a value can have. What was kept of it was once all of that: a thousand
+/// strangers would have taken gigabytes of an agent that is not even a gateway.
+#[test]
+fn a_large_introduction_is_not_kept() {
+    let scene = Scene::set("");
+    let introduction = Introduction { name: "n".repeat(10_000), exposed: vec![String::new(); 500_000] };
+    let before = super::memory(scene.gateway.pid(), "VmRSS");
+    let strangers: Vec<_> = (0..20).map(|_| scene.hostile(introduction.clone(), answer)).collect();
+    await_targets(&scene.gateway, strangers.len());
+    let more = super::memory(scene.gateway.pid(), "VmRSS").saturating_sub(before);
+    assert!(more < 100 << 20, "each stranger costs {} KiB", (more >> 10) / strangers.len());
+}

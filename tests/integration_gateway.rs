@@ -1,0 +1,28 @@
+//! Stories of the gateway: one Prometheus finds and scrapes every peer through one agent.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+
+#[cfg(feature = "metrics-prometheus")]
+mod support;
+
+#[cfg(feature = "metrics-prometheus")]
+mod gateway {
+    mod asking;
+    mod contract;
+    mod exposed;
+    mod fixture;
+    mod flood;
+    mod hostile;
+    mod nat;
+    mod observer;
+    mod operator;
+    mod prometheus;
+    mod queue;
+    mod scene;
+    mod statuses;
+}
