@@ -4,6 +4,7 @@ mod cargo;
 mod encode;
 mod endpoint;
 mod exposition;
+mod fleet;
 mod footprint;
 mod library;
 mod measure;
@@ -48,6 +49,12 @@ struct Args {
     /// Measure only the cases whose name contains this; may be repeated.
     #[arg(long, value_name = "CASE")]
     case: Vec<String>,
+    /// How many peers `fleet`, `steady` and `soak` have; several sizes are measured one after the other.
+    #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    peers: Vec<u32>,
+    /// How many scrapes `soak` makes: 200 peers are scraped 48,000 times in an hour.
+    #[arg(long, value_name = "N", default_value_t = 480_000)]
+    scrapes: usize,
     /// The server side of a contender, started by the bench itself: prints its address, ends when its stdin closes.
     #[arg(long, hide = true, value_name = "CONTENDER")]
     serve: Option<String>,
@@ -70,6 +77,12 @@ enum Bench {
     Encode,
     /// Whole scrapes over loopback, and what they do to a thread that records meanwhile.
     Endpoint,
+    /// A gateway's peers scraped through it, over plain HTTP, and over bare substreams.
+    Fleet,
+    /// A gateway on one core whose peers are scraped every 15 s.
+    Steady,
+    /// Hours' worth of scrapes while peers come and go, and what the gateway holds meanwhile.
+    Soak,
     /// Memory, time to the first scrape, and size of an idle agent.
     Footprint,
 }
@@ -115,6 +128,9 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     if let Some(contender) = &args.serve {
+        if let Some(role) = contender.strip_prefix(fleet::SERVED) {
+            return fleet::serve(role, args.at.as_deref());
+        }
         return match contender.strip_prefix(endpoint::SERVED) {
             Some(who) => endpoint::serve(who, args.at.as_deref().ok_or("an endpoint needs --at SIZE")?),
             None => messages::serve(contender, args.at.as_deref()),
@@ -128,8 +144,17 @@ fn run(args: &Args) -> Result<()> {
         Some(Bench::Record) => record::run(&plan)?,
         Some(Bench::Encode) => encode::run(&plan)?,
         Some(Bench::Endpoint) => endpoint::run(&plan)?,
+        Some(Bench::Fleet) => fleet::run(&plan, &sizes(args, &[100, 1000, 5000]))?,
+        Some(Bench::Steady) => fleet::steady(&plan, &sizes(args, &[5000]))?,
+        Some(Bench::Soak) => fleet::soak(&plan, &sizes(args, &[200]), args.scrapes)?,
         Some(Bench::Footprint) => footprint::run(&plan)?,
         None => return Ok(()),
     };
     report.print(args.json)
+}
+
+/// How many peers, as told or as usual.
+fn sizes(args: &Args, usual: &[u32]) -> Vec<usize> {
+    let told = if args.peers.is_empty() { usual } else { &args.peers };
+    told.iter().map(|&size| size as usize).collect()
 }

@@ -8,12 +8,25 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 
+/// The clock in which `/proc/PID/stat` counts: `USER_HZ`, which Linux keeps at 100 for all programs.
+const TICKS_PER_SECOND: f64 = 100.0;
+
 /// A child process that does not outlive the run.
 pub(crate) struct Process(Child);
 
 impl Process {
     pub(crate) fn spawn(command: &mut Command) -> Result<Self> {
         Ok(Self(command.spawn()?))
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// The processor time that it has had so far, in seconds.
+    pub(crate) fn cpu(&self) -> Result<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
+        ticks(&stat).map(|ticks| ticks / TICKS_PER_SECOND).ok_or_else(|| "no times in the process's stat".into())
     }
 
     /// Its resident memory, in bytes.
@@ -27,6 +40,12 @@ impl Process {
 fn resident(status: &str) -> Option<u64> {
     let (_, rest) = status.split_once("VmRSS:")?;
     rest.split_whitespace().next()?.parse().ok()
+}
+
+/// User and system time in a `/proc/PID/stat`: fields 14 and 15 of proc(5), the 12th and 13th behind the name.
+fn ticks(stat: &str) -> Option<f64> {
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
+    Some(fields.next()?.parse::<f64>().ok()? + fields.next()?.parse::<f64>().ok()?)
 }
 
 impl Drop for Process {
@@ -61,7 +80,7 @@ fn start(contender: &str, at: Option<&str>) -> Result<(Process, BufReader<ChildS
 
 /// A server side that answers questions about itself, a line each.
 pub(crate) struct Server {
-    process: Process,
+    pub(crate) process: Process,
     stdout: BufReader<ChildStdout>,
     pub(crate) address: String,
 }
@@ -155,6 +174,13 @@ pub(crate) fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processor_time_is_read_from_a_stat() {
+        let stat = "17 (a) name) S 1 2 3 4 5 6 7 8 9 10 250 50 0 0 20 0 4 0 100 0 0";
+        assert_eq!(ticks(stat), Some(300.0));
+        assert!(ticks(&std::fs::read_to_string("/proc/self/stat").unwrap()).is_some());
+    }
 
     #[test]
     fn resident_memory_is_read_from_a_status() {

@@ -26,7 +26,11 @@ pub(crate) enum Unit {
     PercentOfTime,
     /// How many more instructions it takes.
     PercentOfInstructions,
+    /// Of processor time.
+    PercentOfACore,
+    KiB,
     MiB,
+    Count,
 }
 
 impl Unit {
@@ -41,7 +45,10 @@ impl Unit {
             Self::Instructions => "instructions",
             Self::PercentOfTime => "% of time",
             Self::PercentOfInstructions => "% of instructions",
+            Self::PercentOfACore => "% of a core",
+            Self::KiB => "KiB",
             Self::MiB => "MiB",
+            Self::Count => "",
         }
     }
 
