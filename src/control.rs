@@ -1,6 +1,6 @@
 //! The control socket: HTTP and JSON on a Unix socket in the data directory, for the short commands
-//! of the command line and for `curl --unix-socket`. Who may open the socket's file may do everything
-//! that the operator may.
+//! of the command line and for `curl --unix-socket`. The agent's own user and root may do everything through
+//! it, and nobody else anything.
 //!
 //! | request | answer |
 //! | --- | --- |
@@ -18,7 +18,8 @@
 mod routes;
 
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,11 +28,12 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
-use crate::metrics::{AgentInfo, Health, Registry, UrlReader};
+use crate::metrics::{AgentInfo, Exposer, Health, UrlReader};
 use crate::network::{Direction, Network};
 use crate::storage::Storage;
 
@@ -46,6 +48,18 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The pause after a failed accept: out of descriptors, mostly, which only time can heal.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long the log is silent after it said that something is wrong with the socket.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// How many connections the kernel holds until they are accepted.
+const BACKLOG: i32 = 128;
+
+/// How often it is looked whether the socket is still where the commands look for it.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long the removal at the end may take: the disk may hang.
+const REMOVAL: Duration = Duration::from_secs(1);
 
 /// What `sockaddr_un` has room for, less its closing zero (unix(7)).
 const MAX_PATH: usize = 107;
@@ -93,8 +107,8 @@ pub struct Api {
     pub storage: Storage,
     /// What is ready.
     pub health: Health,
-    /// Its metrics.
-    pub registry: Arc<Registry>,
+    /// What makes its metrics page, for the control socket alone: it takes no place from a scraper.
+    pub exposer: Exposer,
     /// Its scraper of peers, when it is a gateway.
     #[cfg(feature = "metrics-prometheus")]
     pub gateway: Option<crate::gateway::Scraper>,
@@ -207,7 +221,8 @@ pub struct Deleted {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// A word for programs: `not_found`, `bad_request`, `refused`, `too_large`, `busy`, `timeout`,
-    /// `unreachable`, `unavailable`, `disk_full`, `storage`, `link_lost`, `peer`, `no_metrics`, `no_gateway`, `scrape`.
+    /// `unreachable`, `unavailable`, `disk_full`, `storage`, `metrics`, `link_lost`, `peer`, `no_metrics`, `no_gateway`,
+    /// `scrape`.
     pub code: String,
     /// A sentence for people.
     pub error: String,
@@ -216,9 +231,16 @@ pub struct Failure {
 /// The open socket.
 #[derive(Debug)]
 pub struct ControlServer {
-    listener: UnixListener,
+    socket: Socket,
     path: PathBuf,
     api: Arc<Api>,
+}
+
+/// A socket that listens, and which file is its name.
+#[derive(Debug)]
+struct Socket {
+    listener: UnixListener,
+    file: (u64, u64),
 }
 
 impl ControlServer {
@@ -230,46 +252,122 @@ impl ControlServer {
     /// When the path is too long or the socket cannot be made.
     pub fn bind(data_dir: &Path, api: Api) -> Result<Self, Error> {
         let path = socket_path(data_dir)?;
-        // Made under another name and moved when its mode is right: at no time can others open it.
-        let draft = data_dir.join("control.new");
-        let bind = || {
-            match std::fs::remove_file(&draft) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let listener = UnixListener::bind(&draft)?;
-            std::fs::set_permissions(&draft, std::fs::Permissions::from_mode(0o600))?;
-            std::fs::rename(&draft, &path)?;
-            Ok(listener)
-        };
-        match bind() {
-            Ok(listener) => Ok(Self { listener, path, api: Arc::new(api) }),
+        match Socket::bind(&path) {
+            Ok(socket) => Ok(Self { socket, path, api: Arc::new(api) }),
             Err(source) => Err(Error::Io { path, source }),
         }
     }
 
-    /// Serves until `stop` becomes true; then lets the requests under way finish.
+    /// Serves until `stop` becomes true; then lets the requests under way finish. A socket whose name is gone, or is
+    /// another's, is made anew.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
+        let Self { mut socket, path, api } = self;
         let mut connections = JoinSet::new();
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // One at a time, and beside everything else: the disk may hang.
+        let mut looking: JoinSet<io::Result<Option<Socket>>> = JoinSet::new();
+        let mut said = Said::default();
         loop {
             tokio::select! {
                 () = stopped(&mut stop) => break,
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
-                accepted = self.listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                    Ok((stream, _)) => drop(connections.spawn(serve(stream, Arc::clone(&self.api), stop.clone()))),
+                _ = looks.tick(), if looking.is_empty() => {
+                    let (path, file) = (path.clone(), socket.file);
+                    looking.spawn_blocking(move || Socket::replace_missing(&path, file));
+                }
+                Some(looked) = looking.join_next(), if !looking.is_empty() => match looked {
+                    Ok(Ok(None)) | Err(_) => {}
+                    Ok(Ok(Some(new))) => {
+                        tracing::warn!(path = %path.display(), "The control socket was gone, and is made anew");
+                        socket = new;
+                    }
+                    Ok(Err(error)) => said.at_most_once_a_minute(|| {
+                        tracing::warn!(%error, path = %path.display(), "the control socket is gone, and cannot be made anew");
+                    }),
+                },
+                accepted = socket.listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
+                    Ok((stream, _)) if !is_ours(&stream) => said.at_most_once_a_minute(|| {
+                        tracing::warn!("another user tried to use the control socket");
+                    }),
+                    Ok((stream, _)) => drop(connections.spawn(serve(stream, Arc::clone(&api), stop.clone()))),
                     Err(error) => {
-                        tracing::warn!(%error, "the control socket cannot accept");
+                        said.at_most_once_a_minute(|| tracing::warn!(%error, "the control socket cannot accept"));
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
             }
         }
-        // Gone before the requests are: who comes now is told that no agent is running.
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(%error, path = %self.path.display(), "cannot remove the control socket");
+        // What is being made anew at this moment is to be removed, too.
+        if let Ok(Some(Ok(Ok(Some(new))))) = tokio::time::timeout(REMOVAL, looking.join_next()).await {
+            socket = new;
         }
-        drop(self.listener);
+        // Gone before the requests are: who comes now is told that no agent is running.
+        let removed = tokio::task::spawn_blocking(move || match file_of(&path) {
+            Ok(file) if file == socket.file => std::fs::remove_file(&path),
+            _ => Ok(()),
+        });
+        match tokio::time::timeout(REMOVAL, removed).await {
+            Ok(Ok(Err(error))) => tracing::warn!(%error, "cannot remove the control socket"),
+            Err(_) => tracing::warn!("the control socket is not removed: the disk does not answer"),
+            Ok(_) => {}
+        }
         while connections.join_next().await.is_some() {}
+    }
+}
+
+impl Socket {
+    /// Listens at `path`, in the place of what is there.
+    fn bind(path: &Path) -> io::Result<Self> {
+        // Made under another name and moved when it listens. The mode comes before the name, so that there is no moment
+        // at which others may open it, and nothing is changed that somebody else put there.
+        let draft = path.with_extension("new");
+        match std::fs::remove_file(&draft) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+        rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o600))?;
+        socket.bind(&socket2::SockAddr::unix(&draft)?)?;
+        let file = file_of(&draft)?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        std::fs::rename(&draft, path)?;
+        Ok(Self { listener: UnixListener::from_std(OwnedFd::from(socket).into())?, file })
+    }
+
+    /// Listens anew when `path` is not the name of `file` any more.
+    fn replace_missing(path: &Path, file: (u64, u64)) -> io::Result<Option<Self>> {
+        match file_of(path) {
+            Ok(found) if found == file => Ok(None),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Self::bind(path).map(Some),
+        }
+    }
+}
+
+/// Which file this is the name of.
+fn file_of(path: &Path) -> io::Result<(u64, u64)> {
+    let found = path.symlink_metadata()?;
+    Ok((found.dev(), found.ino()))
+}
+
+/// Whether the other end is this user, or root: whoever got hold of the socket in another way is not let in.
+fn is_ours(stream: &UnixStream) -> bool {
+    let user = rustix::process::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == user || peer.uid() == 0)
+}
+
+/// What the log says of the socket, at most once a minute.
+#[derive(Debug, Default)]
+struct Said(Option<Instant>);
+
+impl Said {
+    fn at_most_once_a_minute(&mut self, say: impl FnOnce()) {
+        if self.0.is_none_or(|said| said.elapsed() >= SILENCE) {
+            self.0 = Some(Instant::now());
+            say();
+        }
     }
 }
 
@@ -278,7 +376,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|&stop| stop).await;
 }
 
-async fn serve(stream: tokio::net::UnixStream, api: Arc<Api>, mut stop: watch::Receiver<bool>) {
+async fn serve(stream: UnixStream, api: Arc<Api>, mut stop: watch::Receiver<bool>) {
     let service = service_fn(move |request| {
         let api = Arc::clone(&api);
         async move { Ok::<_, std::convert::Infallible>(api.answer(request).await) }

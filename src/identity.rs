@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use libp2p::identity::Keypair;
@@ -50,14 +50,22 @@ pub enum Error {
 /// Why a file that holds a secret is not read.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    /// Others than its owner may read it.
-    #[error("others may read it (its mode is {mode:04o}); make it private with: chmod 600 {}", .path.display())]
+    /// Others may read or write it than its owner and the groups of this process.
+    #[error(
+        "others may read or write it (its mode is {mode:04o}, its group {group}); make it private with: chmod 600 {}",
+        .path.display()
+    )]
     Exposed {
         /// The file.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
+        /// The number of its group.
+        group: u32,
     },
+    /// It is a folder, a pipe, or the like.
+    #[error("it is not a regular file")]
+    NotAFile,
     /// It is far larger than any key.
     #[error("it has more than {MAX_SECRET} bytes, which no key has")]
     TooLarge,
@@ -130,12 +138,23 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
-/// Reads a file that holds a secret, when only its owner may.
+/// Reads a file that holds a secret, when nobody may that this process does not share it with anyway: its owner, the
+/// groups that it is in (Kubernetes' `fsGroup`), root's. What systemd hands over ([`LoadCredential=`][1]) is private by an
+/// access control list, which the mode does not show.
+///
+/// [1]: https://systemd.io/CREDENTIALS/
 pub(crate) fn read_secret(path: &Path) -> Result<Vec<u8>, SecretError> {
-    let file = File::open(path)?;
-    let mode = file.metadata()?.permissions().mode() & 0o7777;
-    if mode & 0o077 != 0 {
-        return Err(SecretError::Exposed { path: path.to_owned(), mode });
+    // A pipe that nobody writes to must not be waited for.
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(SecretError::NotAFile);
+    }
+    let (mode, group) = (metadata.permissions().mode() & 0o7777, metadata.gid());
+    let exposed = mode & 0o007 != 0 || (mode & 0o070 != 0 && !is_own_group(group)?);
+    if exposed && !is_credential(path)? {
+        return Err(SecretError::Exposed { path: path.to_owned(), mode, group });
     }
     let mut bytes = Vec::new();
     file.take(MAX_SECRET + 1).read_to_end(&mut bytes)?;
@@ -143,6 +162,19 @@ pub(crate) fn read_secret(path: &Path) -> Result<Vec<u8>, SecretError> {
         return Err(SecretError::TooLarge);
     }
     Ok(bytes)
+}
+
+/// Whether this process is in the group, or it is root's.
+fn is_own_group(group: u32) -> io::Result<bool> {
+    let group = rustix::fs::Gid::from_raw(group);
+    Ok(group.is_root() || group == rustix::process::getegid() || rustix::process::getgroups()?.contains(&group))
+}
+
+/// Whether systemd keeps the file for this service alone.
+fn is_credential(path: &Path) -> io::Result<bool> {
+    let Some(folder) = std::env::var_os("CREDENTIALS_DIRECTORY") else { return Ok(false) };
+    let Ok(folder) = Path::new(&folder).canonicalize() else { return Ok(false) };
+    Ok(path.canonicalize()?.starts_with(folder))
 }
 
 #[cfg(test)]
@@ -177,12 +209,22 @@ mod tests {
         load_or_create(dir.path()).unwrap();
         let path = dir.path().join(FILE_NAME);
         let before = fs::read(&path).unwrap();
-        for mode in [0o644, 0o640, 0o604, 0o620] {
+        for mode in [0o644, 0o604, 0o602] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             let error = load_or_create(dir.path()).unwrap_err().to_string();
             assert!(error.contains("chmod 600") && error.contains(&format!("{mode:04o}")), "{error}");
         }
         assert_eq!(fs::read(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn a_pipe_is_no_key_and_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).unwrap();
+        let error = load_or_create(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("it is not a regular file"), "{error}");
     }
 
     #[test]

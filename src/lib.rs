@@ -26,6 +26,7 @@ pub mod identity;
 pub mod metrics;
 pub mod network;
 pub mod node;
+mod panics;
 pub mod signal;
 pub mod storage;
 pub mod units;

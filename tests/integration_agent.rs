@@ -11,20 +11,39 @@
 mod support;
 
 mod agent {
+    mod check_store;
     mod cli;
     mod config;
+    #[cfg(feature = "metrics-prometheus")]
+    mod control;
     mod crash;
     mod data;
+    #[cfg(feature = "metrics-prometheus")]
+    mod descriptors;
+    #[cfg(feature = "metrics-prometheus")]
+    mod disk;
+    #[cfg(feature = "metrics-prometheus")]
+    mod everything;
     mod load;
+    #[cfg(feature = "metrics-prometheus")]
+    mod log;
     #[cfg(not(feature = "metrics-prometheus"))]
     mod no_metrics;
     #[cfg(feature = "metrics-prometheus")]
     mod peers;
     #[cfg(feature = "metrics-prometheus")]
     mod redis;
+    #[cfg(feature = "metrics-prometheus")]
+    mod runtime;
     mod secrets;
+    #[cfg(feature = "metrics-prometheus")]
+    mod slow_disk;
     #[cfg(feature = "metrics-prometheus")]
     mod start;
     mod stop;
+    #[cfg(feature = "metrics-prometheus")]
+    mod store;
+    #[cfg(feature = "metrics-prometheus")]
+    mod store_files;
     mod systemd;
 }

@@ -13,10 +13,13 @@ mod support;
 mod storage {
     mod contract;
     mod local;
+    mod local_carry;
     mod local_crash;
     mod local_damage;
     mod local_full;
     mod redis;
     mod redis_cluster;
+    mod redis_history;
+    mod redis_order;
     mod redis_outage;
 }

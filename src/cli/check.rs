@@ -1,8 +1,79 @@
-//! `peerscope check`: validate and print the resolved configuration.
+//! `peerscope check`: validate and print the resolved configuration; with `--store`, read the whole embedded store.
 
-use super::{Failure, print, print_json};
+use std::io::{IsTerminal as _, Write as _};
+
+use clap::Args;
+
+use super::{Failure, print, print_json, run};
 use crate::config::Config;
+use crate::panics;
+use crate::storage::{self, BackendKind, Checked};
 
-pub(super) fn run(config: &Config, json: bool) -> Result<(), Failure> {
+#[derive(Debug, Args)]
+pub(super) struct Check {
+    #[command(flatten)]
+    pub(super) flags: run::Flags,
+    /// Read every value and page of the embedded store in place of the configuration; the agent has to be stopped
+    #[arg(long = "store")]
+    store_itself: bool,
+}
+
+pub(super) fn run(config: &Config, check: &Check, json: bool) -> Result<(), Failure> {
+    if check.store_itself {
+        return store(config, json);
+    }
     if json { print_json(config) } else { print(config.to_yaml_masked().as_bytes()) }
+}
+
+fn store(config: &Config, json: bool) -> Result<(), Failure> {
+    if config.storage.backend != BackendKind::Local {
+        return Err(Failure::usage("--store checks the embedded store, and storage.backend is redis"));
+    }
+    let terminal = std::io::stderr().is_terminal();
+    let tell = |read: u64, all: u64| {
+        if terminal {
+            let (read, all) = (read / MEBIBYTE, all / MEBIBYTE);
+            // Whoever closed it does not want to know.
+            let _closed = write!(std::io::stderr(), "\r{read} of {all} MiB read\x1b[K");
+        }
+    };
+    // What redb asserts of a damaged file is said below.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !panics::is_expected() {
+            hook(panic);
+        }
+    }));
+    let checked = storage::check(&config.storage.local, config.node.data_dir.join("store.redb"), &tell);
+    if terminal {
+        let _closed = write!(std::io::stderr(), "\r\x1b[K");
+    }
+    let checked = checked.map_err(|error| Failure::failed(error.to_string()))?;
+    if json {
+        print_json(&checked)?;
+    } else {
+        print(describe(&checked).as_bytes())?;
+    }
+    if checked.is_good() { Ok(()) } else { Err(Failure::failed("the store is damaged; restore it from a backup")) }
+}
+
+const MEBIBYTE: u64 = 1024 * 1024;
+
+fn describe(checked: &Checked) -> String {
+    let Checked { values, in_log, bytes, damaged_values, damaged_keys, damaged_pages } = checked;
+    let mut out = format!("{values} values in {} MiB, and {in_log} writes in the log\n", bytes / MEBIBYTE);
+    if *damaged_values > 0 {
+        let more = match damaged_values - damaged_keys.len() as u64 {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        out += &format!("{damaged_values} damaged values: {}{more}\n", damaged_keys.join(", "));
+    }
+    if let Some(reason) = damaged_pages {
+        out += &format!("damaged pages: {reason}\n");
+    }
+    if checked.is_good() {
+        out += "no damage\n";
+    }
+    out
 }

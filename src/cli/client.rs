@@ -69,7 +69,9 @@ async fn exchange(dir: &Path, method: Method, target: &str, body: Bytes) -> Resu
             _ => Failure::unavailable(format!("cannot reach the agent at {}: {error}", socket.display())),
         }
     })?;
-    let lost = |error: hyper::Error| Failure::unavailable(format!("the agent went away: {error}"));
+    let lost = |error: hyper::Error| {
+        Failure::unavailable(format!("the agent went away, or does not let this user in: {error}"))
+    };
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
     let connection = tokio::spawn(connection);
     let request = Request::builder().method(method).uri(target).header(hyper::header::HOST, "peerscope");

@@ -3,13 +3,11 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What is open besides connections to peers, generously: the store, Redis, the endpoint's and the control socket's
-/// clients, and one descriptor for each exporter that is being fetched.
-const BESIDE_PEERS: u64 = 256;
+use crate::network;
 
-/// Raises the soft limit of open files to the hard one, and warns when that may still be too low for `max_peers` and,
-/// on a gateway, the `clients` that may wait for pages of peers.
-pub(super) fn raise(max_peers: u32, clients: u32) {
+/// Raises the soft limit of open files to the hard one, and warns when that may still be too low for the peers and, on a
+/// gateway, the `clients` that may wait for pages of peers. The network then takes fewer of them.
+pub(super) fn raise(network: &network::Config, clients: u32) {
     let found = getrlimit(Resource::Nofile);
     let mut limit = found;
     if let Some(raised) = raised(found) {
@@ -21,7 +19,8 @@ pub(super) fn raise(max_peers: u32, clients: u32) {
             Err(error) => tracing::debug!(%error, "cannot raise the limit of open files from {}", shown(found)),
         }
     }
-    let need = need(max_peers) + u64::from(clients);
+    let max_peers = network.max_peers;
+    let need = need(network) + u64::from(clients);
     if limit.current.is_some_and(|limit| limit < need) {
         tracing::warn!(
             "the limit of open files is {}, and network.max_peers {max_peers} may need {need}: raise it by \
@@ -31,9 +30,10 @@ pub(super) fn raise(max_peers: u32, clients: u32) {
     }
 }
 
-/// Twice the peers is how many connections there may be in all (network/behaviour.rs).
-fn need(max_peers: u32) -> u64 {
-    u64::from(max_peers) * 2 + BESIDE_PEERS
+/// What the network may use, and what it leaves (network/behaviour.rs): twice the peers is how many connections there may
+/// be in all.
+fn need(network: &network::Config) -> u64 {
+    u64::from(network.max_peers) * 2 + u64::from(network::HANDSHAKES) + u64::from(network.beside_peers)
 }
 
 /// The limit to set, when there is room for a higher one. `None` in a limit is no limit.
@@ -66,6 +66,7 @@ mod tests {
 
     #[test]
     fn the_need_follows_the_peers() {
-        assert_eq!((need(1024), need(u32::MAX)), (2304, 8_589_934_846));
+        let need = |max_peers| super::need(&network::Config { max_peers, ..network::Config::default() });
+        assert_eq!((need(1024), need(u32::MAX)), (2816, 8_589_935_358));
     }
 }

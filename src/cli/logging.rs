@@ -1,15 +1,106 @@
-//! Where the log goes: standard error, as text for people or as JSON for collectors.
+//! Where the log goes: standard error, as text for people or as JSON for collectors, by way of a thread of its own.
 
-use std::io::{self, IsTerminal as _};
+mod queue;
 
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Write};
+use std::panic::PanicHookInfo;
+
+use rustix::event::{PollFd, PollFlags};
 use tracing_subscriber::fmt;
 
+pub(super) use self::queue::LastLines;
+use self::queue::{Notice, Queue};
+use super::Failure;
 use crate::config::{LogConfig, LogFormat};
+use crate::metrics::MissingLines;
+use crate::panics;
 
-pub(super) fn init(config: &LogConfig) {
-    let builder = fmt().with_env_filter(config.level.filter()).with_writer(io::stderr).with_target(false);
+/// The most of a panic's text, and of its backtrace, in bytes.
+const MAX_TEXT: usize = 16 * 1024;
+
+/// From now on what is logged, and every panic, goes to standard error without anybody waiting for it. `missing` counts
+/// the lines that could not be written.
+pub(super) fn init(config: &LogConfig, missing: MissingLines) -> Result<LastLines, Failure> {
+    // A handle of its own, without the lock of the one that everybody shares.
+    let out = rustix::io::dup(io::stderr()).map(|out| Patient(out.into()));
+    let started = out.map_err(io::Error::from).and_then(|out| Queue::start(out, notice(config.format), missing));
+    let (queue, last) = started.map_err(|error| Failure::failed(format!("cannot start the log: {error}")))?;
+    let builder = fmt().with_env_filter(config.level.filter()).with_writer(queue.clone()).with_target(false);
     match config.format {
         LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
+    let format = config.format;
+    std::panic::set_hook(Box::new(move |panic| log_panic(panic, &queue, format)));
+    Ok(last)
+}
+
+/// Standard error, which may be somebody else's, too, who does not wait for its reader: this thread is here to wait.
+struct Patient(File);
+
+impl Write for Patient {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.0.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    rustix::event::poll(&mut [PollFd::new(&self.0, PollFlags::OUT)], None)?;
+                }
+                written => return written,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How the log says that lines are missing.
+fn notice(format: LogFormat) -> Notice {
+    match format {
+        LogFormat::Text => |missing| format!("{}\n", missing_lines(missing)),
+        LogFormat::Json => |missing| {
+            let message = missing_lines(missing);
+            format!("{{\"level\":\"WARN\",\"message\":\"{message}\",\"missing\":{missing}}}\n")
+        },
+    }
+}
+
+fn missing_lines(missing: u64) -> String {
+    let lines =
+        if missing == 1 { "1 line of the log is".to_owned() } else { format!("{missing} lines of the log are") };
+    format!("{lines} missing here: could not be written, or not as fast as they came")
+}
+
+/// In place of std's hook, which writes to standard error itself, and waits for it. A panic is said whatever `log.level`
+/// leaves out, and however long it is.
+fn log_panic(panic: &PanicHookInfo<'_>, queue: &Queue, format: LogFormat) {
+    if panics::is_expected() {
+        return;
+    }
+    let message = cut(panic.payload_as_str().unwrap_or("a panic without a text"));
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    let thread = std::thread::current();
+    let thread = thread.name().unwrap_or_default();
+    if tracing::enabled!(tracing::Level::ERROR) {
+        let backtrace = std::backtrace::Backtrace::capture().to_string();
+        let backtrace = cut(&backtrace);
+        tracing::error!(thread, place, backtrace, "A part of the agent panicked: {message}");
+        return;
+    }
+    let message = format!("A part of the agent panicked: {message}");
+    let line = match format {
+        LogFormat::Text => format!("ERROR {message} thread={thread:?} place={place:?}\n"),
+        LogFormat::Json => {
+            let line = serde_json::json!({"level": "ERROR", "message": message, "thread": thread, "place": place});
+            format!("{line}\n")
+        }
+    };
+    queue.push(line.as_bytes());
+}
+
+/// The beginning of a text of which no more can be said in one line.
+fn cut(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or_default()
 }

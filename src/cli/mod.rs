@@ -17,6 +17,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
@@ -61,8 +62,8 @@ struct Common {
 enum Command {
     /// Run the agent
     Run(run::Flags),
-    /// Check the configuration and print it as it stands after file, environment and flags
-    Check(run::Flags),
+    /// Check the configuration and print it as it stands after file, environment and flags; or check the store
+    Check(check::Check),
     /// Print this agent's PeerId
     Id,
     /// Show the running agent at a glance
@@ -130,17 +131,27 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let _ = writeln!(io::stderr(), "peerscope: {}", failure.message);
+            say(format!("peerscope: {}\n", failure.message));
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// Writes to standard error. Nobody may read it: then this goes on after a second, and the process ends all the same.
+fn say(message: String) {
+    let (said, done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _nobody_to_tell = io::stderr().write_all(message.as_bytes());
+        let _gone = said.send(());
+    });
+    let _not_read = done.recv_timeout(Duration::from_secs(1));
 }
 
 fn dispatch(cli: Cli) -> Result<(), Failure> {
     let Cli { common, command } = cli;
     match command {
         Command::Run(flags) => run::run(&flags.checked(common.load(&flags)?)?),
-        Command::Check(flags) => check::run(&flags.checked(common.load(&flags)?)?, common.json),
+        Command::Check(check) => check::run(&check.flags.checked(common.load(&check.flags)?)?, &check, common.json),
         Command::Id => id::run(&common.plain()?, common.json),
         Command::Status => status::run(&common.plain()?, common.json),
         Command::Peers => peers::run(&common.plain()?, common.json),

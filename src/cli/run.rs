@@ -7,12 +7,10 @@ use sd_notify::NotifyState;
 
 use super::{Failure, descriptors, logging};
 use crate::config::Config;
+use crate::metrics::{Health, MissingLines};
 use crate::node::Node;
 use crate::signal::Signals;
 use crate::storage::{self, BackendKind};
-
-/// A second signal this soon after the first is its echo and not somebody's second wish.
-const ECHO: Duration = Duration::from_millis(250);
 
 /// The keys that have a flag of their own.
 #[derive(Debug, Default, Args)]
@@ -94,45 +92,51 @@ pub(super) fn text(value: &str) -> String {
 }
 
 pub(super) fn run(config: &Config) -> Result<(), Failure> {
-    logging::init(&config.log);
+    let missing = MissingLines::default();
+    // To the end of this function, when everything was said.
+    let last_lines = logging::init(&config.log, missing.clone())?;
+    let exits = last_lines.clone();
+    let signals = Signals::start(move |signal| {
+        tracing::warn!("{signal} again: exiting at once");
+        exits.wait();
+        super::exit::FAILED
+    });
+    let signals = signals.map_err(|error| Failure::failed(format!("cannot watch signals: {error}")))?;
     let storage = &config.storage;
     if storage.backend == BackendKind::Local && storage.redis.urls != storage::RedisConfig::default().urls {
         tracing::warn!("storage.redis.urls has no effect while storage.backend is local");
     }
-    descriptors::raise(
-        config.network.max_peers,
-        if config.gateway.enabled { 3 * config.gateway.max_scrapes } else { 0 },
-    );
+    descriptors::raise(&config.network, if config.gateway.enabled { 3 * config.gateway.max_scrapes } else { 0 });
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("peerscope").build();
     let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
-    let result = runtime.block_on(agent(config));
+    // The kernel gives a signal to the first thread if it can, and that is lost on one that hangs. So this one only waits.
+    let result = std::thread::scope(|scope| {
+        let run = || runtime.block_on(agent(config, signals, &missing));
+        let agent = std::thread::Builder::new().name("agent".into()).spawn_scoped(scope, run);
+        let agent = agent.map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?;
+        // A panic was logged.
+        agent.join().unwrap_or_else(|_| Err(Failure::failed("the agent has failed, which is a defect worth a report")))
+    });
     // Everything has ended or had its time; nothing that hangs on a disk may hold the exit.
     runtime.shutdown_background();
+    last_lines.wait();
     result
 }
 
-async fn agent(config: &Config) -> Result<(), Failure> {
-    let mut signals = Signals::new().map_err(|error| Failure::failed(format!("cannot watch signals: {error}")))?;
-    // Opening a large store can take minutes, and until it was checked it is not written to.
+async fn agent(config: &Config, mut signals: Signals, missing: &MissingLines) -> Result<(), Failure> {
     let node = tokio::select! {
-        node = Node::bind(config) => node.map_err(|error| Failure::failed(error.to_string()))?,
-        signal = signals.next() => {
+        node = Node::bind(config, missing) => node.map_err(|error| Failure::failed(error.to_string()))?,
+        signal = signals.first() => {
             tracing::info!("{signal} while starting: stopped");
             return Ok(());
         }
     };
-    notify(&[NotifyState::Ready]);
+    let _waits = tokio::time::timeout(TOLD, notify(NotifyState::Ready)).await;
+    tokio::spawn(tell_systemd(node.health()));
     let stop = async move {
-        let signal = signals.next().await;
+        let signal = signals.first().await;
         tracing::info!("{signal}: stopping; what is in flight may finish, a second signal exits at once");
-        notify(&[NotifyState::Stopping]);
-        tokio::spawn(async move {
-            // Tools such as timeout(1) send the one signal twice, to the process and to its group.
-            while tokio::time::timeout(ECHO, signals.next()).await.is_ok() {}
-            let signal = signals.next().await;
-            tracing::warn!("{signal} again: exiting at once");
-            std::process::exit(i32::from(super::exit::FAILED));
-        });
+        let _waits = tokio::time::timeout(TOLD, notify(NotifyState::Stopping)).await;
         Instant::now()
     };
     let (stopping, stopped) = tokio::sync::oneshot::channel();
@@ -146,9 +150,44 @@ async fn agent(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Tells systemd; elsewhere `NOTIFY_SOCKET` is not set and this does nothing.
-fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "cannot notify systemd");
+/// How often it is looked whether systemd's line about the agent is still true.
+const STATUS: Duration = Duration::from_secs(1);
+
+/// Keeps `systemctl status` informed of what is not ready, as long as anything was not, and feeds the watchdog. From the
+/// runtime: when that hangs, systemd is to start the agent anew.
+async fn tell_systemd(health: Health) {
+    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+        return;
     }
+    let watchdog = sd_notify::watchdog_enabled();
+    // Twice in the time that it waits, as sd_watchdog_enabled(3) asks for.
+    let pause = watchdog.map_or(STATUS, |time| STATUS.min(time / 2));
+    let mut said = None;
+    loop {
+        if watchdog.is_some() {
+            notify(NotifyState::Watchdog).await;
+        }
+        let problem = health.snapshot().into_iter().find_map(|state| Some((state.component, state.problem?)));
+        let now = problem.map(|(component, problem)| format!("not ready: {component}: {problem}"));
+        if now != said {
+            notify(NotifyState::Status(now.as_deref().unwrap_or("ready"))).await;
+            said = now;
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// How long the start and the stop wait for a supervisor that does not read.
+const TOLD: Duration = Duration::from_millis(500);
+
+/// Tells systemd; elsewhere `NOTIFY_SOCKET` is not set and this does nothing.
+async fn notify(state: NotifyState<'_>) {
+    let message = state.to_string();
+    // On a thread that may wait: the socket holds some ten messages, and the next one waits until somebody reads.
+    let told = tokio::task::spawn_blocking(move || {
+        if let Err(error) = sd_notify::notify(&[NotifyState::Custom(&message)]) {
+            tracing::warn!(%error, "cannot notify systemd");
+        }
+    });
+    let _told = told.await;
 }

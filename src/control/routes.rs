@@ -3,6 +3,8 @@
 #[cfg(feature = "metrics-prometheus")]
 mod gateway;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -20,7 +22,14 @@ use crate::storage;
 type Answer = Response<Full<Bytes>>;
 
 /// How long a client may take to send a value.
-const BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a metrics page may take to be made, as at the endpoint.
+#[cfg(feature = "metrics-prometheus")]
+const MAKING: Duration = Duration::from_secs(20);
+
+/// How long the network's event loop may take to answer.
+const TURN: Duration = Duration::from_secs(3);
 
 /// What went wrong, with the status that says so.
 struct Problem {
@@ -50,7 +59,13 @@ impl Api {
         let path = request.uri().path().to_owned();
         match (request.method(), path.as_str()) {
             (&Method::GET, "/v1/status") => Ok(json(StatusCode::OK, &self.status().await)),
-            (&Method::GET, "/v1/peers") => Ok(json(StatusCode::OK, &self.peers().await)),
+            (&Method::GET, "/v1/peers") => match tokio::time::timeout(TURN, self.peers()).await {
+                Ok(peers) => Ok(json(StatusCode::OK, &peers)),
+                Err(_) => {
+                    let error = "the network does not answer; see `peerscope status`";
+                    Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", error))
+                }
+            },
             (&Method::GET, "/v1/metrics") => self.metrics(&request).await,
             (&Method::GET | &Method::PUT | &Method::DELETE, path) if path.starts_with("/v1/keys/") => {
                 let key = path.strip_prefix("/v1/keys/").unwrap_or_default();
@@ -82,7 +97,8 @@ impl Api {
             listen: self.network.listen_addresses().iter().map(|address| format!("{address}/p2p/{peer_id}")).collect(),
             store: self.storage.describe(),
             metrics: self.metrics_url.url(),
-            peers_connected: self.network.peers().await.len(),
+            // One that hangs is named among the components.
+            peers_connected: tokio::time::timeout(TURN, self.network.peers()).await.map_or(0, |peers| peers.len()),
             ready,
             components: components.collect(),
         }
@@ -157,19 +173,23 @@ impl Api {
 
     #[cfg(feature = "metrics-prometheus")]
     async fn metrics(&self, request: &Request<Incoming>) -> Result<Answer, Problem> {
-        use crate::metrics::exposition::{Wanted, negotiate, render};
+        use crate::metrics::ExposeError as E;
+        use crate::metrics::exposition::Wanted;
         let accept = request.headers().get(hyper::header::ACCEPT).and_then(|accept| accept.to_str().ok());
         let accept = accept.unwrap_or_default();
         if let Some(wanted) = gateway::Wanted::from_query(request.uri().query())? {
             return gateway::metrics(self.gateway.as_ref(), wanted, accept).await;
         }
-        let format = negotiate(accept);
         let wanted = Wanted::from_query(request.uri().query());
-        let registry = std::sync::Arc::clone(&self.registry);
-        let text = tokio::task::spawn_blocking(move || render(&registry, format, &wanted)).await;
-        let failed = |error: String| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "storage", error);
-        let text = text.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
-        Ok(with_type(text, HeaderValue::from_static(format.content_type())))
+        let page = self.exposer.expose(accept, wanted, false, MAKING).await.map_err(|error| {
+            let (status, code) = match error {
+                E::Busy(_) => (StatusCode::TOO_MANY_REQUESTS, "busy"),
+                E::Late(_) => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
+                E::Failed | E::NotBuiltIn => (StatusCode::INTERNAL_SERVER_ERROR, "metrics"),
+            };
+            Problem::new(status, code, error.to_string())
+        })?;
+        Ok(with_type(page.body, HeaderValue::from_static(page.content_type)))
     }
 
     #[cfg(not(feature = "metrics-prometheus"))]
@@ -209,9 +229,10 @@ impl From<storage::Error> for Problem {
             E::KeyTooLarge { .. } | E::ValueTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
             E::Busy(_) => (StatusCode::TOO_MANY_REQUESTS, "busy"),
             E::DiskFull(_) => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
-            E::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
-            E::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
-            E::Backend(_) => (StatusCode::INTERNAL_SERVER_ERROR, "storage"),
+            E::Starting(_) | E::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            E::Hangs { .. } | E::Timeout(_) => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
+            E::Damaged(_) => (StatusCode::INTERNAL_SERVER_ERROR, "damaged"),
+            E::Uncertain { .. } | E::Backend(_) => (StatusCode::INTERNAL_SERVER_ERROR, "storage"),
         };
         Self::new(status, code, error.to_string())
     }

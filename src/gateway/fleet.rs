@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 use tokio::task::JoinSet;
 
-use super::members::{LastScrape, Member, Members, Standing};
+use super::members::{LastScrape, Member, Members, Standing, Took};
 use super::scrape::{Failure, Want};
 use super::{Config, known};
 use crate::metrics::GatewayMetrics;
@@ -155,7 +155,7 @@ impl Fleet {
     }
 
     /// What became of a scrape of `peer`.
-    pub(super) fn scraped(&self, peer: &PeerId, exposed: Option<&str>, took: Option<Duration>, last: LastScrape) {
+    pub(super) fn scraped(&self, peer: &PeerId, exposed: Option<&str>, took: Option<Took>, last: LastScrape) {
         self.lock().scraped(peer, exposed, took, last);
     }
 

@@ -28,6 +28,13 @@ const MAX_EXPOSED: usize = 16;
 /// The longest name of an exporter: as long as an agent takes one.
 const MAX_EXPOSED_NAME: usize = 32;
 
+/// How long the peer itself took for its page, of the time that it had. Nothing of it when it was not asked.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Took {
+    pub(super) took: Duration,
+    pub(super) of: Duration,
+}
+
 /// What a gateway knows of a peer.
 #[derive(Debug, Clone)]
 pub struct Member {
@@ -216,13 +223,15 @@ impl Members {
     }
 
     /// What became of a scrape of a peer's exporter, or of the peer itself.
-    /// What became of a scrape, for which the peer itself took so long; `None` when it was not asked.
-    pub(super) fn scraped(&mut self, peer: &PeerId, exposed: Option<&str>, took: Option<Duration>, last: LastScrape) {
+    pub(super) fn scraped(&mut self, peer: &PeerId, exposed: Option<&str>, took: Option<Took>, last: LastScrape) {
         let Some(member) = self.peers.get_mut(peer) else { return };
-        // How it ended says nothing: who holds places only has to end a moment before its time is up.
+        // How it ended says nothing: who holds places only has to end a moment before its time is up. A place that it was
+        // waited for left it little of that.
         match took {
-            Some(took) if took <= PROMPT => drop(member.prompt.insert(exposed.map(str::to_owned))),
-            Some(_) => drop(member.prompt.remove(&exposed.map(str::to_owned))),
+            Some(Took { took, of }) if took <= PROMPT.min(of / 2) => {
+                _ = member.prompt.insert(exposed.map(str::to_owned))
+            }
+            Some(_) => _ = member.prompt.remove(&exposed.map(str::to_owned)),
             None => {}
         }
         if exposed.is_none() {

@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use super::fetch::{self, Budget, Page};
-use super::members::LastScrape;
+use super::members::{LastScrape, Took};
 use super::queue::Queue;
 use super::{Config, Fleet};
 use crate::metrics::labels::ScrapeOutcome;
@@ -229,7 +229,8 @@ impl Shared {
                 Err(Failure::new(ScrapeOutcome::Timeout, text))
             }
         };
-        let took = asked.get().map(Instant::elapsed);
+        let took = |asked: &Instant| Took { took: asked.elapsed(), of: deadline.saturating_duration_since(*asked) };
+        let took = asked.get().map(took);
         self.fleet.scraped(&peer, exposed.as_deref(), took, last(begin, &result));
         if let Err(failure) = &result {
             tracing::debug!(%peer, outcome = %failure.outcome, "a scrape failed: {failure}");

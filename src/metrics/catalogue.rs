@@ -146,6 +146,8 @@ catalogue! {
     AGENT_INFO: Info "agent_info" ["peer_id", "name"] by "metrics/collector.rs `MetricsCollector::new`";
     /// 1 when the component is ready, 0 when it is not: what /ready says
     COMPONENT_READY: Gauge "agent_component_ready" ["component"] by "metrics/readiness.rs, at scrape time";
+    /// Lines of the log that could not be written, or not as fast as they came
+    LOG_LINES_DROPPED: Counter "log_lines_dropped_total" [] by "cli/logging/queue.rs";
     /// HTTP requests answered by the endpoint
     HTTP_REQUESTS: Counter "http_requests_total" ["handler", "code"] by "metrics/server/routes.rs `Routes::answer`";
     /// HTTP requests under way

@@ -165,7 +165,9 @@ label! {
         Unavailable = "unavailable",
         /// The backend did not answer in time.
         Timeout = "timeout",
-        /// The backend answered with an error, or its data is damaged.
+        /// What the embedded store's disk holds is not what was put.
+        Damaged = "damaged",
+        /// The backend answered with an error.
         Backend = "backend",
         /// The caller went away before the operation was done.
         Cancelled = "cancelled",
@@ -181,6 +183,8 @@ label! {
         Network = "network",
         /// The metrics endpoint.
         Metrics = "metrics",
+        /// The threads that everything else runs on.
+        Runtime = "runtime",
     }
 }
 

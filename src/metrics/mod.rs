@@ -11,6 +11,7 @@ pub mod catalogue;
 mod guest;
 mod health;
 pub mod labels;
+mod log_lines;
 
 #[cfg(feature = "metrics-prometheus")]
 mod collector;
@@ -52,6 +53,7 @@ pub(crate) use health::all_ready;
 pub use health::{ComponentState, Health};
 #[cfg(feature = "metrics-prometheus")]
 pub use instruments::{Timer, UnderWay};
+pub use log_lines::MissingLines;
 #[cfg(not(feature = "metrics-prometheus"))]
 pub use noop::{Exposer, MetricsCollector, MetricsServer, Registry, Timer, UnderWay};
 #[cfg(feature = "metrics-prometheus")]
@@ -62,17 +64,18 @@ pub use server::{Limits, MetricsServer};
 /// Whether this build can serve metrics at all (the cargo feature `metrics-prometheus`).
 pub const BUILT_IN: bool = cfg!(feature = "metrics-prometheus");
 
-/// Adds the families whose values are read at scrape time: `process_*`, and `agent_component_ready` as
-/// `health` has it. Once per registry.
+/// Adds the families whose values are read at scrape time: `process_*`, `agent_component_ready` as `health` has it, and
+/// `log_lines_dropped_total`. Once per registry.
 #[cfg(feature = "metrics-prometheus")]
-pub fn register_scrape_time(registry: &mut Registry, health: &Health) {
+pub fn register_scrape_time(registry: &mut Registry, health: &Health, missing: &MissingLines) {
     registry.add_or_log(Box::new(process::ProcessFamilies::new()));
     registry.add_or_log(Box::new(readiness::ReadinessFamily::new(health.clone())));
+    registry.add_or_log(Box::new(log_lines::LogFamily::new(missing.clone())));
 }
 
 /// Does nothing in a build without the cargo feature `metrics-prometheus`.
 #[cfg(not(feature = "metrics-prometheus"))]
-pub fn register_scrape_time(_: &mut Registry, _: &Health) {}
+pub fn register_scrape_time(_: &mut Registry, _: &Health, _: &MissingLines) {}
 
 /// Tells where the metrics page is, as soon as the endpoint could listen.
 #[derive(Debug, Clone, Default)]

@@ -11,6 +11,7 @@ mod places;
 mod routes;
 
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -43,6 +44,9 @@ pub struct Limits {
     pub retry: Duration,
     /// How long a shutdown waits for answers under way.
     pub shutdown: Duration,
+    /// Has the thread of the endpoint panic, once.
+    #[cfg(test)]
+    pub(crate) panics: Option<&'static std::sync::atomic::AtomicBool>,
 }
 
 impl Default for Limits {
@@ -56,6 +60,8 @@ impl Default for Limits {
             idle: Duration::from_secs(5 * 60),
             retry: Duration::from_secs(1),
             shutdown: Duration::from_secs(5),
+            #[cfg(test)]
+            panics: None,
         }
     }
 }
@@ -163,11 +169,21 @@ fn spawn(
         .build()?;
     let mut listener = listener;
     // Here and not on the thread, so that the caller knows the address when it is known.
-    let first = listener.try_listen();
+    let mut first = listener.try_listen();
+    let routes = Arc::new(routes);
     std::thread::Builder::new().name("metrics-http".into()).spawn(move || {
-        runtime.block_on(listener.serve(first, Arc::new(routes), stopped));
+        // Started again when it panics: nobody could look at the agent any more.
+        loop {
+            let serve = listener.serve(first, Arc::clone(&routes), stopped.clone());
+            if catch_unwind(AssertUnwindSafe(|| runtime.block_on(serve))).is_ok() {
+                break;
+            }
+            listener.failed();
+            std::thread::sleep(limits.retry);
+            first = listener.try_listen();
+        }
         runtime.shutdown_background();
-        drop(running);
+        drop((listener, routes, running));
     })?;
     Ok(())
 }
@@ -175,4 +191,55 @@ fn spawn(
 /// Completes when the server is told to stop, or nobody holds it any more.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|&stop| stop).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpStream;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    fn answer(address: SocketAddr) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.write_all(b"GET /live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    #[test]
+    fn a_thread_that_panics_is_said_and_started_again() {
+        static PANICS: AtomicBool = AtomicBool::new(false);
+        let agent = AgentInfo { peer_id: "a".into(), name: "a".into() };
+        let mut registry = Registry::default();
+        let collector = MetricsCollector::new(&mut registry, &agent);
+        let health = Health::default();
+        let config = MetricsConfig { port: 0, ..MetricsConfig::default() };
+        let limits = Limits { retry: Duration::from_millis(200), panics: Some(&PANICS), ..Limits::default() };
+        let server = MetricsServer::start_with_limits(
+            &config,
+            &agent,
+            Arc::new(registry),
+            collector,
+            health.clone(),
+            None,
+            limits,
+        );
+        let address = server.local_addr().unwrap();
+        assert!(answer(address).unwrap().starts_with("HTTP/1.1 200 "));
+        PANICS.store(true, Ordering::Relaxed);
+        // It is accepted, or refused, by a thread that has other things to do.
+        let _cut_off = answer(address);
+        let began = std::time::Instant::now();
+        while health.is_ready() {
+            assert!(began.elapsed() < Duration::from_secs(10), "nobody says so");
+        }
+        assert_eq!(health.snapshot()[0].problem.as_deref(), Some("its thread has failed, and is started again"));
+        while !answer(address).is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 ")) {
+            assert!(began.elapsed() < Duration::from_secs(10), "it does not come back");
+        }
+        assert!(health.is_ready());
+    }
 }

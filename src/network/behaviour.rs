@@ -1,6 +1,6 @@
 //! The libp2p behaviours, how they are built, and the transport under them.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU8, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use libp2p::{
     PeerId, StreamProtocol, Swarm, SwarmBuilder, Transport as _, dns, identify, identity, kad, mdns, noise, ping, pnet,
     tcp, yamux,
 };
+use rustix::process::{Resource, getrlimit};
 
 use super::addresses::UsualStacks;
 use super::link::{LinkContext, Links};
@@ -31,7 +32,10 @@ pub(super) const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/peerscope/
 const MAX_CONNECTIONS_PER_PEER: u32 = 4;
 
 /// Handshakes under way in each direction.
-const MAX_PENDING: u32 = 256;
+pub(super) const MAX_PENDING: u32 = 256;
+
+/// How many addresses of a peer are dialed at once: a socket each. The first to answer is taken.
+const DIALED_AT_ONCE: NonZeroU8 = NonZeroU8::new(4).unwrap();
 
 /// How long a connection that nobody uses stays open: one to a peer that speaks no link.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -76,7 +80,9 @@ pub(super) fn build(
         .map_err(build_error)?
         .with_behaviour(|_| behaviour)
         .map_err(build_error)?
-        .with_swarm_config(|swarm| swarm.with_idle_connection_timeout(IDLE_TIMEOUT))
+        .with_swarm_config(|swarm| {
+            swarm.with_idle_connection_timeout(IDLE_TIMEOUT).with_dial_concurrency_factor(DIALED_AT_ONCE)
+        })
         .build())
 }
 
@@ -135,11 +141,12 @@ impl Behaviour {
         scrapes: ScrapeTable,
     ) -> Result<Self, Error> {
         let local = keypair.public().to_peer_id();
+        let share = Share::of(getrlimit(Resource::Nofile).current, config);
         let limits = ConnectionLimits::default()
-            .with_max_pending_incoming(Some(MAX_PENDING))
-            .with_max_pending_outgoing(Some(MAX_PENDING))
+            .with_max_pending_incoming(Some(share.pending))
+            .with_max_pending_outgoing(Some((share.pending / u32::from(DIALED_AT_ONCE.get())).max(1)))
             .with_max_established_per_peer(Some(MAX_CONNECTIONS_PER_PEER))
-            .with_max_established(Some(config.max_peers.saturating_mul(2)));
+            .with_max_established(Some(share.established));
         let mut limits = connection_limits::Behaviour::new(limits);
         for peer in &context.reserved {
             limits.bypass_peer_id(peer);
@@ -177,6 +184,27 @@ impl Behaviour {
     }
 }
 
+/// How many connections there may be: what is configured, and never so many that the endpoint, the control socket and
+/// the store find no descriptor. Strangers could see to that otherwise.
+#[derive(Debug, PartialEq, Eq)]
+struct Share {
+    established: u32,
+    /// In each direction; of ours, the addresses that are dialed.
+    pending: u32,
+}
+
+impl Share {
+    /// Of so many descriptors; `None` is no limit.
+    fn of(descriptors: Option<u64>, config: &Config) -> Self {
+        let wanted = Self { established: config.max_peers.saturating_mul(2), pending: MAX_PENDING };
+        let Some(descriptors) = descriptors else { return wanted };
+        let left = descriptors.saturating_sub(u64::from(config.beside_peers)).max(descriptors / 2);
+        let left = u32::try_from(left).unwrap_or(u32::MAX);
+        let pending = wanted.pending.min(left / 4);
+        Self { established: wanted.established.min(left - 2 * pending), pending }
+    }
+}
+
 fn kad_config() -> kad::Config {
     let mut config = kad::Config::new(KAD_PROTOCOL);
     config
@@ -207,4 +235,23 @@ fn read_psk(path: &std::path::Path) -> Result<pnet::PreSharedKey, Error> {
 
 fn build_error(error: impl std::fmt::Display) -> Error {
     Error::Build(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_leave_descriptors_for_the_rest() {
+        let share = |descriptors| {
+            let Share { established, pending } = Share::of(descriptors, &Config::default());
+            (established, pending)
+        };
+        for enough in [None, Some(1 << 20), Some(256 + 2048 + 512)] {
+            assert_eq!(share(enough), (2048, 256));
+        }
+        assert_eq!(share(Some(1024)), (768 - 2 * 192, 192));
+        assert_eq!(share(Some(100)), (26, 12));
+        assert_eq!(share(Some(0)), (0, 0));
+    }
 }

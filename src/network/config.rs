@@ -29,7 +29,14 @@ pub struct Config {
     /// How long a request to a peer may take, in all.
     #[serde(with = "crate::units::duration")]
     pub request_timeout: Duration,
+    /// How many descriptors are not for connections to peers. Not a key: it follows from the rest of the configuration.
+    #[serde(skip)]
+    pub beside_peers: u32,
 }
+
+/// What is open besides connections to peers, generously: the store, Redis, the endpoint's and the control socket's
+/// clients, and one descriptor for each exporter that is being fetched.
+const BESIDE_PEERS: u32 = 256;
 
 impl Default for Config {
     fn default() -> Self {
@@ -42,6 +49,7 @@ impl Default for Config {
             allow_peers: None,
             max_in_flight: 256,
             request_timeout: Duration::from_secs(15),
+            beside_peers: BESIDE_PEERS,
         }
     }
 }

@@ -33,6 +33,8 @@ const FAREWELL: Duration = Duration::from_millis(100);
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Callers that may wait for one peer to be dialed.
 const MAX_WAITING: usize = 256;
+/// How long the log is silent about failed accepts after it told of one: strangers must not fill it.
+const LISTENER_SILENCE: Duration = Duration::from_secs(60);
 /// Addresses of one peer that are believed at a time: it says them itself. Twice as many are kept, for those that
 /// the configuration or a connection gave.
 const MAX_PEER_ADDRESSES: usize = 8;
@@ -47,6 +49,10 @@ pub(super) enum Command {
     },
     Peers {
         reply: oneshot::Sender<Vec<PeerInfo>>,
+    },
+    /// Answers, to show that it turns.
+    Turn {
+        reply: oneshot::Sender<()>,
     },
     /// Takes nothing new; what is under way goes on.
     Drain,
@@ -65,6 +71,8 @@ pub struct Driver {
     peers: Peers,
     waiting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), RequestError>>>>,
     listeners: HashMap<ListenerId, Multiaddr>,
+    /// When the log told of a failed accept last.
+    listener_failed: Option<Instant>,
     addresses: Vec<Multiaddr>,
     metrics: MetricsCollector,
     health: Health,
@@ -95,6 +103,7 @@ impl Driver {
             peers: Peers::new(&config.bootstrap, local, Instant::now(), rand::random::<f64>),
             waiting: HashMap::new(),
             listeners: HashMap::new(),
+            listener_failed: None,
             addresses: Vec::new(),
             metrics,
             health,
@@ -163,6 +172,9 @@ impl Driver {
                 event = self.swarm.select_next_some() => self.on_event(event),
                 command = self.commands.recv() => match command {
                     Some(Command::Connect { peer, reply }) => self.connect(peer, reply),
+                    Some(Command::Turn { reply }) => {
+                        let _caller_gone = reply.send(());
+                    }
                     Some(Command::Peers { reply }) => {
                         let _caller_gone = reply.send(self.list());
                     }
@@ -188,9 +200,7 @@ impl Driver {
             SwarmEvent::NewListenAddr { address, .. } => self.addresses.push(address),
             SwarmEvent::ExpiredListenAddr { address, .. } => self.addresses.retain(|known| *known != address),
             SwarmEvent::ListenerClosed { listener_id, reason, .. } => self.on_listener_closed(listener_id, &reason),
-            SwarmEvent::ListenerError { error, .. } => {
-                tracing::warn!(%error, "a listener for peers failed; it goes on")
-            }
+            SwarmEvent::ListenerError { error, .. } => self.on_listener_error(&error),
             SwarmEvent::ConnectionEstablished { peer_id, endpoint, num_established, .. } => {
                 if num_established.get() == 1 {
                     tracing::info!(peer = %peer_id, address = %endpoint.get_remote_address(), "Peer connected");
@@ -216,6 +226,14 @@ impl Driver {
             SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => self.on_dial_failed(peer, &error),
             SwarmEvent::Behaviour(event) => self.on_behaviour_event(event),
             _ => {}
+        }
+    }
+
+    /// Out of descriptors, mostly: then every attempt of every stranger fails.
+    fn on_listener_error(&mut self, error: &std::io::Error) {
+        if self.listener_failed.is_none_or(|said| said.elapsed() >= LISTENER_SILENCE) {
+            self.listener_failed = Some(Instant::now());
+            tracing::warn!(%error, "a listener for peers failed; it goes on");
         }
     }
 

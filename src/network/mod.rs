@@ -33,6 +33,9 @@ pub use self::scrape::{IncomingPage, PageBody, ScrapeAnswer, ScrapeError, Scrape
 use crate::metrics::labels::{FailedMessage, FailureReason, MessageType, SendFailure};
 use crate::metrics::{Health, MetricsCollector, Registry, Timer};
 
+/// How many descriptors the handshakes under way may take, of both directions.
+pub(crate) const HANDSHAKES: u32 = 2 * behaviour::MAX_PENDING;
+
 /// How long a caller waits for a place in the queue to a peer before it is told `busy`.
 const BUSY_AFTER: Duration = Duration::from_secs(1);
 
@@ -342,6 +345,14 @@ impl Network {
             return Vec::new(); // stopped: nobody is connected
         }
         answer.await.unwrap_or_default()
+    }
+
+    /// Completes when the event loop has come round, or has ended.
+    pub async fn turn(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.shared.commands.send(event_loop::Command::Turn { reply }).await.is_ok() {
+            let _ended = done.await;
+        }
     }
 
     /// Stops: no new connections, links finish what they have begun within `grace`, connections are

@@ -1,7 +1,6 @@
 //! How the gateway is put together. In a build without metrics there is none, and all of this is empty.
 
 use libp2p::PeerId;
-use tokio::task::JoinSet;
 
 use super::handler::Scraped;
 use crate::config::Config;
@@ -64,13 +63,9 @@ mod built_in {
             }
         }
 
-        /// Has time pass for it, until what is returned is dropped.
-        pub(crate) fn keep(&self) -> JoinSet<()> {
-            let mut tasks = JoinSet::new();
-            if let Some(fleet) = &self.fleet {
-                tasks.spawn(gateway::keep(Arc::clone(fleet)));
-            }
-            tasks
+        /// Has time pass for it.
+        pub(crate) fn clock(&self) -> Option<impl Future<Output = ()> + Send + 'static> {
+            self.fleet.as_ref().map(|fleet| gateway::keep(Arc::clone(fleet)))
         }
     }
 }
@@ -111,8 +106,8 @@ mod built_in {
         #[allow(clippy::unused_async, reason = "the API is the other one's")]
         pub(crate) async fn save(&self) {}
 
-        pub(crate) fn keep(&self) -> JoinSet<()> {
-            JoinSet::new()
+        pub(crate) fn clock(&self) -> Option<std::future::Pending<()>> {
+            None
         }
     }
 }

@@ -284,7 +284,16 @@ fn remote_error(error: &storage::Error) -> RemoteError {
         E::KeyTooLarge { .. } | E::ValueTooLarge { .. } => RemoteError::new(ErrorCode::TooLarge, error.to_string()),
         E::Busy(_) => RemoteError::new(ErrorCode::Busy, "the peer's store is busy; try again later"),
         E::Timeout(_) => RemoteError::new(ErrorCode::Timeout, "the peer's store did not answer in time"),
+        E::Hangs { may_happen: true, .. } => {
+            RemoteError::new(ErrorCode::Timeout, "the peer's disk does not answer; this write may still happen")
+        }
+        E::Hangs { .. } => RemoteError::new(ErrorCode::Timeout, "the peer's disk does not answer"),
+        E::Starting(_) => RemoteError::new(ErrorCode::Busy, "the peer is starting; try again later"),
+        E::Damaged(_) => RemoteError::new(ErrorCode::Storage, "the peer's disk has damaged the value"),
         E::DiskFull(_) => RemoteError::new(ErrorCode::Storage, "the peer's disk is full"),
+        E::Uncertain { .. } => {
+            RemoteError::new(ErrorCode::Storage, "the peer's disk failed; this write may still happen")
+        }
         E::Unavailable(_) => RemoteError::new(ErrorCode::Storage, "the peer's store is not available"),
         E::Backend(_) => RemoteError::new(ErrorCode::Storage, "the peer's store failed"),
     }

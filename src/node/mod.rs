@@ -5,6 +5,8 @@
 
 mod gateway;
 mod handler;
+mod parts;
+mod pulse;
 
 use std::fs::{DirBuilder, File, Permissions, TryLockError};
 use std::io;
@@ -18,10 +20,14 @@ use tokio::sync::watch;
 
 use self::gateway::{Gateway, GatewayParts};
 pub use self::handler::{Access, Handler, Scraped};
+use self::parts::Parts;
+use self::pulse::{Listening, Pulse};
 use crate::config::Config;
 use crate::control::{self, ControlServer};
 use crate::identity;
-use crate::metrics::{self, AgentInfo, Exposer, Health, MetricsCollector, MetricsServer, Registry, UrlReader};
+use crate::metrics::{
+    self, AgentInfo, Exposer, Health, MetricsCollector, MetricsServer, MissingLines, Registry, UrlReader,
+};
 use crate::network::{self, Driver, Network};
 use crate::storage::{self, Storage};
 
@@ -33,6 +39,12 @@ const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// Metrics pages that are made for peers at once.
 const PEER_EXPOSITIONS: usize = 4;
+
+/// Metrics pages that are made for the control socket at once.
+const CONTROL_EXPOSITIONS: usize = 2;
+
+/// How long [`Node::bind`] waits for the store before it goes on without it.
+const OPENING: Duration = Duration::from_millis(100);
 
 /// How long the store may take to close.
 const CLOSE: Duration = Duration::from_secs(5);
@@ -79,18 +91,26 @@ pub struct Node {
     endpoint: Option<MetricsServer>,
     gateway: Gateway,
     health: Health,
+    parts: Parts,
+    /// Held while the agent lives: somebody listens whether the runtime turns.
+    pulse: Pulse,
+    listening: Option<Listening>,
     /// Held while the agent lives: one agent a data directory.
     lock: File,
 }
 
+const NETWORK: &str = "the network";
+const CONTROL: &str = "the control socket";
+
 impl Node {
-    /// Makes the identity, opens the store, the listeners, the endpoint and the control socket, and logs
-    /// one line for each, in this order.
+    /// Makes the identity, begins to open the store, opens the listeners, the endpoint and the control socket, and logs
+    /// one line for each, in this order. `missing` is what the log of this process loses, for the metrics to show.
     ///
     /// # Errors
     ///
-    /// When any of them cannot be opened, but for the endpoint: that one is tried again later.
-    pub async fn bind(config: &Config) -> Result<Self, Error> {
+    /// When any of them cannot be opened, but for the endpoint, which is tried again later, and for a store that takes
+    /// its time: [`serve`](Self::serve) ends when that one turns out to be unusable.
+    pub async fn bind(config: &Config, missing: &MissingLines) -> Result<Self, Error> {
         let started = Instant::now();
         let data_dir = &config.node.data_dir;
         // Before anything is made there: the socket itself comes last.
@@ -102,20 +122,29 @@ impl Node {
         tracing::info!(name = %config.node.name, "PeerId {peer_id}");
 
         let health = Health::default();
+        let mut parts = Parts::default();
+        let pulse = Pulse::default();
+        let listening = pulse.listen(health.clone()).inspect_err(|error| {
+            tracing::warn!("nobody will notice when the runtime hangs: a thread cannot start: {error}");
+        });
+        parts.run("the pulse of the runtime", pulse.clone().beat_runtime());
         let mut registry = Registry::new(config.metrics.native_histograms);
         let agent = AgentInfo { peer_id: peer_id.to_string(), name: config.node.name.clone() };
         let collector = MetricsCollector::new(&mut registry, &agent);
-        metrics::register_scrape_time(&mut registry, &health);
+        metrics::register_scrape_time(&mut registry, &health, missing);
 
         let default_store = data_dir.join("store.redb");
-        let storage = Storage::open(&config.storage, default_store, collector.clone(), health.clone()).await?;
+        // In the background: a store that takes its time to open must not keep the rest in the dark.
+        let storage = Storage::start(&config.storage, default_store, collector.clone(), health.clone()).await?;
         let gateway = GatewayParts::new(config, peer_id, &mut registry);
         let scraped = gateway.scraped(config);
         let exposer = Arc::clone(&scraped.exposer);
         let handler = Handler::new(Access::new(&config.access), storage.clone(), collector.clone(), scraped);
         let max_payload = config.storage.max_key_size + config.storage.max_value_size;
+        let clients = if config.gateway.enabled { 3 * config.gateway.max_scrapes } else { 0 };
+        let beside_peers = config.network.beside_peers.saturating_add(clients);
         let (network, driver) = Network::bind(
-            &config.network,
+            &network::Config { beside_peers, ..config.network.clone() },
             keypair,
             max_payload,
             Arc::new(handler),
@@ -133,7 +162,14 @@ impl Node {
         let _first = exposer.set(Exposer::new(Arc::clone(&registry), collector.clone(), PEER_EXPOSITIONS));
         let endpoint = if config.metrics.enabled {
             let registry = Arc::clone(&registry);
-            Some(MetricsServer::start(&config.metrics, &agent, registry, collector, health.clone(), gateway.pages()))
+            Some(MetricsServer::start(
+                &config.metrics,
+                &agent,
+                registry,
+                collector.clone(),
+                health.clone(),
+                gateway.pages(),
+            ))
         } else {
             tracing::info!("Metrics endpoint disabled");
             None
@@ -151,13 +187,30 @@ impl Node {
             network: network.clone(),
             storage: storage.clone(),
             health: health.clone(),
-            registry,
+            exposer: Exposer::new(registry, collector, CONTROL_EXPOSITIONS),
             #[cfg(feature = "metrics-prometheus")]
             gateway: gateway.scraper.clone(),
             metrics_url: endpoint.as_ref().map_or_else(UrlReader::default, MetricsServer::url_reader),
         };
         let control = ControlServer::bind(data_dir, api)?;
-        Ok(Self { peer_id, storage, network, driver, control, endpoint, gateway, health, lock })
+        // Most stores are open by now, and most that cannot be opened are known.
+        if let Ok(opened) = tokio::time::timeout(OPENING, storage.opened()).await {
+            opened?;
+        }
+        Ok(Self {
+            peer_id,
+            storage,
+            network,
+            driver,
+            control,
+            endpoint,
+            gateway,
+            health,
+            parts,
+            pulse,
+            listening: listening.ok(),
+            lock,
+        })
     }
 
     /// Who this agent is.
@@ -195,34 +248,42 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// [`Error::Died`] when a part of the agent ended by itself. The rest was stopped in order.
+    /// [`Error::Died`] when a part of the agent ended by itself, and [`Error::Storage`] when the store cannot be opened.
+    /// The rest was stopped in order.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
-        let Self { storage, network, driver, control, endpoint, gateway, lock, .. } = self;
+        let Self { storage, network, driver, control, endpoint, gateway, mut parts, pulse, listening, lock, .. } = self;
         let (stopping, stopped) = watch::channel(false);
-        let mut driver = tokio::spawn(driver.run());
-        let _keeper = gateway.keep();
-        let mut control = tokio::spawn(control.run(stopped));
-        // Neither of the two ends by itself. If one does, it panicked: better to be started anew than to run on
-        // without peers and look well.
-        let (driver_ended, control_ended) = tokio::select! {
-            () = stop => (false, false),
-            _ = &mut driver => (true, false),
-            _ = &mut control => (false, true),
+        parts.run(NETWORK, driver.run());
+        let turning = network.clone();
+        parts.run("the pulse of the network", pulse.beat_network(async move || turning.turn().await, stopped.clone()));
+        if let Some(clock) = gateway.clock() {
+            parts.run("the clock of the gateway", clock);
+        }
+        parts.run(CONTROL, control.run(stopped));
+        let ended = tokio::select! {
+            () = stop => Ok(()),
+            // Better to be started anew than to run on without it and look well.
+            name = parts.ended() => Err(Error::Died(name)),
+            _said = storage.died() => Err(Error::Died("the store")),
+            error = cannot_open(&storage) => Err(error.into()),
         };
         let deadline = Instant::now() + DRAIN;
-        network.drain().await;
         // Local callers first: their requests to peers need the links.
         let _ = stopping.send(true);
-        if !control_ended && tokio::time::timeout(DRAIN, &mut control).await.is_err() {
+        let hangs = tokio::time::timeout(LAST_MOMENT, network.drain()).await.is_err();
+        if tokio::time::timeout(DRAIN, parts.end_of(CONTROL)).await.is_err() {
             tracing::warn!("stopping although clients of the control socket still wait");
-            control.abort();
         }
         // The peers' requests have been draining all the while; what is left of them gets a moment in any case.
         let left = deadline.saturating_duration_since(Instant::now());
-        network.shutdown(left.max(LAST_MOMENT)).await;
-        if !driver_ended {
-            // It ends with the shutdown; a panic in it was logged by the panic hook.
-            let _ended = driver.await;
+        let grace = if hangs { Duration::ZERO } else { left.max(LAST_MOMENT) };
+        let network_ends = async {
+            network.shutdown(grace).await;
+            // It ends with the shutdown.
+            parts.end_of(NETWORK).await;
+        };
+        if tokio::time::timeout(grace + LAST_MOMENT, network_ends).await.is_err() {
+            tracing::warn!("stopping although the network hangs");
         }
         // Nobody waits for an acknowledgement any more, so that a disk that hangs may be left alone.
         let _hangs = tokio::time::timeout(LAST_MOMENT, gateway.save()).await;
@@ -232,12 +293,16 @@ impl Node {
         if let Some(endpoint) = endpoint {
             endpoint.shutdown().await;
         }
-        drop(lock);
-        match (driver_ended, control_ended) {
-            (false, false) => Ok(()),
-            (true, _) => Err(Error::Died("the network")),
-            (_, true) => Err(Error::Died("the control socket")),
-        }
+        drop((listening, parts, lock));
+        ended
+    }
+}
+
+/// Completes when it turns out that the store cannot be opened.
+async fn cannot_open(storage: &Storage) -> storage::OpenError {
+    match storage.opened().await {
+        Err(error) => error,
+        Ok(()) => std::future::pending().await,
     }
 }
 
@@ -274,5 +339,17 @@ fn prepare(path: &Path) -> io::Result<()> {
             std::fs::set_permissions(path, Permissions::from_mode(0o700))
         }
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Node;
+
+    /// Whoever embeds an agent spawns it.
+    #[test]
+    fn an_agent_can_be_spawned() {
+        fn assert_send<T: Send>(_: impl FnOnce(Node) -> T) {}
+        assert_send(|node| node.serve(std::future::pending()));
     }
 }

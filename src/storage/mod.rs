@@ -7,14 +7,14 @@ mod local;
 mod redis;
 mod redis_url;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-pub use self::local::LocalStorageBackend;
+pub use self::local::{Checked, LocalStorageBackend};
 pub use self::redis::RedisStorageBackend;
 pub use self::redis_url::RedisUrl;
 use crate::metrics::labels::{Backend, Operation, StorageErrorReason};
@@ -72,14 +72,14 @@ pub struct LocalConfig {
     /// How much memory may cache pages, in bytes.
     #[serde(with = "crate::units::size")]
     pub cache_size: usize,
-    /// Whether every page is checked when the store is opened, which reads the whole file. Without it,
-    /// damage in the middle of the file is found only when it is read, if at all.
+    /// Whether every page is read and checked before the store is ready. Without it, damage is found when a value is
+    /// read.
     pub check_on_open: bool,
 }
 
 impl Default for LocalConfig {
     fn default() -> Self {
-        Self { path: None, cache_size: 64 * 1024 * 1024, check_on_open: true }
+        Self { path: None, cache_size: 64 * 1024 * 1024, check_on_open: false }
     }
 }
 
@@ -140,13 +140,41 @@ pub enum Error {
     /// The disk that holds the embedded store is full; reads go on.
     #[error("no space left on the disk that holds {}", .0.display())]
     DiskFull(PathBuf),
+    /// The disk that holds the embedded store failed in the middle of this write, which may still happen.
+    #[error("cannot write {}: {reason}; this write may still happen", .path.display())]
+    Uncertain {
+        /// The store.
+        path: PathBuf,
+        /// What failed.
+        reason: String,
+    },
+    /// The disk that holds the embedded store does not answer.
+    #[error(
+        "the disk that holds {} has not answered for {seconds} s; {}",
+        .path.display(),
+        if *.may_happen { "this write may still happen" } else { "this write was not done" }
+    )]
+    Hangs {
+        /// The store.
+        path: PathBuf,
+        /// How long something has been waiting for it, in seconds.
+        seconds: u64,
+        /// Whether this write has begun.
+        may_happen: bool,
+    },
+    /// The store is not open yet.
+    #[error("the agent is starting: {0}")]
+    Starting(String),
     /// The backend cannot be reached.
     #[error("the storage backend is not available: {0}")]
     Unavailable(String),
     /// The backend did not answer in time.
     #[error("the storage backend did not answer within {0:?}")]
     Timeout(Duration),
-    /// The backend answered with an error, or its data is damaged.
+    /// What the disk holds under the key is not what was put.
+    #[error("the value cannot be served: {0}")]
+    Damaged(String),
+    /// The backend answered with an error.
     #[error("the storage backend failed: {0}")]
     Backend(String),
 }
@@ -158,15 +186,16 @@ impl Error {
             Self::KeyEmpty | Self::KeyTooLarge { .. } | Self::ValueTooLarge { .. } => StorageErrorReason::Invalid,
             Self::Busy(_) => StorageErrorReason::Busy,
             Self::DiskFull(_) => StorageErrorReason::DiskFull,
-            Self::Unavailable(_) => StorageErrorReason::Unavailable,
-            Self::Timeout(_) => StorageErrorReason::Timeout,
-            Self::Backend(_) => StorageErrorReason::Backend,
+            Self::Starting(_) | Self::Unavailable(_) => StorageErrorReason::Unavailable,
+            Self::Hangs { .. } | Self::Timeout(_) => StorageErrorReason::Timeout,
+            Self::Damaged(_) => StorageErrorReason::Damaged,
+            Self::Uncertain { .. } | Self::Backend(_) => StorageErrorReason::Backend,
         }
     }
 }
 
 /// Why a storage backend could not be opened.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum OpenError {
     /// Another process has the file open.
     #[error(
@@ -190,15 +219,33 @@ pub enum OpenError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
+        /// What the system said. Shared, because several may wait for one opening.
+        source: Arc<std::io::Error>,
     },
     /// The Redis client could not be set up from its URLs.
     #[error("cannot use the Redis configuration: {0}")]
     Redis(String),
 }
 
-/// The embedded store has no deadline of its own. A queue full of the largest batches is written in less.
+/// Reads every value and page of the embedded store, which no agent may have open, and its log. Nothing is written.
+/// `progress` hears once a second how many bytes of how many were read. `default_path` is the file when the configuration
+/// names none.
+///
+/// # Errors
+///
+/// [`OpenError::InUse`], [`OpenError::Damaged`] when it is so damaged that it cannot be read, and [`OpenError::Io`].
+pub fn check(config: &LocalConfig, default_path: PathBuf, progress: &dyn Fn(u64, u64)) -> Result<Checked, OpenError> {
+    let path = config.path.clone().unwrap_or(default_path);
+    local::check(&path, config.cache_size, progress)
+}
+
+impl OpenError {
+    fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source: Arc::new(source) }
+    }
+}
+
+/// The embedded store gives up what its disk does not answer after 8 s, and looks twice a second.
 const LOCAL_PATIENCE: Duration = Duration::from_secs(9);
 
 /// A handle on the store. Cloning shares it.
@@ -224,16 +271,31 @@ enum Engine {
 }
 
 impl Storage {
-    /// Opens the configured backend. `default_path` is the embedded store's file when the
-    /// configuration names none.
+    /// Opens the configured backend and waits until it is open; see [`start`](Self::start).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`start`](Self::start) and [`opened`](Self::opened).
+    pub async fn open(
+        config: &Config,
+        default_path: PathBuf,
+        metrics: MetricsCollector,
+        health: Health,
+    ) -> Result<Self, OpenError> {
+        let storage = Self::start(config, default_path, metrics, health).await?;
+        storage.opened().await?;
+        Ok(storage)
+    }
+
+    /// Begins to open the configured backend. `default_path` is the embedded store's file when the
+    /// configuration names none. Until it is open, operations fail with [`Error::Starting`].
     ///
     /// A Redis that is away is no error: the backend says so in `health` and connects when it can.
     ///
     /// # Errors
     ///
-    /// When the embedded store's file is in use, damaged or not accessible, or when the Redis URLs
-    /// cannot be used together.
-    pub async fn open(
+    /// When the Redis URLs cannot be used together.
+    pub async fn start(
         config: &Config,
         default_path: PathBuf,
         metrics: MetricsCollector,
@@ -242,7 +304,7 @@ impl Storage {
         let (engine, backend) = match config.backend {
             BackendKind::Local => {
                 let path = config.local.path.clone().unwrap_or(default_path);
-                let local = LocalStorageBackend::open(path, &config.local, metrics.clone(), health).await?;
+                let local = LocalStorageBackend::start(path, &config.local, metrics.clone(), health);
                 (Engine::Local(local), Backend::Local)
             }
             BackendKind::Redis => {
@@ -258,6 +320,27 @@ impl Storage {
             metrics,
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Waits until the embedded store is open; Redis is at once.
+    ///
+    /// # Errors
+    ///
+    /// When the embedded store's file is in use, damaged or not accessible.
+    pub async fn opened(&self) -> Result<(), OpenError> {
+        match &self.shared.engine {
+            Engine::Local(local) => local.opened().await,
+            Engine::Redis(_) => Ok(()),
+        }
+    }
+
+    /// Completes when the embedded store has failed for good, by a defect, and says with what. Nothing that was
+    /// acknowledged is lost.
+    pub async fn died(&self) -> String {
+        match &self.shared.engine {
+            Engine::Local(local) => local.died().await,
+            Engine::Redis(_) => std::future::pending().await,
+        }
     }
 
     /// Reads the value under `key`; `None` when there is none.

@@ -1,18 +1,17 @@
 //! The data in Redis: one server or a cluster, by redis-rs.
 //!
-//! All operations share one multiplexed connection (of a cluster: one a node). A background task owns
-//! it: it connects, probes it every second while nothing else proves it alive, and reconnects with
-//! backoff, so that readiness is true and recovery takes seconds also without traffic. Operations look
-//! at what the task last published and take no lock across an await.
+//! With a single server, writes share one multiplexed connection and reads another one (`reads.rs`); a cluster has one
+//! a node for both. A background task owns the first: it connects, probes it every second while nothing else proves it
+//! alive, and reconnects with backoff, so that readiness is true and recovery takes seconds also without traffic.
+//! Operations look at what the task last published and take no lock across an await.
 //!
 //! # What an operation does when Redis does not answer
 //!
-//! An attempt takes at most `storage.redis.timeout`. When it fails because of the connection, by
-//! timeout, or because Redis says that it cannot do it now (LOADING, TRYAGAIN, CLUSTERDOWN, MASTERDOWN,
-//! READONLY, BUSY), the operation tries again up to three times, after a random wait of at most 100,
-//! 200 and 400 ms; a new connection ends the wait early. Then it fails with [`Error::Timeout`] or
-//! [`Error::Unavailable`], and the log says `Redis connection failed after 3 retries`: once an outage,
-//! and again every 30 s while it lasts.
+//! An attempt takes at most `storage.redis.timeout`. A read that fails because of the connection or by timeout is tried
+//! again up to three times, after a random wait of at most 100, 200 and 400 ms; a new connection ends the wait early. So
+//! is a write that was certainly not done: there was no connection, or Redis says that it cannot do it now (LOADING,
+//! TRYAGAIN, CLUSTERDOWN, MASTERDOWN, READONLY, BUSY). Then it fails with [`Error::Timeout`] or [`Error::Unavailable`],
+//! and the log says `Redis connection failed after 3 retries`: once an outage, and again every 30 s while it lasts.
 //!
 //! Once the task knows that Redis is away, an attempt fails at once: an operation then ends within
 //! 700 ms, the sum of the waits. The bound in all cases is four timeouts and 700 ms. At most
@@ -20,23 +19,27 @@
 //! at once with [`Error::Busy`].
 //!
 //! What a retry cannot mend is not retried and is an [`Error::Backend`] in Redis's own words: a key of
-//! another type (WRONGTYPE), no memory (OOM), no disk (MISCONF), no right (NOAUTH, WRONGPASS, NOPERM).
+//! another type (WRONGTYPE), no memory (OOM), too few replicas (NOREPLICAS), no disk (MISCONF), no right (NOAUTH,
+//! WRONGPASS, NOPERM).
 //!
-//! # What a retry means for the data
+//! # What a write that failed may still do
 //!
-//! A command whose answer was lost may have been carried out, and is then carried out twice. `get` and
-//! `put` come to the same by that, unless another writer wrote between the two; `delete` says `false`
-//! when its first attempt had removed the value already. After an error a `put` or `delete` may or may
-//! not have happened.
+//! A write whose answer is lost may have been carried out. It is not sent again: between the two, somebody else may have
+//! written and been acknowledged, and somebody may have read the first. And it may still be on its way; before a new
+//! connection to a single server is used, the server has ended the old one (`fence.rs`). So what failed has happened or
+//! never will, as soon as something later is acknowledged. In a cluster neither holds: its client sends a write again
+//! when a connection breaks.
 
 mod backoff;
 mod connection;
 mod failure;
+mod fence;
+mod reads;
 mod supervisor;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use redis::{Cmd, Value};
@@ -46,6 +49,7 @@ use tokio::task::AbortHandle;
 use self::backoff::{RETRY_CAPS, retry_wait};
 use self::connection::Connector;
 use self::failure::{Failure, Kind};
+use self::reads::Reads;
 use self::supervisor::{Link, Shared, Supervisor};
 use super::{Error, OpenError, RedisConfig};
 use crate::metrics::labels::Component;
@@ -65,6 +69,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct RedisStorageBackend {
     connector: Arc<Connector>,
     shared: Arc<Shared>,
+    reads: Box<Reads>,
     /// Operations under way. Closed when the storage is.
     in_flight: Semaphore,
     /// Operations that wait for a retry.
@@ -115,6 +120,7 @@ impl RedisStorageBackend {
         Ok(Self {
             connector,
             shared,
+            reads: Box::default(),
             in_flight: Semaphore::new(MAX_IN_FLIGHT),
             waiting: Semaphore::new(MAX_WAITING),
             writing: Semaphore::new(MAX_WRITING_KIB),
@@ -135,7 +141,7 @@ impl RedisStorageBackend {
     /// See the module's documentation.
     pub async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, Error> {
         let command = self.command("GET", key, 0);
-        match self.execute(&command).await? {
+        match self.execute(&command, Effect::Reads).await? {
             Value::Nil => Ok(None),
             Value::BulkString(value) => Ok(Some(value.into())),
             other => Err(unexpected("GET", &other)),
@@ -152,20 +158,22 @@ impl RedisStorageBackend {
         command.arg(&value[..]);
         let size = u32::try_from((key.len() + value.len()).div_ceil(1024)).unwrap_or(u32::MAX);
         let _writing = self.writing.try_acquire_many(size).map_err(|_| Error::Busy(MAX_IN_FLIGHT))?;
-        match self.execute(&command).await? {
-            Value::Okay => Ok(()),
+        match self.execute(&command, Effect::Writes).await? {
+            Value::Okay => {
+                self.shared.writes_are_taken();
+                Ok(())
+            }
             other => Err(unexpected("SET", &other)),
         }
     }
 
-    /// Removes `key`; `true` when this attempt removed a value (see the module's documentation on
-    /// retries).
+    /// Removes `key`; `true` when that removed a value.
     ///
     /// # Errors
     ///
     /// See the module's documentation.
     pub async fn delete(&self, key: &Bytes) -> Result<bool, Error> {
-        match self.execute(&self.command("DEL", key, 0)).await? {
+        match self.execute(&self.command("DEL", key, 0), Effect::Writes).await? {
             Value::Int(removed) => Ok(removed > 0),
             other => Err(unexpected("DEL", &other)),
         }
@@ -179,7 +187,12 @@ impl RedisStorageBackend {
 
     /// Where the data is, without secrets.
     pub fn describe(&self) -> String {
-        self.description.clone()
+        match self.shared.unfenced() {
+            None => self.description.clone(),
+            Some(reason) => {
+                format!("{} (a write that fails may still happen after a later one: {reason})", self.description)
+            }
+        }
     }
 
     /// Refuses new operations, waits up to five seconds for those under way, and disconnects.
@@ -193,6 +206,7 @@ impl RedisStorageBackend {
             tracing::warn!(address = %self.shared.address, "Redis operations were still under way at the close");
         }
         self.in_flight.close();
+        self.reads.close();
         self.supervisor.abort();
         self.shared.link.send_replace(Link::Closed);
         self.health.not_ready(Component::Storage, "the storage is closed");
@@ -206,11 +220,15 @@ impl RedisStorageBackend {
     }
 
     /// Carries out one command with its retries.
-    async fn execute(&self, command: &Cmd) -> Result<Value, Error> {
+    async fn execute(&self, command: &Cmd, effect: Effect) -> Result<Value, Error> {
         let _under_way = self.admit()?;
-        match self.attempt(command).await {
+        match self.attempt(command, effect, false).await {
             Ok(value) => Ok(value),
-            Err(first) => self.retry(command, first).await,
+            Err(first) => {
+                // What fails at once must not keep others from running, who do it again and again.
+                tokio::task::yield_now().await;
+                self.retry(command, effect, first).await
+            }
         }
     }
 
@@ -223,51 +241,73 @@ impl RedisStorageBackend {
     }
 
     /// The cold part of [`execute`](Self::execute).
-    async fn retry(&self, command: &Cmd, first: (Option<u64>, Failure)) -> Result<Value, Error> {
-        let (mut tried, mut failure) = first;
-        if failure.is_retryable() {
+    async fn retry(&self, command: &Cmd, effect: Effect, first: Attempted) -> Result<Value, Error> {
+        let mut last = first;
+        if last.may_be_tried_again(effect) {
             let _waiting = self.waiting.try_acquire().map_err(|_| Error::Busy(MAX_WAITING))?;
             for cap in RETRY_CAPS {
-                self.wait(retry_wait(cap), tried).await;
+                self.wait(retry_wait(cap), last.on).await;
                 self.metrics.redis_retried();
-                match self.attempt(command).await {
+                let broke = last.on.is_some() && last.failure.kind == Kind::Lost;
+                match self.attempt(command, effect, broke).await {
                     Ok(value) => return Ok(value),
-                    Err(next) => (tried, failure) = next,
+                    Err(next) => last = next,
                 }
-                if !failure.is_retryable() {
+                if !last.may_be_tried_again(effect) {
                     break;
                 }
             }
         }
-        if failure.is_retryable() {
-            self.shared.log_exhausted(&failure);
+        if last.may_be_tried_again(effect) {
+            self.shared.log_exhausted(&last.failure);
         }
-        Err(failure.into_error(self.timeout))
+        Err(last.failure.into_error(self.timeout))
     }
 
-    /// Tries once. The number in the error is the connection that was tried.
-    async fn attempt(&self, command: &Cmd) -> Result<Value, (Option<u64>, Failure)> {
+    /// Tries once; a read that broke its connection, `alone`.
+    async fn attempt(&self, command: &Cmd, effect: Effect, alone: bool) -> Result<Value, Attempted> {
         let link = self.shared.link.borrow().clone();
         let link = if matches!(link, Link::Connecting) { self.first_outcome().await } else { link };
         let (generation, mut connection) = match link {
             Link::Up(generation, connection) => (generation, connection),
-            Link::Down(failure) => return Err((None, failure)),
-            Link::Connecting => return Err((None, Failure::timeout(self.timeout))),
-            Link::Closed => return Err((None, Failure::new(Kind::Lost, CLOSED))),
+            Link::Down(failure) => return Err(Attempted { on: None, failure }),
+            Link::Connecting => return Err(Attempted { on: None, failure: Failure::timeout(self.timeout) }),
+            Link::Closed => return Err(Attempted { on: None, failure: Failure::new(Kind::Lost, CLOSED) }),
         };
-        match connection.send(command).await {
-            Ok(value) => {
-                self.shared.answered();
-                Ok(value)
-            }
-            Err(error) => {
-                let failure = self.connector.failure(&error);
-                if matches!(failure.kind, Kind::Lost | Kind::Timeout) {
-                    self.shared.suspect.notify_one();
+        let sent = Instant::now();
+        let answer = match (effect, self.connector.client()) {
+            (Effect::Reads, Some(client)) if alone => self.reads.alone(client, self.timeout, command).await,
+            (Effect::Reads, Some(client)) => self.reads.together(client, self.timeout, command).await,
+            _ => {
+                let answer = connection.send(command).await;
+                if answer.is_ok() {
+                    self.shared.answered();
                 }
-                Err((Some(generation), failure))
+                answer
             }
-        }
+        };
+        answer.map_err(|error| {
+            let mut failure = self.connector.failure(&error);
+            let is_gone = match failure.kind {
+                Kind::Lost => true,
+                Kind::Timeout => !self.shared.was_heard_since(sent),
+                Kind::Later | Kind::Refused => false,
+            };
+            if is_gone && effect == Effect::Writes && self.connector.client().is_some() {
+                // Nothing comes of it any more; the next ones are not to be sent and lost there.
+                self.shared.broke(generation, &failure);
+            }
+            if failure.kind != Kind::Refused {
+                self.shared.suspect.notify_one();
+            }
+            if failure.is("OOM") || failure.is("NOREPLICAS") {
+                self.shared.write_refused(&failure.message);
+            }
+            if alone && failure.kind == Kind::Lost {
+                failure.message += " (asked for alone; is the value larger than Redis's client-output-buffer-limit?)";
+            }
+            Attempted { on: Some(generation), failure }
+        })
     }
 
     /// Waits until the first attempt to connect is decided, or the timeout has passed.
@@ -290,6 +330,29 @@ impl RedisStorageBackend {
         });
         // An `Err` is the wait that has passed.
         let _ = tokio::time::timeout(wait, renewed).await.map(drop);
+    }
+}
+
+/// What a command does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    Reads,
+    Writes,
+}
+
+/// An attempt that failed.
+struct Attempted {
+    /// The connection that was tried, if there was one.
+    on: Option<u64>,
+    failure: Failure,
+}
+
+impl Attempted {
+    /// Whether another attempt may help, and can do no harm: a write of which nobody knows whether it was done is not
+    /// sent again.
+    fn may_be_tried_again(&self, effect: Effect) -> bool {
+        let was_not_done = self.on.is_none() || self.failure.kind == Kind::Later;
+        self.failure.is_retryable() && (effect == Effect::Reads || was_not_done)
     }
 }
 

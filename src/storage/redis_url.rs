@@ -46,6 +46,16 @@ impl FromStr for RedisUrl {
         if url.fragment().is_some() {
             return Err("this Redis URL has a part after `#`; `#insecure` (TLS without checks) is not supported".into());
         }
+        let given = |wanted: &str| url.query_pairs().any(|(name, value)| name == wanted && !value.is_empty());
+        let has_user = !url.username().is_empty() || given("user");
+        let has_password = url.password().is_some_and(|password| !password.is_empty()) || given("pass");
+        if has_user && !has_password {
+            // redis-cli takes the one word before the `@` as the password.
+            return Err("this Redis URL has a user and no password (not shown: it may be a password); write \
+                        redis://:PASSWORD@HOST for a password alone, redis://USER:PASSWORD@HOST for both, and any \
+                        password for a user that needs none"
+                .into());
+        }
         let mut masked = url.clone();
         if url.password().is_some() && masked.set_password(Some(MASK)).is_err() {
             return Err("this Redis URL has a password but no host".into());
@@ -148,7 +158,6 @@ mod tests {
             ("redis://host", "redis://host"),
             ("redis://:hunter2@host:1/2", "redis://:***@host:1/2"),
             ("rediss://user:hunter2@[::1]:6379/0", "rediss://user:***@[::1]:6379/0"),
-            ("redis://user@host", "redis://user@host"),
             ("unix:///s?pass=hunter2&db=1", "unix:///s?pass=***&db=1"),
             ("redis+unix:///s?pass=a&pass=hunter2", "redis+unix:///s?pass=***&pass=***"),
         ] {
@@ -178,6 +187,9 @@ mod tests {
             ("rediss://u:hunter2@h#insecure", "not supported"),
             ("redis://u:hunter2%ff@h", "UTF-8"),
             ("unix://host/s?pass=hunter2", "Missing path"),
+            ("redis://hunter2@h", "write redis://:PASSWORD@HOST"),
+            ("rediss://hunter2:@h:1/2", "write redis://:PASSWORD@HOST"),
+            ("unix:///s?user=hunter2", "write redis://:PASSWORD@HOST"),
         ] {
             let error = text.parse::<RedisUrl>().unwrap_err();
             assert!(error.contains(reason) && !error.contains("hunter2"), "{text}: {error}");

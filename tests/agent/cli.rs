@@ -98,7 +98,8 @@ fn status_tells_what_the_agent_is() {
     assert_eq!(status["peers_connected"], 0);
     let components: Vec<_> = status["components"].as_array().unwrap().iter().map(|c| c["component"].clone()).collect();
     let metrics = cfg!(feature = "metrics-prometheus");
-    let expected: &[&str] = if metrics { &["storage", "network", "metrics"] } else { &["storage", "network"] };
+    let expected: &[&str] =
+        if metrics { &["storage", "network", "metrics", "runtime"] } else { &["storage", "network", "runtime"] };
     assert_eq!(components, expected);
     let url = format!("http://{}/metrics", agent.metrics_socket());
     assert_eq!(status["metrics"], if metrics { url.as_str().into() } else { serde_json::Value::Null });
@@ -147,7 +148,7 @@ fn a_key_that_cannot_be_used_is_refused_and_left() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     for command in ["run", "id"] {
         let message = agent.cli(&[command]).failed(1);
-        assert!(message.contains("others may read it (its mode is 0644)"), "{message}");
+        assert!(message.contains("others may read or write it (its mode is 0644,"), "{message}");
         assert!(message.contains(&format!("chmod 600 {}", path.display())), "{message}");
     }
     assert_eq!(fs::read(&path).unwrap(), good);

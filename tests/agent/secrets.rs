@@ -1,7 +1,10 @@
 //! The password of Redis is shown nowhere: not by `check`, not by `status`, not in the log at any level,
 //! not by an error, neither when it is right nor when it is wrong.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use crate::support::agent::{TestAgent, eventually};
+use crate::support::disk::not_run;
 use crate::support::redis::RedisServer;
 
 const PASSWORD: &str = "hunter2-correct-horse";
@@ -80,6 +83,8 @@ fn a_password_that_is_wrong() {
 fn a_password_in_the_wrong_place() {
     for yaml in [
         format!("storage: {{redis: {{urls: ['redis://u:{PASSWORD}@host:many']}}}}\n"),
+        // As redis-cli takes it.
+        format!("storage: {{backend: redis, redis: {{urls: ['redis://{PASSWORD}@host']}}}}\n"),
         format!("storage: {{backend: 'redis://:{PASSWORD}@host'}}\n"),
         format!("storage: {{redis: 'redis://:{PASSWORD}@host'}}\n"),
         format!("network: {{bootstrap: ['redis://:{PASSWORD}@host']}}\n"),
@@ -87,4 +92,71 @@ fn a_password_in_the_wrong_place() {
         let message = TestAgent::prepare().configured(&yaml).cli(&["check"]).failed(78);
         assert!(!message.contains(PASSWORD), "{message}");
     }
+    let url = format!("redis://{PASSWORD}@host");
+    let message = TestAgent::prepare().cli(&["run", "--storage", "redis", "--redis-url", &url]).failed(78);
+    assert!(message.contains("write redis://:PASSWORD@HOST") && !message.contains(PASSWORD), "{message}");
+}
+
+/// Kubernetes gives a volume to a group of the pod (`fsGroup`), and all files on it to that group, at each start. An agent
+/// that accepts its own key once and not again is a crash loop.
+#[test]
+fn a_key_that_a_group_of_the_agent_may_read_is_accepted() {
+    let test = "agent::secrets::a_key_that_a_group_of_the_agent_may_read_is_accepted";
+    if !rustix::process::geteuid().is_root() {
+        return not_run(test, "only root can become another user");
+    }
+    let setpriv = ["setpriv", "--reuid", "4711", "--regid", "4711", "--groups", "4712"].map(str::to_owned).to_vec();
+    let mut agent = TestAgent::prepare().behind(setpriv);
+    for (path, mode) in [(agent.home().to_owned(), 0o755), (agent.data_dir(), 0o2770)] {
+        let _exists = std::fs::create_dir(&path);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    std::os::unix::fs::chown(agent.data_dir(), None, Some(4712)).unwrap();
+    std::fs::set_permissions(agent.data_dir(), std::fs::Permissions::from_mode(0o2770)).unwrap();
+    // That user cannot tell the fixture that the agent is ready.
+    let start_and_stop = |agent: &mut TestAgent| {
+        agent.spawn();
+        agent.await_log("Listening for peers on ");
+        assert_eq!(agent.stop().code(), Some(0));
+    };
+    start_and_stop(&mut agent);
+    let key = agent.data_dir().join("identity.key");
+    for (group, mode, accepted) in [(4712, 0o660, true), (0, 0o640, true), (4713, 0o640, false), (4712, 0o664, false)] {
+        std::os::unix::fs::chown(&key, None, Some(group)).unwrap();
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+        if accepted {
+            start_and_stop(&mut agent);
+        } else {
+            agent.spawn();
+            let said = agent.await_log("cannot use the identity key");
+            assert!(said.contains(&format!("its mode is {mode:04o}, its group {group}")), "{said}");
+            assert_eq!(agent.ended().code(), Some(1));
+        }
+    }
+}
+
+/// As systemd's `LoadCredential=` with `DynamicUser=` has it: root's, and readable by an access control list that the mode
+/// shows as bits of the group.
+#[test]
+fn a_credential_is_accepted_whatever_its_mode_shows() {
+    let mut agent = TestAgent::prepare();
+    let folder = agent.home().join("credentials");
+    std::fs::create_dir(&folder).unwrap();
+    let (key, elsewhere) = (folder.join("swarm.key"), agent.home().join("swarm.key"));
+    std::fs::write(&key, format!("/key/swarm/psk/1.0.0/\n/base16/\n{}\n", "7".repeat(64))).unwrap();
+    std::fs::copy(&key, &elsewhere).unwrap();
+    for path in [&key, &elsewhere] {
+        // Others' bits, since a group that is foreign takes root to make.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o444)).unwrap();
+    }
+    let config = |path: &std::path::Path| format!("network: {{ psk_file: {} }}\n", path.display());
+    agent = agent
+        .configured(&config(&key))
+        .behind(["env", &format!("CREDENTIALS_DIRECTORY={}", folder.display())].map(str::to_owned).to_vec());
+    agent.restart();
+    assert_eq!(agent.stop().code(), Some(0));
+    agent = agent.configured(&config(&elsewhere));
+    agent.spawn();
+    agent.await_log("others may read or write it");
+    assert_eq!(agent.ended().code(), Some(1));
 }

@@ -90,7 +90,10 @@ fn without_any_configuration_the_agent_runs_and_can_be_scraped() {
     assert_eq!(std::fs::read_dir(home.path().join("cwd")).unwrap().count(), 0, "nothing where it was started");
 
     assert_eq!(get("/live").unwrap().status, 200);
-    assert_eq!(get("/ready").unwrap().text(), "ready\nstorage: ready\nnetwork: ready\nmetrics: ready\n");
+    assert_eq!(
+        get("/ready").unwrap().text(),
+        "ready\nstorage: ready\nnetwork: ready\nmetrics: ready\nruntime: ready\n"
+    );
     assert!(get("/").unwrap().text().contains(&peer_id));
     stop(process);
 
@@ -124,9 +127,9 @@ fn the_limit_of_open_files_is_raised_as_far_as_it_may_be() {
     assert_eq!(value(&agent.scrape(), "process_max_fds", &[]), 256.0);
     let warnings: Vec<_> = agent.log().into_iter().filter(|line| line.contains("WARN")).collect();
     assert_eq!(warnings.len(), 1, "{warnings:#?}");
-    let expected = "the limit of open files is 256, and network.max_peers 1024 may need 2304: raise it by \
-                    LimitNOFILE=2304 in the systemd unit or by `ulimit -n 2304`, or lower network.max_peers";
+    let expected = "the limit of open files is 256, and network.max_peers 1024 may need 2816: raise it by \
+                    LimitNOFILE=2816 in the systemd unit or by `ulimit -n 2816`, or lower network.max_peers";
     assert!(warnings[0].ends_with(expected), "{}", warnings[0]);
-    let few = TestAgent::prepare().configured("network: {max_peers: 1}\n").after("ulimit -n 258").started();
+    let few = TestAgent::prepare().configured("network: {max_peers: 1}\n").after("ulimit -n 770").started();
     assert!(!few.log().iter().any(|line| line.contains("WARN")), "{:#?}", few.log());
 }

@@ -1,11 +1,12 @@
 //! What the agent tells systemd (`sd_notify(3)`): the fixture is the other end of the socket.
 
 use std::net::TcpListener;
-use std::time::Duration;
+use std::os::unix::net::UnixDatagram;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::support::agent::{Process, TestAgent, connect, free_port};
+use crate::support::agent::{Process, TestAgent, connect, eventually, free_port};
 
 /// READY=1 is a promise that everything listens: what comes up after it would be found missing here, since
 /// the notification is on its way before the first line of this test.
@@ -44,4 +45,27 @@ fn an_agent_that_cannot_start_is_never_ready() {
     );
     assert!(!process.has_notified());
     assert_eq!(process.ended(Duration::from_secs(10)).code(), Some(1));
+}
+
+/// A supervisor that hangs, or that has stopped listening after `READY=1`, and a socket that holds some ten messages: the
+/// next one waits. That must not be a thread that peers and callers need.
+#[test]
+fn a_supervisor_that_does_not_read_keeps_nobody_waiting() {
+    let mut agent = TestAgent::start();
+    let socket = UnixDatagram::unbound().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    while socket.send_to(b"STATUS=of somebody else", agent.home().join("notify.sock")).is_ok() {}
+    let (store, away) = (agent.data_dir().join("store.redb"), agent.home().join("away"));
+    let is_ready = |agent: &TestAgent| agent.control("GET", "/v1/status", b"").unwrap().json()["ready"] == true;
+    // Each change is worth a message, which is sent within a second.
+    std::fs::rename(&store, &away).unwrap();
+    eventually("the store is missed", || !is_ready(&agent));
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        assert!(!is_ready(&agent));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::fs::rename(&away, &store).unwrap();
+    eventually("the store is found", || is_ready(&agent));
+    assert_eq!(agent.stop().code(), Some(0));
 }

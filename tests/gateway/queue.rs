@@ -172,7 +172,8 @@ fn peers_that_never_answer_leave_half_of_the_places_to_others() {
         while !attacks.iter().all(std::thread::ScopedJoinHandle::is_finished) {
             for peer in &good {
                 let began = Instant::now();
-                assert_eq!(scrape(&scene.gateway, &peer.id, &[(TIME, "2")]).status, 200);
+                let reply = scrape(&scene.gateway, &peer.id, &[(TIME, "2")]);
+                assert_eq!(reply.status, 200, "{}", reply.reason);
                 assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
                 scraped += 1;
             }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use peerscope::metrics::{
-    GatewayMetrics, Health, Limits, MetricsCollector, MetricsConfig, MetricsServer, Registry, register_scrape_time,
+    GatewayMetrics, Health, Limits, MetricsCollector, MetricsConfig, MetricsServer, MissingLines, Registry,
+    register_scrape_time,
 };
 
 use crate::support::agent_info;
@@ -40,7 +41,7 @@ impl Endpoint {
         let mut registry = Registry::default();
         let health = Health::default();
         let collector = MetricsCollector::new(&mut registry, &agent_info());
-        register_scrape_time(&mut registry, &health);
+        register_scrape_time(&mut registry, &health, &MissingLines::default());
         GatewayMetrics::new(&mut registry);
         register(registry.others_mut());
         let registry = Arc::new(registry);

@@ -4,14 +4,14 @@ use std::fs::File;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use peerscope::metrics::exposition::{self, Format, Wanted};
-use peerscope::metrics::{Health, Registry, register_scrape_time};
+use peerscope::metrics::{Health, MissingLines, Registry, register_scrape_time};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::support::metrics::value;
 
 fn registry() -> Registry {
     let mut registry = Registry::default();
-    register_scrape_time(&mut registry, &Health::default());
+    register_scrape_time(&mut registry, &Health::default(), &MissingLines::default());
     registry
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use super::agent::await_link;
-use crate::support::agent::{PATIENCE, TestAgent};
+use crate::support::agent::{PATIENCE, TestAgent, eventually};
 use crate::support::http;
 use crate::support::redis::RedisServer;
 
@@ -36,9 +36,13 @@ impl Pair {
         pair
     }
 
-    /// Waits until the second one can send requests to the first one.
+    /// Waits until the second one can send requests to the first one, and both have opened their stores: an agent says
+    /// that it runs before that, and on a busy disk long before.
     pub(super) fn await_link(&self) {
         await_link(&self.second, &self.first);
+        for agent in self.both() {
+            eventually("its store is open", || agent.http("/ready").status == 200);
+        }
     }
 
     pub(super) fn both(&self) -> [&TestAgent; 2] {

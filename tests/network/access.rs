@@ -61,7 +61,7 @@ async fn a_private_network_is_closed_to_other_keys_and_to_none() {
 async fn a_key_file_that_is_wrong_is_refused_without_showing_the_key() {
     let folder = tempfile::tempdir().unwrap();
     for (name, text, mode, says) in [
-        ("exposed", psk(KEY), 0o644, "others may read it"),
+        ("exposed", psk(KEY), 0o644, "others may read or write it"),
         ("short", psk(&KEY[..62]), 0o600, "64 hexadecimal digits"),
         ("no-header", KEY.to_owned(), 0o600, "three lines"),
         ("not-hex", psk(&KEY.replace('0', "z")), 0o600, "64 hexadecimal digits"),

@@ -1,6 +1,6 @@
 //! The embedded store on real files: the contract, its files, its queue and its closing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -29,10 +29,21 @@ pub(crate) async fn try_open(path: &Path) -> Result<Opened, OpenError> {
     open_with_cache(path, Config::default().local.cache_size).await
 }
 
-#[allow(clippy::default_constructed_unit_structs, reason = "without metrics the registry is one")]
 pub(crate) async fn open_with_cache(path: &Path, cache_size: usize) -> Result<Opened, OpenError> {
     let mut config = Config::default();
     config.local.cache_size = cache_size;
+    open_with(path, config).await
+}
+
+/// Reads every page before it is open.
+pub(crate) async fn open_checked(path: &Path) -> Result<Opened, OpenError> {
+    let mut config = Config::default();
+    config.local.check_on_open = true;
+    open_with(path, config).await
+}
+
+#[allow(clippy::default_constructed_unit_structs, reason = "without metrics the registry is one")]
+async fn open_with(path: &Path, config: Config) -> Result<Opened, OpenError> {
     let mut registry = Registry::default();
     let metrics = MetricsCollector::new(&mut registry, &support::agent_info());
     let health = Health::default();
@@ -107,8 +118,15 @@ async fn a_new_store_is_private_and_says_where_it_is() {
     assert_eq!(mode(&folder.path().join("made")), 0o700);
     assert_eq!(opened.storage.describe(), format!("local {}", path.display()));
     assert_eq!(problem(&opened.health), None);
-    let names = std::fs::read_dir(path.parent().unwrap()).unwrap();
-    assert_eq!(names.count(), 1, "the making leaves no other file");
+    let names = || {
+        let folder = std::fs::read_dir(path.parent().unwrap()).unwrap();
+        folder.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(names(), ["store.redb"].map(String::from).into(), "the making leaves no other file");
+    opened.storage.put(Bytes::from_static(b"k"), Bytes::new()).await.unwrap();
+    assert_eq!(names(), ["store.redb", "store.redb.log0"].map(String::from).into());
+    opened.storage.close().await;
+    assert_eq!(names(), ["store.redb"].map(String::from).into());
 }
 
 #[tokio::test]

@@ -1,12 +1,13 @@
 //! A damaged or foreign file is refused and keeps its bytes; one that is accepted has all of its data.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use peerscope::storage::{OpenError, Storage};
 use rand::{RngExt, SeedableRng};
 
-use super::local::{open, try_open};
+use super::local::{open, open_checked, try_open};
 
 const KEYS: usize = 300;
 
@@ -21,7 +22,7 @@ fn value(i: usize) -> Bytes {
 }
 
 /// The bytes of a store as a clean close leaves it, and as a kill leaves it. The last commit of the
-/// latter wrote only the key `last`.
+/// latter wrote only the key `later`.
 async fn images(folder: &Path) -> (Vec<u8>, Vec<u8>) {
     let path = folder.join("original.redb");
     let opened = open(&path).await;
@@ -33,10 +34,23 @@ async fn images(folder: &Path) -> (Vec<u8>, Vec<u8>) {
         opened.storage.put(key(i), value(i)).await.unwrap();
     }
     opened.storage.put(Bytes::from_static(b"last"), Bytes::from_static(b"write")).await.unwrap();
-    // Nothing is being written now: this is what the disk would hold if the process ended here.
-    let killed = std::fs::read(&path).unwrap();
     opened.storage.close().await;
-    (std::fs::read(&path).unwrap(), killed)
+    let clean = std::fs::read(&path).unwrap();
+    // Once redb has what the log had and nothing is being written: what the disk would hold if the process ended here.
+    let opened = open(&path).await;
+    opened.storage.put(Bytes::from_static(b"later"), Bytes::from_static(b"write of the killed image")).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut killed = clean.clone();
+    loop {
+        assert!(Instant::now() < deadline, "redb never got the last write");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let before = std::mem::replace(&mut killed, std::fs::read(&path).unwrap());
+        if before == killed && killed.windows(25).any(|bytes| bytes == b"write of the killed image") {
+            break;
+        }
+    }
+    opened.storage.close().await;
+    (clean, killed)
 }
 
 async fn assert_all_there(storage: &Storage, what: &str) {
@@ -48,7 +62,7 @@ async fn assert_all_there(storage: &Storage, what: &str) {
 /// Opens a file with these bytes. `false` when it was refused, after checking that it was left as it is.
 async fn survives(path: &Path, bytes: &[u8], what: &str) -> bool {
     std::fs::write(path, bytes).unwrap();
-    match try_open(path).await {
+    match open_checked(path).await {
         Ok(opened) => {
             assert_all_there(&opened.storage, what).await;
             opened.storage.put(key(0), value(0)).await.unwrap();
@@ -110,7 +124,7 @@ async fn what_is_not_a_store_is_refused_and_left_alone() {
 #[tokio::test]
 async fn a_database_of_something_else_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
-    for (table, said) in [("accounts", "something else"), ("peerscope.v2", "it holds peerscope.v2")] {
+    for (table, said) in [("accounts", "something else"), ("peerscope.v3", "it holds peerscope.v3")] {
         let path = folder.path().join(table);
         let database = redb::Database::create(&path).unwrap();
         let transaction = database.begin_write().unwrap();
@@ -122,16 +136,19 @@ async fn a_database_of_something_else_is_refused_and_left_alone() {
         assert!(matches!(error, OpenError::Damaged { .. }) && error.to_string().contains(said), "{error}");
         assert!(std::fs::read(&path).unwrap() == before, "{table} was changed");
     }
-    // The right name with the wrong types.
-    let path = folder.path().join("types");
-    let database = redb::Database::create(&path).unwrap();
-    let transaction = database.begin_write().unwrap();
-    transaction.open_table(redb::TableDefinition::<u64, u64>::new("peerscope.v1")).unwrap().insert(1, 1).unwrap();
-    transaction.commit().unwrap();
-    drop(database);
-    let before = std::fs::read(&path).unwrap();
-    assert!(matches!(try_open(&path).await.err().unwrap(), OpenError::Damaged { .. }));
-    assert!(std::fs::read(&path).unwrap() == before);
+    // The right names with the wrong types.
+    for table in ["peerscope.v1", "peerscope.v2"] {
+        let path = folder.path().join("types");
+        let database = redb::Database::create(&path).unwrap();
+        let transaction = database.begin_write().unwrap();
+        transaction.open_table(redb::TableDefinition::<u64, u64>::new(table)).unwrap().insert(1, 1).unwrap();
+        transaction.commit().unwrap();
+        drop(database);
+        let before = std::fs::read(&path).unwrap();
+        assert!(matches!(try_open(&path).await.err().unwrap(), OpenError::Damaged { .. }));
+        assert!(std::fs::read(&path).unwrap() == before);
+        std::fs::remove_file(&path).unwrap();
+    }
 }
 
 #[tokio::test]
@@ -176,4 +193,35 @@ async fn random_damage_is_either_refused_or_harmless() {
         }
     }
     assert!(refused.iter().all(|&refused| refused > 20), "hardly any damage was noticed: {refused:?}");
+}
+
+/// An operator does what the refusal says.
+#[tokio::test]
+async fn a_store_that_is_refused_can_be_moved_away_to_start_empty() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    let log = folder.path().join("store.redb.log0");
+    std::fs::write(&path, vec![7; 100_000]).unwrap();
+    let refused = try_open(&path).await.map(drop).unwrap_err();
+    assert!(matches!(refused, OpenError::Damaged { .. }) && !log.exists(), "{refused}");
+    std::fs::remove_file(&path).unwrap();
+    // A killed agent that had written nothing yet, or all that it wrote is in redb, may leave these.
+    for empty in [Vec::new(), vec![0; 1 << 20]] {
+        std::fs::write(&log, empty).unwrap();
+        let opened = open(&path).await;
+        opened.storage.put(key(1), value(1)).await.unwrap();
+        let with_something = std::fs::read(&log).unwrap();
+        opened.storage.close().await;
+        std::fs::remove_file(&path).unwrap();
+
+        // What is in a log was acknowledged.
+        std::fs::write(&log, with_something).unwrap();
+        let refused = try_open(&path).await.map(drop).unwrap_err().to_string();
+        assert!(refused.contains("its log is there") && refused.contains(".log0 to .log7"), "{refused}");
+        std::fs::remove_file(&log).unwrap();
+        let opened = open(&path).await;
+        assert_eq!(opened.storage.get(&key(1)).await.unwrap(), None);
+        opened.storage.close().await;
+        std::fs::remove_file(&path).unwrap();
+    }
 }

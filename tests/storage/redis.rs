@@ -100,8 +100,14 @@ async fn a_user_with_password_database_and_prefix_keeps_the_contract() {
     let elsewhere: Vec<String> = server.command_at(&database(0), &["KEYS", "*"]);
     assert!(elsewhere.is_empty(), "{elsewhere:?}");
 
-    let description = rig.storage.describe();
-    assert_eq!(description, format!("redis redis://agent:***@127.0.0.1:{}/3", server.port));
+    // What such a user may not do is said, with what it means; and not, where he may.
+    let described = format!("redis redis://agent:***@127.0.0.1:{}/3", server.port);
+    let unfenced = format!("{described} (a write that fails may still happen after a later one: NOPERM");
+    assert!(rig.storage.describe().starts_with(&unfenced), "{}", rig.storage.describe());
+    let may = ["ACL", "SETUSER", "agent", "+client|kill", "+client|info"];
+    let () = server.command_at(&database(0), &may);
+    let () = server.command_at(&database(0), &["CLIENT", "KILL", "USER", "agent"]);
+    eventually("it may", || rig.storage.describe() == described).await;
 }
 
 /// A CA, and a server certificate for 127.0.0.1 that it signed.
@@ -236,7 +242,12 @@ async fn a_full_memory_refuses_writes_and_serves_reads() {
     let error = rig.storage.put(key("k"), key("v")).await.unwrap_err();
     assert!(matches!(&error, Error::Backend(why) if why.starts_with("OOM command not allowed")), "{error}");
     assert_eq!(rig.storage.get(&key("kept")).await.unwrap(), Some(key("value")));
+    // Redis answers every PING, and reads go on; but whoever looks has to see it.
+    eventually("it is said", || rig.problem().contains("OOM command not allowed")).await;
+    rig.storage.delete(key("kept")).await.unwrap();
+    assert!(!rig.health.is_ready(), "a delete needs no memory");
     let () = server.command(&["CONFIG", "SET", "maxmemory", "0"]);
+    eventually("there is room, and nobody writes", || rig.health.is_ready()).await;
     rig.storage.put(key("k"), key("v")).await.unwrap();
     #[cfg(feature = "metrics-prometheus")]
     assert_eq!(rig.counter("storage_redis_retries_total"), 0.0);

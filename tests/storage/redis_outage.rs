@@ -76,7 +76,9 @@ async fn redis_killed_under_load_costs_typed_errors_and_comes_back() {
             assert_eq!(rig.counter("storage_redis_reconnects_total"), f64::from(round));
             let failed = failed.load(Ordering::Relaxed) as f64;
             let retries = rig.counter("storage_redis_retries_total");
-            assert!(retries >= 3.0 * failed, "{retries} retries, {failed} failed operations of 3 each");
+            // But for the one of each caller that was under way: nobody knows whether it was done.
+            let under_way = 32.0 * f64::from(round);
+            assert!(retries >= 3.0 * (failed - under_way), "{retries} retries, {failed} failed operations");
         }
         let _ = round;
     }

@@ -207,6 +207,11 @@ impl TestAgent {
         self.process().await_notification()
     }
 
+    /// Whether there is a notification that nobody has read.
+    pub(crate) fn has_notified(&self) -> bool {
+        self.process().has_notified()
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.process().child.id()
     }

@@ -2,11 +2,15 @@
 #![allow(dead_code, reason = "every test binary compiles this module and uses only its own part of it")]
 
 pub(crate) mod agent;
+pub(crate) mod apart;
+pub(crate) mod disk;
+pub(crate) mod history;
 pub(crate) mod http;
 #[cfg(feature = "metrics-prometheus")]
 pub(crate) mod metrics;
 pub(crate) mod nat;
 pub(crate) mod process;
+pub(crate) mod proxy;
 pub(crate) mod raw_peer;
 pub(crate) mod redis;
 #[cfg(feature = "metrics-prometheus")]

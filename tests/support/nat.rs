@@ -7,8 +7,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 
-/// Set in a process that [`apart`] has started.
-const APART: &str = "TEST_APART";
+use super::apart;
 
 /// Where peers behind the router find the test: on the side of the router that is the Internet to them.
 pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
@@ -44,30 +43,18 @@ table ip silence_test {
 
 /// Runs `story` in a process of its own in a network of its own, in which it may do as it likes. `test` is the full
 /// name of the test that calls this and does nothing else.
-#[allow(clippy::print_stdout, reason = "what a story prints, its test has printed")]
 pub(crate) fn apart(test: &str, story: impl FnOnce()) {
-    if std::env::var_os(APART).is_some() {
+    apart::run("--net", test, || {
         shell(Command::new("sh"), "ip link set lo up");
-        return story();
-    }
-    let root = rustix::process::geteuid().is_root();
-    let output = Command::new("unshare")
-        .args(if root { &["--net"][..] } else { &["--map-root-user", "--net"][..] })
-        .arg(std::env::current_exe().unwrap())
-        .args([test, "--exact", "--nocapture"])
-        .env(APART, "1")
-        .env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap()))
-        .output()
-        .expect("`unshare` (util-linux) is installed");
-    let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(
-        said.contains("running 1 test"),
-        "no network namespace could be made; run this test as root, or let everybody make user namespaces, so that \
-         `unshare --map-root-user --net true` works: {complained}{said}"
-    );
-    // Should the name be wrong, no test is run, and all of none succeed.
-    assert!(output.status.success() && said.contains("1 passed"), "{test}:\n{said}{complained}");
-    print!("{said}");
+        story();
+    });
+}
+
+/// Loads rules of nftables into the test's own network, which has to be [`apart`].
+pub(crate) fn rules(rules: &str) {
+    let mut command = Command::new("nft");
+    command.args(["-f", "-"]);
+    run(command, rules);
 }
 
 /// A network namespace beside the test's own, which lasts as long as this.

@@ -10,7 +10,7 @@ use peerscope::metrics::catalogue::{Descriptor, Kind as DescribedAs};
 use peerscope::metrics::exposition::{self, Wanted};
 use peerscope::metrics::instruments::{Buckets, Counter, Events, Histogram, NativeHistograms};
 use peerscope::metrics::labels::{Component, Label, MessageType};
-use peerscope::metrics::{AgentInfo, Health, MetricsCollector, Registry, Timer, register_scrape_time};
+use peerscope::metrics::{AgentInfo, Health, MetricsCollector, MissingLines, Registry, Timer, register_scrape_time};
 
 use self::labels::{Outcome, Shard, every};
 use super::{DURATION, DURATION_HELP, EVENTS, EVENTS_HELP, Format, Page, Recorder, TYPE};
@@ -40,7 +40,7 @@ impl Peerscope {
     pub(crate) fn add_agent(&mut self) -> MetricsCollector {
         let health = Health::default();
         Component::ALL.iter().for_each(|&component| health.ready(component));
-        register_scrape_time(&mut self.registry, &health);
+        register_scrape_time(&mut self.registry, &health, &MissingLines::default());
         self.add_collector()
     }
 

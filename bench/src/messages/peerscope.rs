@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use libp2p::PeerId;
 use peerscope::config::{AccessRule, Config, PeerSelector, Permission};
+use peerscope::metrics::MissingLines;
 use peerscope::network::protocol::{Request, Response};
 use peerscope::network::{BootstrapAddr, ListenAddr, Network, RequestError};
 use peerscope::node::Node;
@@ -36,7 +37,7 @@ pub(super) fn serve(client: &str) -> Result<()> {
     let mut config = config(dir.path(), true)?;
     config.access = vec![AccessRule { peer: client.parse::<PeerSelector>()?, allow: vec![Permission::Get] }];
     let runtime = Flavour::MultiThread.runtime()?;
-    let node = runtime.block_on(Node::bind(&config))?;
+    let node = runtime.block_on(Node::bind(&config, &MissingLines::default()))?;
     let storage = node.storage();
     runtime.block_on(async {
         let puts = (0..KEYS).map(|number| storage.put(key(number), vec![7; PAYLOAD].into()));
@@ -69,7 +70,7 @@ impl Client {
         let peer = server.peer;
         config.network.bootstrap = vec![server];
         let runtime = Flavour::MultiThread.runtime()?;
-        let node = runtime.block_on(Node::bind(&config))?;
+        let node = runtime.block_on(Node::bind(&config, &MissingLines::default()))?;
         let network = node.network();
         runtime.spawn(node.serve(std::future::pending()));
         let ready = async {

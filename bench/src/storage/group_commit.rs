@@ -9,7 +9,7 @@ use redb::Database;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Contender, Load, Operation, TABLE, fill, key, plain_redb, value};
+use super::{Contender, Load, Operation, TABLE, fill, plain_redb};
 use crate::Result;
 use crate::measure::{Round, closed_loop};
 
@@ -72,7 +72,7 @@ impl Contender for Store {
                     Operation::Get => plain_redb::get(&database, number),
                     Operation::Put => {
                         let (answer, done) = oneshot::channel();
-                        puts.send((key(number), value(), answer)).await?;
+                        puts.send((load.shape.key(number), load.shape.value(), answer)).await?;
                         Ok(done.await?)
                     }
                 }

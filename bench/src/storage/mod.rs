@@ -1,11 +1,13 @@
 //! Durable puts and gets of 256-byte values: on the embedded store, and on Redis. One file a contender.
 
+mod fjall;
 mod group_commit;
 mod peerscope;
 mod plain_redb;
 mod redis;
 
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -32,14 +34,42 @@ impl Operation {
     }
 }
 
+/// What keys and values look like.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    keys: usize,
+    value: usize,
+}
+
+/// What every contender holds from the beginning.
+const SMALL: Shape = Shape { keys: KEYS, value: VALUE };
+
+/// More than any cache here holds.
+const LARGE: Shape = Shape { keys: 2_000_000, value: 500 };
+
+/// Who puts into the large one, for how long, and how long before that counts: until every key was there once.
+const SUSTAINED: &str = "embedded, put, 1024 callers, sustained";
+const SUSTAINED_WARM_UP: Duration = Duration::from_secs(30);
+const SUSTAINED_LENGTH: Duration = Duration::from_secs(30);
+
 /// The key of the operation with this number: neighbours in time are far apart in the tree.
 fn key(number: usize) -> Bytes {
-    // Knuth's multiplicative hash; it is odd and no multiple of 5, so that all keys occur.
-    format!("key-{:06}", number.wrapping_mul(2_654_435_761) % KEYS).into()
+    SMALL.key(number)
 }
 
 fn value() -> Bytes {
-    Bytes::from_static(&[7; VALUE])
+    SMALL.value()
+}
+
+impl Shape {
+    fn key(self, number: usize) -> Bytes {
+        // Knuth's multiplicative hash; it is odd and no multiple of 5, so that all keys occur.
+        format!("key-{:06}", number.wrapping_mul(2_654_435_761) % self.keys).into()
+    }
+
+    fn value(self) -> Bytes {
+        Bytes::from_static(&[7; LARGE.value]).slice(..self.value)
+    }
 }
 
 /// Refuses a value that is not the one that was put: a fast wrong answer is worth nothing.
@@ -54,6 +84,7 @@ fn check(value: Option<&[u8]>) -> Result<()> {
 #[derive(Debug, Clone, Copy)]
 struct Load {
     operation: Operation,
+    shape: Shape,
     callers: usize,
     window: Window,
 }
@@ -73,11 +104,16 @@ pub(crate) fn run(plan: &Plan) -> Result<Report> {
     let mut over_redis = over_redis(plan, &url)?;
     for round in 1..=plan.rounds {
         eprintln!("round {round} of {}", plan.rounds);
-        for (operation, callers) in
-            [(Operation::Put, 1), (Operation::Put, 16), (Operation::Put, 64), (Operation::Get, 1), (Operation::Get, 2)]
-        {
+        for (operation, callers) in [
+            (Operation::Put, 1),
+            (Operation::Put, 16),
+            (Operation::Put, 64),
+            (Operation::Put, 1024),
+            (Operation::Get, 1),
+            (Operation::Get, 2),
+        ] {
             let plural = if callers == 1 { "" } else { "s" };
-            let case = format!("redb, {}, {callers} caller{plural}", operation.name());
+            let case = format!("embedded, {}, {callers} caller{plural}", operation.name());
             measure(plan, &mut report, &case, operation, callers, &mut embedded)?;
         }
         for operation in [Operation::Put, Operation::Get] {
@@ -85,7 +121,22 @@ pub(crate) fn run(plan: &Plan) -> Result<Report> {
             measure(plan, &mut report, &case, operation, 64, &mut over_redis)?;
         }
     }
+    // Once, since it takes a minute for each. One put a transaction would not get through the keys.
+    for (who, contender) in embedded.iter_mut().filter(|(who, _)| *who != plain_redb::NAME) {
+        if plan.wants_case(SUSTAINED) {
+            eprintln!("{who}, sustained");
+            let window = Window::new(SUSTAINED_WARM_UP, SUSTAINED_LENGTH);
+            let load = Load { operation: Operation::Put, shape: LARGE, callers: 1024, window };
+            add(&mut report, SUSTAINED, who, contender.round(load)?);
+        }
+    }
     Ok(report)
+}
+
+fn add(report: &mut Report, case: &str, who: &'static str, measured: Round) {
+    report.add(case, who, Unit::PerSecond, measured.per_second);
+    report.add(&format!("{case}, p50"), who, Unit::Microseconds, measured.p50_us);
+    report.add(&format!("{case}, p99"), who, Unit::Microseconds, measured.p99_us);
 }
 
 fn embedded(plan: &Plan, dir: &Path) -> Result<Contenders> {
@@ -98,6 +149,9 @@ fn embedded(plan: &Plan, dir: &Path) -> Result<Contenders> {
     }
     if plan.wants(group_commit::NAME) {
         contenders.push((group_commit::NAME, Box::new(group_commit::Store::open(&dir.join("group.redb"))?)));
+    }
+    if plan.wants(fjall::NAME) {
+        contenders.push((fjall::NAME, Box::new(fjall::Store::open(&dir.join("fjall"))?)));
     }
     Ok(contenders)
 }
@@ -126,10 +180,7 @@ fn measure(
     }
     for (who, contender) in contenders {
         let window = Window::new(plan.warm_up, plan.length);
-        let measured = contender.round(Load { operation, callers, window })?;
-        report.add(case, who, Unit::PerSecond, measured.per_second);
-        report.add(&format!("{case}, p50"), who, Unit::Microseconds, measured.p50_us);
-        report.add(&format!("{case}, p99"), who, Unit::Microseconds, measured.p99_us);
+        add(report, case, who, contender.round(Load { operation, shape: SMALL, callers, window })?);
     }
     Ok(())
 }

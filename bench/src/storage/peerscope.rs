@@ -53,7 +53,7 @@ impl Contender for Store {
             let storage = storage.clone();
             async move {
                 match load.operation {
-                    Operation::Put => Ok(storage.put(key(number), value()).await?),
+                    Operation::Put => Ok(storage.put(load.shape.key(number), load.shape.value()).await?),
                     Operation::Get => check(storage.get(&key(number)).await?.as_deref()),
                 }
             }

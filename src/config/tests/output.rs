@@ -91,7 +91,7 @@ storage:
   backend: local
   local:
     cache_size: \"64MiB\"
-    check_on_open: true
+    check_on_open: false
     path: null
   max_key_size: \"1KiB\"
   max_value_size: \"1MiB\"

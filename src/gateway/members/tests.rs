@@ -190,7 +190,8 @@ fn only_a_quick_answer_makes_a_peer_prompt() {
     let outcome = ScrapeOutcome::Failed; // whatever it is
     let last = || LastScrape { at: start, duration: second(9), bytes: 0, outcome, problem: None };
     let mut after = |exposed: Option<&str>, took: Option<u64>| {
-        members.scraped(&peer, exposed, took.map(Duration::from_millis), last());
+        let of = second(10);
+        members.scraped(&peer, exposed, took.map(|took| Took { took: Duration::from_millis(took), of }), last());
         let member = members.get(&peer).unwrap();
         (member.is_slow(None), member.is_slow(Some("node")))
     };
@@ -200,8 +201,14 @@ fn only_a_quick_answer_makes_a_peer_prompt() {
     assert_eq!(after(Some("node"), Some(1001)), (false, true), "an exporter that hangs is not the peer");
     assert_eq!(after(None, Some(9000)), (true, true));
     assert_eq!(after(None, None), (true, true));
+    // A place that it waited for left it less than a second, and it took all of that.
+    let quick = Took { took: Duration::from_millis(300), of: Duration::from_millis(600) };
+    for (took, is_slow) in [(quick, false), (Took { took: Duration::from_millis(599), ..quick }, true)] {
+        members.scraped(&peer, None, Some(took), last());
+        assert_eq!(members.get(&peer).unwrap().is_slow(None), is_slow);
+    }
     // What it does not offer any more is forgotten.
-    members.scraped(&peer, Some("node"), Some(second(0)), last());
+    members.scraped(&peer, Some("node"), Some(Took { took: second(0), of: second(1) }), last());
     let mut other = info(peer, Some("edge"));
     other.introduction.as_mut().unwrap().exposed = vec!["other".into()];
     members.up(&other, start);

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
+#[cfg(test)]
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -77,9 +79,15 @@ impl Listener {
         }
     }
 
+    /// Serving has panicked. What listens next does so where it did before.
+    pub(super) fn failed(&mut self) {
+        self.wanted = self.address.get().copied().unwrap_or(self.wanted);
+        self.health.not_ready(Component::Metrics, "its thread has failed, and is started again");
+    }
+
     /// Serves until `stop` says so.
     pub(super) async fn serve(
-        mut self,
+        &mut self,
         first: Option<StdListener>,
         routes: Arc<Routes>,
         mut stop: watch::Receiver<bool>,
@@ -93,6 +101,8 @@ impl Listener {
                 () = places.ended(), if !places.is_empty() => {}
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
+                        #[cfg(test)]
+                        assert!(!self.limits.panics.is_some_and(|panics| panics.swap(false, Ordering::Relaxed)));
                         let (routes, stop) = (Arc::clone(&routes), stop.clone());
                         places.admit(|place| connection::serve(stream, routes, place, stop)).await;
                     }

@@ -1,372 +1,477 @@
-//! The writer: one thread that owns the database and carries concurrent writes in one transaction.
+//! The writer: one thread that carries concurrent writes into the log, one sync for all of them.
 
 use std::io::{self, ErrorKind};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use redb::Durability;
-use tokio::sync::oneshot;
 
-use super::open::{Generation, Options, panic_text, verify};
-use super::{Shared, TABLE};
-use crate::metrics::labels::Component;
-use crate::metrics::{Health, MetricsCollector};
+use super::disk::DiskFile;
+use super::log::{AppendError, Frame, FrameBuilder, Log, Refused, Segments};
+use super::queue::{Refuser, Taken};
+use super::state::{Before, Frozen, Shared, Source};
+use crate::metrics::MetricsCollector;
 use crate::storage::Error;
 
-/// At most this many writes share a transaction, so that the first of them does not wait long for the last.
-const BATCH_WRITES: usize = 512;
+/// At most this many bytes of memory (the last frame may go beyond) hold what redb has not begun to take; then writes
+/// wait. As many again may be on their way. So this bounds memory, the log on the disk, and what a start reads. More at
+/// once costs redb less for each value.
+const LOG_BYTES: u64 = 80 * 1024 * 1024;
 
-/// At most this many bytes of keys and values share a transaction (the last write may go beyond).
-const BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// The bound with which a store begins, and the lowest one. It doubles while redb takes a table within [`QUICK`], and
+/// halves when that takes longer than [`SLOW`]: writes that wait for redb wait about as long on any disk.
+const FIRST_LOG_BYTES: u64 = 8 * 1024 * 1024;
+const LEAST_LOG_BYTES: u64 = 1024 * 1024;
+const QUICK: Duration = Duration::from_millis(700);
+const SLOW: Duration = Duration::from_secs(2);
 
-/// How long a batch waits for callers that were just acknowledged and are about to write again. It is a
-/// fraction of a commit, and only spent when the batch before was larger than this one is.
-const GATHER: Duration = Duration::from_micros(100);
+/// The active table goes to redb as soon as redb is free and it has this part of what is allowed.
+const FREEZE_PART: u64 = 4;
+
+/// After this long without a write, or this long after the first one, the active table goes to redb however small it is.
+const IDLE: Duration = Duration::from_secs(1);
+const OLD: Duration = Duration::from_secs(10);
 
 /// How often the writer looks, while it cannot write, whether it can again.
 const PROBE: Duration = Duration::from_millis(250);
 
-/// The shortest pause after a failed commit. What follows it verifies the whole file, so when that fails too,
-/// the pause is at least ten times as long as it took.
+/// The shortest pause after a failed write.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What a small write may take on the disk besides its own bytes: copies of the pages on its path.
-const PATH_BYTES: u64 = 16 * 1024;
+/// How much room redb may need for a transaction beside its values.
+const ROOM: u64 = 256 * 1024;
 
-/// What a commit may take on the disk besides its writes: redb's own tables.
-const COMMIT_BYTES: u64 = 256 * 1024;
+/// How much room redb may need for a byte of the log: small values share pages, and one that is just too long for a page
+/// takes two.
+const ROOM_IN_REDB: u64 = 2;
 
-/// Failed commits ask for at most this much room, so that no number of them shuts out writes for good.
-const MOST_RESERVE: u64 = 64 * 1024 * 1024;
+/// While there is room for this many bytes, a larger write that does not fit is refused alone.
+const SMALL: u64 = 4096;
 
-/// What the callers send.
-pub(super) enum Job {
-    Write(Write),
-    /// A read failed: open the database anew.
-    Recover,
-}
+/// What a record costs in memory beside its bytes: two handles to them in a hash table that is half full.
+const RECORD_IN_MEMORY: u64 = 128;
 
-/// One put or delete.
-pub(super) struct Write {
-    pub(super) key: Bytes,
-    /// `None` removes the key.
-    pub(super) value: Option<Bytes>,
-    /// Told whether there was a value before.
-    pub(super) done: oneshot::Sender<Result<bool, Error>>,
-}
-
-impl Write {
-    /// Its bytes.
-    pub(super) fn size(&self) -> usize {
-        self.key.len() + self.value.as_ref().map_or(0, Bytes::len)
-    }
-}
-
-/// Why a batch failed; every caller in it gets its own copy.
-#[derive(Debug, Clone)]
-enum Failure {
+/// Why writes fail; every caller gets an error of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Failure {
     DiskFull,
+    /// It may still happen.
+    Uncertain(String),
+    /// What redb's file holds is not what was written.
+    Damaged(String),
+    /// The log is full, because redb cannot take it for this reason.
+    LogFull(String),
     Backend(String),
 }
 
 impl Failure {
-    fn from_io(error: &io::Error) -> Self {
+    pub(super) fn from_io(error: &io::Error) -> Self {
         match error.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Self::DiskFull,
             _ => Self::Backend(error.to_string()),
         }
     }
 
-    fn to_error(&self, path: &Path) -> Error {
+    pub(super) fn to_error(&self, path: &Path) -> Error {
         match self {
             Self::DiskFull => Error::DiskFull(path.to_owned()),
+            Self::Uncertain(reason) => Error::Uncertain { path: path.to_owned(), reason: reason.clone() },
+            Self::LogFull(reason) => Error::Backend(format!("its log is full: {reason}")),
+            Self::Damaged(reason) => Error::Backend(format!(
+                "{} is damaged ({reason}); stop the agent, keep a copy of the store with its log, and restore a backup",
+                path.display()
+            )),
             Self::Backend(reason) => Error::Backend(format!("cannot write {}: {reason}", path.display())),
         }
     }
 }
 
-/// Owns the database and everything that changes it.
+/// Owns the log.
 pub(super) struct Writer {
-    generation: Generation,
-    options: Options,
+    log: Log,
+    /// Where the log holds the active table.
+    segments: Segments,
+    /// The bytes of its frames.
+    active_bytes: u64,
+    /// How many bytes of memory it takes.
+    active_memory: u64,
+    /// The bytes of the frozen one's frames.
+    frozen_bytes: u64,
+    /// Whether the frozen one is large enough to tell how fast redb is.
+    frozen_is_large: bool,
+    /// Since when the active one holds something.
+    active_since: Option<Instant>,
     shared: Arc<Shared>,
     metrics: MetricsCollector,
-    health: Health,
-    /// Why writes are refused at present.
+    /// redb's file, to see that it is still there.
+    store: Arc<dyn DiskFile>,
+    /// Whether the frozen table is on its way.
+    flushing: bool,
+    /// Since when.
+    flushing_since: Instant,
+    /// How many bytes of memory the active table may take while another one is on its way.
+    log_bytes: u64,
+    /// The frame that may or may not be on the disk. Nothing is written before it.
+    unknown: Option<Frame>,
     trouble: Option<Trouble>,
-    /// How much room commits have shown to need beyond the estimate, in bytes.
-    reserve: u64,
     last_batch: usize,
 }
 
 struct Trouble {
+    /// What those are told who come in the meantime.
     failure: Failure,
-    /// How much room there has to be before the next attempt, in bytes.
-    needed: u64,
     /// Not to be tried again before.
     retry_at: Instant,
-    /// Whether the database has to be opened anew first.
-    broken: bool,
 }
 
 impl Writer {
+    /// Writes to `log`; `frozen` are the bytes of the table that is on its way to redb already.
     pub(super) fn new(
-        generation: Generation,
-        options: Options,
+        log: Log,
+        frozen: Option<u64>,
         shared: Arc<Shared>,
         metrics: MetricsCollector,
-        health: Health,
+        store: Arc<dyn DiskFile>,
     ) -> Self {
-        let mut writer =
-            Self { generation, options, shared, metrics, health, trouble: None, reserve: 0, last_batch: 0 };
-        if let Err(error) = writer.publish() {
-            writer.fail(Failure::Backend(error.to_string()), 0);
+        Self {
+            log,
+            segments: Segments::default(),
+            active_bytes: 0,
+            active_memory: 0,
+            frozen_bytes: frozen.unwrap_or(0),
+            frozen_is_large: false,
+            active_since: None,
+            shared,
+            metrics,
+            store,
+            flushing: frozen.is_some(),
+            flushing_since: Instant::now(),
+            log_bytes: FIRST_LOG_BYTES,
+            unknown: None,
+            trouble: None,
+            last_batch: 0,
         }
-        writer
     }
 
-    /// Writes what comes through `jobs` until its senders are gone and it is empty, then closes the file.
-    pub(super) fn run(mut self, jobs: &Receiver<Job>) {
-        let mut batch = Vec::with_capacity(BATCH_WRITES);
-        while self.gather(jobs, &mut batch) {
-            if !batch.is_empty() {
-                self.write(&mut batch);
+    /// Writes what comes until the queue is closed and empty. Full tables go to `flush`; what comes back through
+    /// `flushed` is in redb. At the end redb has everything, unless its disk fails.
+    pub(super) fn run(mut self, flush: SyncSender<Frozen>, flushed: &Receiver<Segments>) {
+        loop {
+            let patience = if self.trouble.is_some() { PROBE } else { IDLE };
+            let taken = self.shared.clone().queue.take(self.last_batch, patience);
+            while let Ok(segments) = flushed.try_recv() {
+                self.in_redb(&segments);
             }
-        }
-        drop(self.shared.publish(None));
-        self.health.not_ready(Component::Storage, "the store is closed");
-        let Self { generation: Generation { database, view, file }, .. } = self;
-        if let Err(error) = database.close() {
-            tracing::warn!(%error, path = %file.path().display(), "The store was not closed cleanly; the next start checks it");
-        }
-        // The last owners of the file: its locks end here.
-        drop((view, file));
-    }
-
-    /// Fills `batch` with what waits. `false` when there will be nothing more.
-    fn gather(&mut self, jobs: &Receiver<Job>, batch: &mut Vec<Write>) -> bool {
-        let first = if self.trouble.is_some() {
-            match jobs.recv_timeout(PROBE) {
-                Ok(job) => job,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.probe();
-                    return true;
+            match taken {
+                Taken::Batch(batch) => {
+                    self.wait_for_room(flushed);
+                    self.commit(&batch);
+                    if self.is_due() {
+                        self.send(&flush);
+                    }
                 }
-                Err(RecvTimeoutError::Disconnected) => return false,
-            }
-        } else {
-            let Ok(job) = jobs.recv() else { return false };
-            job
-        };
-        let mut bytes = 0;
-        self.accept(first, batch, &mut bytes);
-        let deadline = Instant::now() + GATHER;
-        while batch.len() < BATCH_WRITES && bytes < BATCH_BYTES {
-            if let Ok(job) = jobs.try_recv() {
-                self.accept(job, batch, &mut bytes);
-                continue;
-            }
-            // Those who were in the batch before have just been told and are on their way back. To commit
-            // the few that are here already would make all others wait for a whole commit.
-            if batch.len() >= self.last_batch {
-                break;
-            }
-            match jobs.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(job) => self.accept(job, batch, &mut bytes),
-                Err(_) => break,
+                Taken::Nothing => {
+                    self.tick();
+                    self.send(&flush);
+                }
+                Taken::Closed => break,
             }
         }
-        self.last_batch = batch.len();
-        true
+        // Whatever redb cannot take now stays in the log, for the next start.
+        while self.flushing {
+            let Ok(segments) = flushed.recv() else { return };
+            self.in_redb(&segments);
+        }
+        self.send(&flush);
+        drop(flush);
+        while let Ok(segments) = flushed.recv() {
+            self.in_redb(&segments);
+        }
+        self.end();
     }
 
-    fn accept(&mut self, job: Job, batch: &mut Vec<Write>, bytes: &mut usize) {
-        match job {
-            Job::Write(write) => {
-                self.shared.left_queue(write.size());
-                *bytes += write.size();
-                batch.push(write);
-            }
-            // Several readers may have failed on the same database; the first one brought a new one.
-            // Only a write transaction asks redb whether it has failed; this one is dropped again.
-            Job::Recover if self.trouble.is_none() && self.generation.database.begin_write().is_err() => {
-                self.fail(Failure::Backend("a read failed".into()), 0);
-            }
-            Job::Recover => {}
+    /// Removes the log when redb has everything.
+    pub(super) fn end(self) {
+        if self.store.is_at(&self.shared.path).is_ok_and(|in_place| !in_place) {
+            // What the log has stays: with that, the next start does not take this for a new store.
+            tracing::error!(
+                path = %self.shared.path.display(),
+                "The store was removed or replaced while in use, and what it held ends here; restore a backup"
+            );
+        } else if !self.flushing && self.unknown.is_none() {
+            self.log.remove();
         }
     }
 
     /// Makes `batch` durable and tells its callers.
-    fn write(&mut self, batch: &mut Vec<Write>) {
-        match self.try_write(batch) {
-            Ok(existed) => {
-                self.metrics.local_commit(batch.len());
-                for (write, existed) in batch.drain(..).zip(existed) {
-                    // A caller that has gone away wants no answer.
-                    let _gone = write.done.send(Ok(existed));
-                }
+    pub(super) fn commit(&mut self, batch: &[(Bytes, Option<Bytes>)]) {
+        let shared = self.shared.clone();
+        self.last_batch = batch.len();
+        let failed = |failure: &Failure| Err(failure.to_error(&shared.path));
+        match self.try_commit(batch) {
+            Ok(before) => shared.queue.finish(before.into_iter().map(Ok)),
+            // Those that fit are not to wait for those that do not.
+            Err(Failure::DiskFull) if self.trouble.is_none() => {
+                let fits = self.fitting(batch);
+                let chosen: Vec<_> =
+                    batch.iter().zip(&fits).filter(|(_, fits)| **fits).map(|(write, _)| write.clone()).collect();
+                let mut written = self.try_commit(&chosen).map(Vec::into_iter);
+                shared.queue.finish(fits.into_iter().map(|fits| match &mut written {
+                    _ if !fits => failed(&Failure::DiskFull),
+                    Ok(before) => Ok(before.next().unwrap_or(Before::NotAsked)),
+                    Err(failure) => failed(failure),
+                }));
             }
-            Err(failure) => {
-                for write in batch.drain(..) {
-                    let _gone = write.done.send(Err(failure.to_error(self.generation.file.path())));
-                }
-            }
+            Err(failure) => shared.queue.finish(batch.iter().map(|_| failed(&failure))),
         }
     }
 
-    fn try_write(&mut self, batch: &[Write]) -> Result<Vec<bool>, Failure> {
-        let needed = batch.iter().map(|write| 2 * write.size() as u64 + PATH_BYTES).sum::<u64>() + COMMIT_BYTES;
-        self.prepare(needed)?;
-        // redb asserts what it believes of its pages. A batch that trips over damage must not take the
-        // thread with it.
-        let committed = catch_unwind(AssertUnwindSafe(|| self.commit(batch)))
-            .unwrap_or_else(|panic| Err(Failure::Backend(panic_text(&*panic))));
-        match &committed {
-            Ok(_) => self.reserve = 0,
-            Err(failure) => self.fail(failure.clone(), needed),
-        }
-        committed
+    /// Which of the writes the disk has room for, one after the other.
+    fn fitting(&self, batch: &[(Bytes, Option<Bytes>)]) -> Vec<bool> {
+        let room = self.store.room().ok();
+        let mut size = 0;
+        let fits = |write: &(Bytes, Option<Bytes>)| {
+            let with = size + record_size(write);
+            let fits = room.is_none_or(|room| room >= self.needed(with));
+            if fits {
+                size = with;
+            }
+            fits
+        };
+        batch.iter().map(fits).collect()
     }
 
-    /// Refuses what would fail: the disk is too full for `needed` bytes, or the last failure is too recent.
-    fn prepare(&mut self, needed: u64) -> Result<(), Failure> {
-        if let Some(trouble) = &self.trouble
-            && Instant::now() < trouble.retry_at
-        {
+    /// Answers for each write, and for those who asked, what was there before.
+    fn try_commit(&mut self, batch: &[(Bytes, Option<Bytes>)]) -> Result<Vec<Before>, Failure> {
+        if let Some(trouble) = &self.trouble {
+            // They came before the trouble was known to all.
             return Err(trouble.failure.clone());
         }
-        let needed = needed.max(self.reserve);
-        if !self.has_room(needed) {
-            let broken = self.is_broken();
-            self.report(Trouble { failure: Failure::DiskFull, needed, retry_at: Instant::now(), broken });
-            return Err(Failure::DiskFull);
+        if batch.is_empty() {
+            return Ok(Vec::new());
         }
-        if self.is_broken() {
-            self.recover()?;
+        let size = batch.iter().map(record_size).sum();
+        if let Ok(room) = self.store.room()
+            && room < self.needed(size)
+        {
+            let nothing_fits = room < self.needed(SMALL);
+            return Err(if nothing_fits { self.report(Failure::DiskFull) } else { Failure::DiskFull });
         }
-        self.end_trouble();
-        Ok(())
+        let mut builder = FrameBuilder::with_capacity(usize::try_from(size).unwrap_or(0));
+        for (key, value) in batch {
+            builder.push(key, value.as_deref());
+        }
+        match self.log.append(builder, &mut self.segments) {
+            Ok(frame) => {
+                if let Some(failure) = self.misplaced(Log::is_in_place) {
+                    // It is durable, in a file that the next start does not find.
+                    return Err(self.report_unknown(failure, frame));
+                }
+                let asked: Vec<bool> = batch.iter().map(|(_, value)| value.is_none()).collect();
+                self.metrics.local_commit(batch.len());
+                let mut before = self.apply(&frame, &asked);
+                before.resize_with(batch.len(), || Before::NotAsked);
+                Ok(before)
+            }
+            Err(Refused { error: AppendError::Full, .. }) => Err(self.report(self.log_full())),
+            Err(Refused { error: AppendError::NotWritten(error), .. }) => Err(self.report(Failure::from_io(&error))),
+            Err(Refused { error: AppendError::Unknown(error), frame }) => {
+                Err(self.report_unknown(Failure::from_io(&error), frame))
+            }
+        }
     }
 
-    /// Looks whether writing works again, when nobody writes and finds out that way.
-    fn probe(&mut self) {
-        let Some(trouble) = &self.trouble else { return };
-        if Instant::now() < trouble.retry_at || !self.has_room(trouble.needed) {
+    /// The room that a frame of `size` bytes and, in redb, everything before it may take.
+    fn needed(&self, size: u64) -> u64 {
+        ROOM + self.log.growth(size) + ROOM_IN_REDB * (size + self.active_bytes + self.frozen_bytes)
+    }
+
+    /// Looks whether writing works again, and whether the files are still there.
+    pub(super) fn tick(&mut self) {
+        self.log.shrink();
+        let Some(trouble) = &self.trouble else {
+            if let Some(failure) = self.misplaced(Log::is_all_in_place) {
+                self.report(failure);
+            } else if self.store.room().is_ok_and(|room| room < self.needed(SMALL)) {
+                // Better than that the first to write finds out.
+                self.report(Failure::DiskFull);
+            }
+            return;
+        };
+        let size = self.unknown.as_ref().map_or(SMALL, |frame| frame.bytes.len() as u64);
+        if Instant::now() < trouble.retry_at {
             return;
         }
-        if !trouble.broken || self.recover().is_ok() {
-            self.end_trouble();
-        }
-    }
-
-    fn has_room(&self, needed: u64) -> bool {
-        // Where the system cannot tell, the attempt will.
-        self.generation.file.room().map_or(true, |room| room >= needed)
-    }
-
-    fn is_broken(&self) -> bool {
-        self.trouble.as_ref().is_some_and(|trouble| trouble.broken)
-    }
-
-    fn commit(&self, batch: &[Write]) -> Result<Vec<bool>, Failure> {
-        let existed = self.transact(batch).map_err(|error| self.explain(&error))?;
-        match self.generation.view.take_failure() {
-            Some(error) => Err(Failure::from_io(&error)),
-            None => self.publish().map(|()| existed).map_err(|error| self.explain(&error)),
-        }
-    }
-
-    fn transact(&self, batch: &[Write]) -> Result<Vec<bool>, redb::Error> {
-        let mut transaction = self.generation.database.begin_write()?;
-        transaction.set_durability(Durability::Immediate)?;
-        let mut existed = Vec::with_capacity(batch.len());
-        {
-            let mut table = transaction.open_table(TABLE)?;
-            for write in batch {
-                existed.push(match &write.value {
-                    Some(value) => table.insert(&*write.key, &**value)?.is_some(),
-                    None => table.remove(&*write.key)?.is_some(),
-                });
+        if self.store.room().is_ok_and(|room| room < self.needed(size)) {
+            if trouble.failure != Failure::DiskFull {
+                // Whatever was wrong before, this is what it waits for now.
+                self.report(Failure::DiskFull);
             }
+            return;
         }
-        transaction.commit()?;
-        Ok(existed)
-    }
-
-    /// Shows readers what is committed.
-    fn publish(&self) -> Result<(), redb::Error> {
-        let snapshot = self.generation.snapshot()?;
-        drop(self.shared.publish(Some(snapshot)));
-        Ok(())
-    }
-
-    /// The failed write behind redb's error, if there is one: it says more.
-    fn explain(&self, error: &redb::Error) -> Failure {
-        match (self.generation.view.take_failure(), error) {
-            (Some(failed), _) => Failure::from_io(&failed),
-            (None, redb::Error::Io(failed)) => Failure::from_io(failed),
-            (None, error) => Failure::Backend(error.to_string()),
+        if let Some(failure) = self.misplaced(Log::is_all_in_place) {
+            self.report(failure);
+            return;
         }
-    }
-
-    /// The database cannot be written any more. Readers keep the last state that was committed.
-    fn fail(&mut self, failure: Failure, needed: u64) {
-        self.generation.view.freeze();
-        if matches!(failure, Failure::DiskFull) {
-            // The estimate was too low. Until a commit succeeds, each failure asks for twice as much.
-            self.reserve = self.reserve.max(needed).saturating_mul(2).min(MOST_RESERVE);
+        if self.is_full() && self.shared.troubles.of(Source::Flush).is_some() {
+            return;
         }
-        let needed = self.reserve;
-        self.report(Trouble { failure, needed, retry_at: Instant::now() + PAUSE, broken: true });
-    }
-
-    /// Opens the database anew from what the disk holds, and lets it take the place of the broken one.
-    fn recover(&mut self) -> Result<(), Failure> {
-        let began = Instant::now();
-        let next = verify(self.generation.file.clone(), self.options).map_err(|error| error.to_string());
-        let opened = next.and_then(|next| match next.snapshot() {
-            Ok(snapshot) => Ok((next, snapshot)),
-            Err(error) => Err(error.to_string()),
-        });
-        match opened {
-            Ok((next, snapshot)) => {
-                let before = self.shared.publish(Some(snapshot));
-                // The new database knows nothing of the old one's readers and would write over the pages
-                // that they read. They are not many, and each is at one look-up.
-                while before.as_ref().is_some_and(|before| Arc::strong_count(before) > 1) {
-                    std::thread::sleep(Duration::from_millis(1));
+        let written = match self.unknown.take() {
+            None => self.log.reserve(size),
+            Some(frame) => match self.log.append_again(&frame, &mut self.segments) {
+                Ok(frame) => {
+                    // Its callers were told that it may still happen. Now it has.
+                    self.apply(&frame, &[]);
+                    Ok(())
                 }
-                drop(before);
-                self.generation = next;
-                tracing::info!(took = ?began.elapsed(), "The store was opened anew");
-                Ok(())
-            }
-            Err(reason) => {
-                let failure = Failure::Backend(reason);
-                let retry_at = Instant::now() + PAUSE.max(began.elapsed().saturating_mul(10));
-                self.report(Trouble { failure: failure.clone(), needed: self.reserve, retry_at, broken: true });
-                Err(failure)
+                Err(error) => {
+                    self.unknown = Some(frame);
+                    Err(error)
+                }
+            },
+        };
+        if let Err(error) = written {
+            let failure = match error {
+                AppendError::Full => self.log_full(),
+                AppendError::NotWritten(error) | AppendError::Unknown(error) => Failure::from_io(&error),
+            };
+            self.report(failure);
+            return;
+        }
+        self.trouble = None;
+        self.shared.troubles.clear(Source::Log);
+        self.shared.queue.allow(Refuser::Writer);
+    }
+
+    /// Does not wait for the next look.
+    #[cfg(test)]
+    pub(super) fn retry_now(&mut self) {
+        if let Some(trouble) = &mut self.trouble {
+            trouble.retry_at = Instant::now();
+        }
+        self.tick();
+    }
+
+    /// The active table, when redb is free and there is something in it.
+    pub(super) fn freeze(&mut self) -> Option<Frozen> {
+        if self.flushing {
+            return None;
+        }
+        let table = self.shared.freeze()?;
+        self.log.end_segment();
+        self.frozen_bytes = std::mem::take(&mut self.active_bytes);
+        self.frozen_is_large = std::mem::take(&mut self.active_memory) >= self.log_bytes / FREEZE_PART;
+        self.active_since = None;
+        self.flushing = true;
+        self.flushing_since = Instant::now();
+        Some(Frozen { table, segments: std::mem::take(&mut self.segments) })
+    }
+
+    /// redb has what `segments` hold.
+    pub(super) fn in_redb(&mut self, segments: &Segments) {
+        self.log.release(segments);
+        self.flushing = false;
+        match self.flushing_since.elapsed() {
+            // A small table says nothing of a large one.
+            took if took < QUICK && self.frozen_is_large => self.log_bytes *= 2,
+            took if took > SLOW => self.log_bytes /= 2,
+            _ => {}
+        }
+        self.log_bytes = self.log_bytes.clamp(LEAST_LOG_BYTES, LOG_BYTES);
+        self.frozen_bytes = 0;
+    }
+
+    fn apply(&mut self, frame: &Frame, asked: &[bool]) -> Vec<Before> {
+        self.active_since.get_or_insert_with(Instant::now);
+        let bytes = frame.bytes.len() as u64;
+        self.active_bytes += bytes;
+        self.active_memory += bytes + RECORD_IN_MEMORY * u64::from(frame.records);
+        self.shared.apply(frame, asked)
+    }
+
+    fn send(&mut self, flush: &SyncSender<Frozen>) {
+        if let Some(frozen) = self.freeze() {
+            // There is place for one, and one is on its way at most. Without a receiver the flusher died, and said so.
+            let _died = flush.try_send(frozen);
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        self.active_memory >= self.log_bytes / FREEZE_PART
+            || self.active_since.is_some_and(|since| since.elapsed() >= OLD)
+    }
+
+    fn is_full(&self) -> bool {
+        self.flushing && (self.active_memory >= self.log_bytes || !self.log.has_free_slot())
+    }
+
+    /// A full log waits for redb, as long as redb gets on.
+    fn wait_for_room(&mut self, flushed: &Receiver<Segments>) {
+        while self.is_full() && self.trouble.is_none() {
+            match flushed.recv_timeout(PROBE) {
+                Ok(segments) => self.in_redb(&segments),
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Some(reason) = self.shared.troubles.of(Source::Flush) {
+                        self.report(Failure::LogFull(reason));
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.report(Failure::LogFull("what empties it has failed".into()));
+                }
             }
         }
     }
 
-    fn report(&mut self, trouble: Trouble) {
-        let error = trouble.failure.to_error(self.generation.file.path());
-        if self.trouble.is_none() {
-            tracing::warn!(%error, "The store cannot write; it goes on serving reads");
+    /// Whether somebody took a file away. What is written then is gone with the last process that has it open.
+    fn misplaced(&mut self, log_is_in_place: impl FnOnce(&mut Log) -> io::Result<bool>) -> Option<Failure> {
+        let store: &PathBuf = &self.shared.path;
+        let gone = |what: &str| {
+            let process = std::process::id();
+            Failure::Backend(format!(
+                "{what} was removed or replaced while in use; put it back: what it held is in /proc/{process}/fd as \
+                 long as this agent runs, and gone after that"
+            ))
+        };
+        match (self.store.is_at(store), log_is_in_place(&mut self.log)) {
+            (Ok(false), _) => Some(gone("the file")),
+            (_, Ok(false)) => Some(gone("its log")),
+            _ => None,
         }
-        self.health.not_ready(Component::Storage, error.to_string());
-        self.trouble = Some(trouble);
     }
 
-    fn end_trouble(&mut self) {
-        if self.trouble.take().is_some() {
-            tracing::info!("The store can write again");
-            self.health.ready(Component::Storage);
-        }
+    fn log_full(&self) -> Failure {
+        let reason = self.shared.troubles.of(Source::Flush);
+        Failure::LogFull(reason.unwrap_or_else(|| "it waits for the disk".into()))
     }
+
+    /// `frame` may or may not be found by the next opening. The failure for its callers.
+    fn report_unknown(&mut self, failure: Failure, frame: Frame) -> Failure {
+        self.unknown = Some(frame);
+        let reason = match self.report(failure) {
+            Failure::DiskFull => "no space left on its disk".into(),
+            Failure::Uncertain(reason)
+            | Failure::Damaged(reason)
+            | Failure::LogFull(reason)
+            | Failure::Backend(reason) => reason,
+        };
+        Failure::Uncertain(reason)
+    }
+
+    /// No write is taken from now on, until the next look at it.
+    fn report(&mut self, failure: Failure) -> Failure {
+        let path = self.shared.path.clone();
+        self.shared.troubles.set(Source::Log, failure.to_error(&path).to_string());
+        let refused = failure.clone();
+        self.shared.queue.refuse(Refuser::Writer, move || refused.to_error(&path));
+        let pause = if failure == Failure::DiskFull { Duration::ZERO } else { PAUSE };
+        self.trouble = Some(Trouble { failure: failure.clone(), retry_at: Instant::now() + pause });
+        failure
+    }
+}
+
+/// How many bytes of the log a write takes.
+fn record_size((key, value): &(Bytes, Option<Bytes>)) -> u64 {
+    FrameBuilder::record_size(key, value.as_deref()) as u64
 }

@@ -6,10 +6,12 @@ use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo, SingleNodeRoutingInfo};
+use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, RedisResult, TlsCertificates, Value};
 
 use super::super::{OpenError, RedisConfig};
 use super::failure::{Classifier, Failure, Kind};
+use super::fence::ServerSide;
 
 /// How often the cluster client may follow a redirection or go on to another node within one attempt.
 /// Two suffice for MOVED and then ASK; the third is for a node that has just gone.
@@ -44,6 +46,15 @@ impl std::fmt::Debug for Target {
 pub(super) enum Connection {
     Single(MultiplexedConnection),
     Cluster(ClusterConnection),
+}
+
+/// A connection that serves requests.
+pub(super) struct Connected {
+    pub(super) connection: Connection,
+    /// What the server calls it.
+    pub(super) server_side: Option<ServerSide>,
+    /// Why what was sent on connections of before may still happen, where that cannot be prevented.
+    pub(super) unfenced: Option<String>,
 }
 
 /// What a probe found.
@@ -89,17 +100,14 @@ impl Connector {
         }
     }
 
-    /// Connects, authenticates, and sees that Redis serves requests.
-    pub(super) async fn connect(&self) -> Result<Connection, Failure> {
+    /// Connects, authenticates, sees that Redis serves requests, and has it end `before`, the connection that was given
+    /// up.
+    pub(super) async fn connect(&self, before: Option<&ServerSide>) -> Result<Connected, Failure> {
         let timeout = self.classifier.timeout;
         let connecting = async {
             match &self.target {
                 Target::Single(client) => {
-                    let config = AsyncConnectionConfig::new()
-                        .set_connection_timeout(Some(timeout))
-                        .set_response_timeout(Some(timeout))
-                        .set_pipeline_buffer_size(super::MAX_IN_FLIGHT);
-                    client.get_multiplexed_async_connection_with_config(&config).await.map(Connection::Single)
+                    client.get_multiplexed_async_connection_with_config(&config(timeout)).await.map(Connection::Single)
                 }
                 Target::Cluster(client) => client.get_async_connection().await.map(Connection::Cluster),
             }
@@ -110,9 +118,45 @@ impl Connector {
             Ok(connected) => connected.map_err(|error| self.failure(&error))?,
             Err(_) => return Err(Failure::timeout(timeout * 4)),
         };
-        match connection.probe(&self.classifier).await {
-            Verdict::Healthy | Verdict::Degraded(_) => Ok(connection),
-            Verdict::Broken(failure) => Err(failure),
+        if let Verdict::Broken(failure) = connection.probe(&self.classifier).await {
+            return Err(failure);
+        }
+        let (server_side, unfenced) = match &mut connection {
+            Connection::Single(connection) => self.fence(connection, before).await?,
+            Connection::Cluster(_) => (None, None),
+        };
+        Ok(Connected { connection, server_side, unfenced })
+    }
+
+    /// See [`fence`](super::fence). Where the server does not let this user, says why.
+    async fn fence(
+        &self,
+        connection: &mut MultiplexedConnection,
+        before: Option<&ServerSide>,
+    ) -> Result<(Option<ServerSide>, Option<String>), Failure> {
+        let fenced = async {
+            let own = ServerSide::of(connection).await?;
+            // Without one to end: whether it would be allowed to.
+            if let Some(end) = before.or(own.as_ref()) {
+                end.end(connection).await?;
+            }
+            RedisResult::Ok(own)
+        };
+        match fenced.await {
+            Ok(Some(own)) => Ok((Some(own), None)),
+            Ok(None) => Ok((None, Some("it does not say which connection this is".into()))),
+            Err(error) => {
+                let failure = self.failure(&error);
+                if failure.kind == Kind::Refused { Ok((None, Some(failure.message))) } else { Err(failure) }
+            }
+        }
+    }
+
+    /// What makes connections to a single server.
+    pub(super) fn client(&self) -> Option<&Client> {
+        match &self.target {
+            Target::Single(client) => Some(client),
+            Target::Cluster(_) => None,
         }
     }
 
@@ -130,22 +174,99 @@ impl Connection {
     #[inline]
     pub(super) async fn send(&mut self, command: &Cmd) -> RedisResult<Value> {
         match self {
-            Self::Single(connection) => connection.send_packed_command(command).await,
-            Self::Cluster(connection) => connection.req_packed_command(command).await,
-        }?
-        .extract_error()
+            Self::Single(connection) => ask(connection, command).await,
+            Self::Cluster(connection) => connection.req_packed_command(command).await?.extract_error(),
+        }
     }
 
     /// Asks whether Redis is there and serves requests.
     pub(super) async fn probe(&mut self, classifier: &Classifier) -> Verdict {
         match self {
             Self::Single(_) => match self.send(&redis::cmd("PING")).await {
-                Ok(_) => Verdict::Healthy,
+                Ok(_) => self.probe_role(classifier).await,
                 Err(error) => judge(&error, classifier),
             },
             Self::Cluster(connection) => probe_cluster(connection, classifier).await,
         }
     }
+}
+
+impl Connection {
+    /// Whether a single server takes writes. One that does not say is believed to.
+    async fn probe_role(&mut self, classifier: &Classifier) -> Verdict {
+        match self.send(redis::cmd("INFO").arg("replication")).await {
+            Ok(info) => match replica_of(&redis::from_redis_value::<String>(info).unwrap_or_default()) {
+                Some(primary) => Verdict::Broken(Failure::new(
+                    Kind::Later,
+                    format!(
+                        "it is a replica of {primary} and takes no writes; storage.redis.urls has to lead to the primary"
+                    ),
+                )),
+                None => Verdict::Healthy,
+            },
+            Err(error) => match classifier.failure(&error) {
+                failure if failure.kind == Kind::Refused => Verdict::Healthy,
+                failure => Verdict::Broken(failure),
+            },
+        }
+    }
+}
+
+/// Whether there is room for writes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Headroom {
+    /// On every node.
+    pub(super) has_memory: bool,
+    /// Of all nodes: those that count for `min-replicas-to-write`.
+    pub(super) replicas: u64,
+}
+
+impl Headroom {
+    /// By `INFO memory` and `INFO replication` of each node.
+    fn parse<'a>(nodes: impl Iterator<Item = &'a str>) -> Self {
+        let mut all = Self { has_memory: true, replicas: 0 };
+        for info in nodes {
+            let number = |name: &str| -> u64 {
+                info.lines().find_map(|line| line.trim_end().strip_prefix(name)?.parse().ok()).unwrap_or(0)
+            };
+            let (max, used) = (number("maxmemory:"), number("used_memory:"));
+            all.has_memory &= max == 0 || used.saturating_sub(number("mem_not_counted_for_evict:")) <= max;
+            all.replicas += number("min_slaves_good_slaves:");
+        }
+        all
+    }
+}
+
+impl Connection {
+    /// Whether there is room for writes; `None` when it cannot be found out.
+    pub(super) async fn headroom(&mut self) -> Option<Headroom> {
+        let mut texts = Vec::new();
+        for section in ["memory", "replication"] {
+            let mut info = redis::cmd("INFO");
+            info.arg(section);
+            let answer = match self {
+                Self::Single(_) => self.send(&info).await,
+                Self::Cluster(connection) => {
+                    let masters = MultipleNodeRoutingInfo::AllMasters;
+                    connection.route_command(info, RoutingInfo::MultiNode((masters, None))).await
+                }
+            };
+            match answer.ok()? {
+                Value::Map(nodes) => texts.extend(nodes.into_iter().map(|(_, info)| info)),
+                info => texts.push(info),
+            }
+        }
+        let texts: Option<Vec<String>> = texts.into_iter().map(|info| redis::from_redis_value(info).ok()).collect();
+        Some(Headroom::parse(texts?.iter().map(String::as_str)))
+    }
+}
+
+/// Of whom, by `INFO replication`, a server is a replica that takes no writes.
+fn replica_of(info: &str) -> Option<String> {
+    let field = |name: &str| info.lines().find_map(|line| line.trim_end().strip_prefix(name));
+    let takes_writes = field("role:") != Some("slave") || field("slave_read_only:") == Some("0");
+    (!takes_writes)
+        .then(|| format!("{}:{}", field("master_host:").unwrap_or("?"), field("master_port:").unwrap_or("?")))
 }
 
 /// What an error as the answer to a PING says about the server.
@@ -232,8 +353,28 @@ fn certificates(config: &RedisConfig, uses_tls: bool) -> Result<Option<TlsCertif
     Ok(Some(TlsCertificates { client_tls: None, root_cert: Some(pem) }))
 }
 
+/// Sends one command to a single server and waits for its answer. An error that it answers with is one.
+#[inline]
+pub(super) async fn ask(connection: &mut MultiplexedConnection, command: &Cmd) -> RedisResult<Value> {
+    connection.send_packed_command(command).await?.extract_error()
+}
+
+/// How connections to a single server are made and used.
+pub(super) fn config(timeout: Duration) -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(timeout))
+        .set_response_timeout(Some(timeout))
+        .set_pipeline_buffer_size(super::MAX_IN_FLIGHT)
+}
+
+/// What is given up is not to be sent any more, also when the process was killed.
+fn tcp_settings() -> TcpSettings {
+    TcpSettings::default().set_linger_time(Duration::ZERO)
+}
+
 fn single_client(infos: Vec<ConnectionInfo>, certificates: Option<TlsCertificates>) -> RedisResult<Client> {
     let info = infos.into_iter().next().ok_or((redis::ErrorKind::InvalidClientConfig, "no URL"))?;
+    let info = info.set_tcp_settings(tcp_settings());
     match certificates {
         Some(certificates) => Client::build_with_tls(info, certificates),
         None => Client::open(info),
@@ -251,6 +392,7 @@ fn cluster_client(
         // Also bounds one attempt with all its redirections.
         .response_timeout(timeout)
         .retries(CLUSTER_REDIRECTIONS)
+        .tcp_settings(tcp_settings())
         .min_retry_wait(min_wait)
         .max_retry_wait(max_wait);
     if let Some(certificates) = certificates {

@@ -40,6 +40,11 @@ impl Failure {
         self.kind != Kind::Refused
     }
 
+    /// Whether Redis answered with this code.
+    pub(super) fn is(&self, code: &str) -> bool {
+        matches!(self.kind, Kind::Later | Kind::Refused) && self.message.split(' ').next() == Some(code)
+    }
+
     /// The error that the caller gets when there are no more attempts.
     pub(super) fn into_error(self, timeout: Duration) -> Error {
         match self.kind {

@@ -1,15 +1,18 @@
 //! The background task that keeps the connection to Redis: connects, notices a loss, reconnects.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
 use tokio::sync::{Notify, watch};
 
 use super::backoff::{REFUSED_WAIT, RETRY_CAPS, reconnect_wait};
-use super::connection::{Connection, Connector, Verdict};
+use super::connection::{Connected, Connection, Connector, Verdict};
 use super::failure::{Failure, Kind};
+use super::fence::ServerSide;
 use crate::metrics::labels::Component;
 use crate::metrics::{Health, MetricsCollector};
 
@@ -40,13 +43,23 @@ pub(super) struct Shared {
     pub(super) link: watch::Sender<Link>,
     /// An operation met a failure that makes the connection suspect: probe it now.
     pub(super) suspect: Notify,
-    /// Redis has answered an operation since this was last cleared. Operations read it and seldom
-    /// write it, so that they do not contend for its cache line.
-    pub(super) heard: AtomicBool,
+    /// When Redis answered last, in milliseconds since `began`. Operations read it, and write it once a millisecond, so
+    /// that they do not contend for its cache line.
+    heard_at: AtomicU64,
+    began: Instant,
     /// Where Redis is, without secrets.
     pub(super) address: String,
+    /// Why Redis refuses writes, although it answers; said by the last write.
+    refusing: Mutex<Option<String>>,
+    /// Whether it does. Beside the reason, so that a write that succeeds need not lock.
+    is_refusing: AtomicBool,
+    /// Why a write that failed may still happen after a later one; see [`fence`](super::fence).
+    unfenced: Mutex<Option<String>>,
     /// When a failure was last logged in this outage. A std lock: never held across an await.
     last_logged: Mutex<Option<Instant>>,
+    /// Has the background task panic.
+    #[cfg(test)]
+    panics: AtomicBool,
 }
 
 impl Shared {
@@ -54,16 +67,85 @@ impl Shared {
         Self {
             link: watch::Sender::new(Link::Connecting),
             suspect: Notify::new(),
-            heard: AtomicBool::new(false),
+            heard_at: AtomicU64::new(0),
+            began: Instant::now(),
             address,
+            refusing: Mutex::default(),
+            is_refusing: AtomicBool::new(false),
+            unfenced: Mutex::default(),
             last_logged: Mutex::new(None),
+            #[cfg(test)]
+            panics: AtomicBool::new(false),
         }
     }
 
     pub(super) fn answered(&self) {
-        if !self.heard.load(Ordering::Relaxed) {
-            self.heard.store(true, Ordering::Relaxed);
+        let now = self.milliseconds(Instant::now());
+        if now > self.heard_at.load(Ordering::Relaxed) {
+            self.heard_at.store(now, Ordering::Relaxed);
         }
+    }
+
+    /// Whether Redis has answered anybody later than in the millisecond of `then`.
+    pub(super) fn was_heard_since(&self, then: Instant) -> bool {
+        self.heard_at.load(Ordering::Relaxed) > self.milliseconds(then)
+    }
+
+    fn milliseconds(&self, time: Instant) -> u64 {
+        u64::try_from(time.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// An operation has found this connection broken.
+    pub(super) fn broke(&self, generation: u64, failure: &Failure) {
+        self.link.send_if_modified(|link| {
+            let is_this = matches!(link, Link::Up(up, _) if *up == generation);
+            if is_this {
+                *link = Link::Down(failure.clone());
+            }
+            is_this
+        });
+    }
+
+    /// A write was refused for a reason that concerns all writes.
+    pub(super) fn write_refused(&self, reason: &str) {
+        *self.refusing.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        if !self.is_refusing.swap(true, Ordering::Relaxed) {
+            self.suspect.notify_one();
+        }
+    }
+
+    /// A write succeeded, or Redis says that the next one will.
+    pub(super) fn writes_are_taken(&self) {
+        if self.is_refusing.load(Ordering::Relaxed) && self.is_refusing.swap(false, Ordering::Relaxed) {
+            self.suspect.notify_one();
+        }
+    }
+
+    fn refusing(&self) -> Option<String> {
+        if !self.is_refusing.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.refusing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// See [`fence`](super::fence).
+    pub(super) fn unfenced(&self) -> Option<String> {
+        self.unfenced.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_unfenced(&self, reason: Option<String>) {
+        let mut current = self.unfenced.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reason) = &reason
+            && current.is_none()
+        {
+            tracing::warn!(
+                address = %self.address,
+                cause = %reason,
+                "Redis does not let the agent end its old connections: a put or delete that fails may still happen \
+                 after a later one. Allow its user `+client|info +client|kill`, or connect without a proxy"
+            );
+        }
+        *current = reason;
     }
 
     /// Says once an outage, and every [`LOG_INTERVAL`] while it lasts, that the retries did not help.
@@ -93,6 +175,15 @@ impl Shared {
     }
 }
 
+/// What outlasts a connection.
+#[derive(Default)]
+struct Kept {
+    /// How many connections there were.
+    generation: u64,
+    /// The last one that was used, as its server knows it.
+    server_side: Option<ServerSide>,
+}
+
 /// The task's own part.
 pub(super) struct Supervisor {
     pub(super) connector: Arc<Connector>,
@@ -102,16 +193,30 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Runs until it is aborted.
+    /// Runs until it is aborted. What panics in it is started again: without it nobody would connect any more.
     pub(super) async fn run(self) {
-        let mut generation = 0;
+        let mut kept = Kept::default();
+        loop {
+            let keep = self.keep(&mut kept);
+            let _panic_was_logged = AssertUnwindSafe(keep).catch_unwind().await;
+            self.went_down(Failure::new(Kind::Lost, "what keeps the connection has failed, and is started again"));
+            tokio::time::sleep(REFUSED_WAIT).await;
+        }
+    }
+
+    async fn keep(&self, kept: &mut Kept) {
         let mut attempt = 0;
         loop {
-            let connection = self.connect(attempt).await;
-            generation += 1;
-            self.came_up(generation, connection.clone());
+            let Connected { connection, server_side, unfenced } = self.connect(attempt, kept).await;
+            self.shared.set_unfenced(unfenced);
+            kept.generation += 1;
+            kept.server_side = server_side;
+            self.came_up(kept.generation, connection.clone());
             let since = Instant::now();
-            let failure = self.watch_over(connection).await;
+            let failure = tokio::select! {
+                failure = self.watch_over(connection) => failure,
+                failure = self.found_broken() => failure,
+            };
             tracing::warn!(address = %self.shared.address, cause = %failure.message, "Redis connection lost");
             self.went_down(failure);
             attempt = u32::from(since.elapsed() < STABLE_AFTER);
@@ -119,13 +224,15 @@ impl Supervisor {
     }
 
     /// Tries until there is a connection that serves requests.
-    async fn connect(&self, first_attempt: u32) -> Connection {
+    async fn connect(&self, first_attempt: u32, kept: &Kept) -> Connected {
         let mut attempt = first_attempt;
         let mut wait = reconnect_wait(attempt);
         loop {
             tokio::time::sleep(wait).await;
-            let failure = match self.connector.connect().await {
-                Ok(connection) => return connection,
+            #[cfg(test)]
+            assert!(!self.shared.panics.swap(false, Ordering::Relaxed), "as it was told to");
+            let failure = match self.connector.connect(kept.server_side.as_ref()).await {
+                Ok(connected) => return connected,
                 Err(failure) => failure,
             };
             let refused = failure.kind == Kind::Refused;
@@ -140,20 +247,40 @@ impl Supervisor {
         }
     }
 
+    /// Returns when an operation has found the connection broken: a probe on it may still have long to wait.
+    async fn found_broken(&self) -> Failure {
+        let mut link = self.shared.link.subscribe();
+        loop {
+            if let Link::Down(failure) = &*link.borrow_and_update() {
+                return failure.clone();
+            }
+            if link.changed().await.is_err() {
+                return Failure::new(Kind::Lost, "nobody uses it any more");
+            }
+        }
+    }
+
     /// Returns when the connection is of no use any more, with the reason.
     async fn watch_over(&self, mut connection: Connection) -> Failure {
         let mut degraded = false;
+        let mut replicas = None;
+        let mut looked = Instant::now();
         loop {
             let asked = tokio::select! {
                 () = self.shared.suspect.notified() => true,
                 () = tokio::time::sleep(PROBE_INTERVAL) => false,
             };
             // Answers to operations prove a single server alive; of a cluster only one node.
-            let heard = self.shared.heard.swap(false, Ordering::Relaxed);
+            let heard = self.shared.was_heard_since(looked);
+            looked = Instant::now();
             if heard && !asked && !degraded && matches!(connection, Connection::Single(_)) {
                 continue;
             }
-            match connection.probe(self.connector.classifier()).await {
+            let verdict = match connection.probe(self.connector.classifier()).await {
+                Verdict::Healthy => self.probe_writes(&mut connection, &mut replicas).await,
+                verdict => verdict,
+            };
+            match verdict {
                 Verdict::Healthy => {
                     if std::mem::take(&mut degraded) {
                         self.recovered(&connection);
@@ -166,11 +293,29 @@ impl Supervisor {
                     self.not_ready(&reason);
                 }
                 // A probe may wait long behind large values; their answers show that the connection lives.
-                Verdict::Broken(failure)
-                    if failure.kind == Kind::Timeout && self.shared.heard.load(Ordering::Relaxed) => {}
+                Verdict::Broken(failure) if failure.kind == Kind::Timeout && self.shared.was_heard_since(looked) => {}
                 Verdict::Broken(failure) => return failure,
             }
         }
+    }
+
+    /// Whether Redis still refuses writes, after it has refused one.
+    async fn probe_writes(&self, connection: &mut Connection, replicas: &mut Option<u64>) -> Verdict {
+        let Some(reason) = self.shared.refusing() else {
+            *replicas = None;
+            return Verdict::Healthy;
+        };
+        // What it does not say, the next write will.
+        if let Some(headroom) = connection.headroom().await {
+            let before = *replicas.get_or_insert(headroom.replicas);
+            let mended = if reason.starts_with("OOM") { headroom.has_memory } else { headroom.replicas > before };
+            if mended {
+                *replicas = None;
+                self.shared.writes_are_taken();
+                return Verdict::Healthy;
+            }
+        }
+        Verdict::Degraded(reason)
     }
 
     fn came_up(&self, generation: u64, connection: Connection) {
@@ -205,5 +350,39 @@ impl Supervisor {
     /// The old connection is dropped here, unless operations still hold it.
     fn publish(&self, link: Link) {
         self.shared.link.send_replace(link);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{AgentInfo, Registry};
+    use crate::storage::RedisConfig;
+
+    #[tokio::test]
+    #[allow(clippy::default_constructed_unit_structs, reason = "without metrics the registry is one")]
+    async fn a_supervisor_that_panics_is_said_and_started_again() {
+        let urls = vec!["redis://127.0.0.1:1".parse().unwrap()];
+        let config = RedisConfig { urls, ..RedisConfig::default() };
+        let shared = Arc::new(Shared::new("nowhere".into()));
+        shared.panics.store(true, Ordering::Relaxed);
+        let agent = AgentInfo { peer_id: "a".into(), name: "a".into() };
+        let health = Health::default();
+        let supervisor = Supervisor {
+            connector: Arc::new(Connector::new(&config).unwrap()),
+            shared: Arc::clone(&shared),
+            metrics: MetricsCollector::new(&mut Registry::default(), &agent),
+            health: health.clone(),
+        };
+        let mut link = shared.link.subscribe();
+        let task = tokio::spawn(supervisor.run());
+        let mut next = async || {
+            link.changed().await.unwrap();
+            health.snapshot().pop().unwrap().problem.unwrap()
+        };
+        assert_eq!(next().await, "Redis at nowhere: what keeps the connection has failed, and is started again");
+        // And tries to connect, which nobody answers.
+        assert!(next().await.contains("refused"));
+        task.abort();
     }
 }

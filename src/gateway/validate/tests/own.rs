@@ -8,7 +8,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::metrics::exposition::{Format, Wanted, render};
 use crate::metrics::labels::{Backend, HttpHandler, MessageType, Operation};
-use crate::metrics::{AgentInfo, Health, MetricsCollector, NativeHistograms, Registry, Timer, register_scrape_time};
+use crate::metrics::{
+    AgentInfo, Health, MetricsCollector, MissingLines, NativeHistograms, Registry, Timer, register_scrape_time,
+};
 
 const OWN: [Format; 4] = [Format::Text, Format::OpenMetrics, Format::OpenMetricsDraft, Format::Protobuf];
 
@@ -17,7 +19,7 @@ fn page(format: Format) -> (BodyFormat, Vec<u8>) {
     let mut registry = Registry::new(NativeHistograms::default());
     let agent = AgentInfo { peer_id: "12D3KooW".into(), name: "a \"b\" \\ \n ü".into() };
     let collector = MetricsCollector::new(&mut registry, &agent);
-    register_scrape_time(&mut registry, &Health::default());
+    register_scrape_time(&mut registry, &Health::default(), &MissingLines::default());
     collector.message_handled(MessageType::Put, Timer::start());
     collector.message_sent(MessageType::Get, Timer::start());
     collector.storage_completed(Operation::Put, Backend::Local, Timer::start(), Ok(()));

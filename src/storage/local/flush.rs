@@ -1,0 +1,236 @@
+//! The flusher: one thread that owns the database and carries into it what the log holds.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use super::file::ReadRetry;
+use super::log::Segments;
+use super::open::{Generation, Options, inspect, set_applied};
+use super::queue::Refuser;
+use super::state::{Frozen, Shared, Source};
+use super::writer::Failure;
+use super::{TABLE, value};
+use crate::panics;
+use crate::storage::OpenError;
+
+/// The shortest pause after a failed attempt.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How often a file that could not be read is looked at again.
+const PROBE: Duration = Duration::from_secs(1);
+
+/// Owns the database and everything that changes it.
+pub(super) struct Flusher {
+    generation: Generation,
+    options: Options,
+    shared: Arc<Shared>,
+    /// Whether the database has failed and has to be opened anew first.
+    broken: bool,
+    /// What becomes of a page that cannot be read.
+    retry_read: Option<ReadRetry>,
+}
+
+impl Flusher {
+    pub(super) fn new(generation: Generation, options: Options, shared: Arc<Shared>) -> Self {
+        // Only the first opening checks every page.
+        let options = Options { check: false, ..options };
+        Self { generation, options, shared, broken: false, retry_read: None }
+    }
+
+    /// Takes tables until nobody sends any more, then closes the file. The segments of each are sent to `flushed` when
+    /// redb has it.
+    pub(super) fn run(mut self, tables: &Receiver<Frozen>, flushed: &Sender<Segments>) {
+        let shared = Arc::downgrade(&self.shared);
+        self.retry_reads(Arc::new(move |error| {
+            // A file that has become shorter does not grow by itself.
+            let Some(shared) = shared.upgrade().filter(|_| error.kind() != ErrorKind::UnexpectedEof) else {
+                return false;
+            };
+            shared.troubles.set(Source::Flush, format!("cannot read {}: {error}", shared.path.display()));
+            !shared.queue.wait_closed(PAUSE)
+        }));
+        loop {
+            match tables.recv_timeout(PROBE) {
+                Ok(frozen) => {
+                    if !self.flush_until_done(&frozen) {
+                        break;
+                    }
+                    // Without a receiver, the writer has ended and nobody is interested.
+                    let _ended = flushed.send(frozen.segments);
+                    self.look_again();
+                }
+                Err(RecvTimeoutError::Timeout) => self.look_again(),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        self.close();
+    }
+
+    /// Gives the file back.
+    pub(super) fn close(self) {
+        drop(self.shared.publish(None, false));
+        let is_broken = self.broken || self.check_length().is_err();
+        let Generation { view, database, file } = self.generation;
+        if is_broken {
+            view.end();
+        }
+        let path = file.path().to_owned();
+        // What redb asserts while it closes must not keep the log from being told.
+        let closed = panics::caught(|| database.close().map_err(|error| error.to_string()));
+        let closed = closed.unwrap_or_else(|panic| Err(panics::text(&*panic)));
+        let closed = closed.and(view.take_failure().map_or(Ok(()), |error| Err(error.to_string())));
+        if let Err(error) = closed {
+            tracing::warn!(%error, path = %path.display(), "The store was not closed cleanly; what was acknowledged is in it and in its log");
+        }
+        // The last owners of the file: its lock ends here.
+        drop((view, file));
+    }
+
+    /// `false` when the store closes and redb does not have the table: the log keeps it.
+    fn flush_until_done(&mut self, frozen: &Frozen) -> bool {
+        loop {
+            match self.flush(frozen) {
+                Ok(()) => {
+                    self.shared.troubles.clear(Source::Flush);
+                    self.shared.queue.allow(Refuser::Flusher);
+                    return true;
+                }
+                Err(failure) => {
+                    self.report(failure);
+                    if self.shared.queue.wait_closed(PAUSE) {
+                        return false;
+                    }
+                }
+            }
+        }
+    }
+
+    fn report(&self, failure: Failure) {
+        let path = self.shared.path.clone();
+        self.shared.troubles.set(Source::Flush, failure.to_error(&path).to_string());
+        // The log would keep more; but nobody knows whether there will ever be a store again to take it.
+        if matches!(failure, Failure::Damaged(_)) {
+            self.shared.queue.refuse(Refuser::Flusher, move || failure.to_error(&path));
+        }
+    }
+
+    /// Whether somebody has cut the file off. redb, which has pages in memory, would make it as long again.
+    fn check_length(&self) -> Result<(), Failure> {
+        let file = &self.generation.file;
+        match file.disk_file().len() {
+            Ok(len) if len < file.expected_len() => {
+                Err(Failure::Damaged(format!("it has {len} bytes of {}", file.expected_len())))
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(Failure::from_io(&error)),
+        }
+    }
+
+    /// Carries `frozen` into redb, in one transaction.
+    pub(super) fn flush(&mut self, frozen: &Frozen) -> Result<(), Failure> {
+        self.check_length()?;
+        // A reader's look-up may write, too, where redb makes room in its cache, and fail at it unseen.
+        if self.broken || self.generation.view.has_failed() {
+            self.renew()?;
+        }
+        // redb asserts what it believes of its pages. A table that trips over damage must not take the thread with it.
+        let flushed = panics::caught(|| self.transact(frozen))
+            .unwrap_or_else(|panic| Err(Failure::Damaged(panics::text(&*panic))));
+        if flushed.is_err() {
+            self.generation.view.freeze();
+            self.broken = true;
+        }
+        flushed
+    }
+
+    fn transact(&self, frozen: &Frozen) -> Result<(), Failure> {
+        let view = &self.generation.view;
+        let written = self.generation.transact(|transaction| {
+            let mut table = transaction.open_table(TABLE)?;
+            for (key, value) in frozen.table.sorted() {
+                match value {
+                    Some(value) => value::insert(&mut table, key, value)?,
+                    None => drop(table.remove(&**key)?),
+                }
+                // From a failure on, redb writes into memory.
+                if view.has_failed() {
+                    return Err(redb::Error::PreviousIo);
+                }
+            }
+            drop(table);
+            set_applied(transaction, frozen.segments.last)
+        });
+        written.map_err(|error| self.explain(&error))?;
+        let snapshot = self.generation.snapshot().map_err(|error| self.explain(&error))?;
+        drop(self.shared.publish(Some(snapshot), true));
+        Ok(())
+    }
+
+    /// The failed write behind redb's error, if there is one: it says more.
+    fn explain(&self, error: &redb::Error) -> Failure {
+        match (self.generation.view.take_failure(), error) {
+            (Some(failed), _) => Failure::from_io(&failed),
+            (None, redb::Error::Io(failed)) if failed.kind() == ErrorKind::UnexpectedEof => {
+                Failure::Damaged("it is shorter than it was".into())
+            }
+            (None, redb::Error::Io(failed)) => Failure::from_io(failed),
+            (None, redb::Error::Corrupted(reason)) => Failure::Damaged(reason.clone()),
+            (None, error) => Failure::Backend(error.to_string()),
+        }
+    }
+
+    /// Opens the database anew, and lets it take the place of the broken one. Until then readers have the old one.
+    fn renew(&mut self) -> Result<(), Failure> {
+        let began = Instant::now();
+        self.generation.file.forget_failed().map_err(|error| Failure::from_io(&error))?;
+        let opened = inspect(self.generation.file.clone(), self.options);
+        let opened = opened.and_then(|(next, _)| next.release().map(|()| next));
+        let next = opened.map_err(|error| match error {
+            OpenError::Io { source, .. } => Failure::from_io(&source),
+            OpenError::Damaged { reason, .. } => Failure::Damaged(reason),
+            error => Failure::Backend(error.to_string()),
+        })?;
+        let snapshot = next.snapshot().map_err(|error| Failure::Backend(error.to_string()))?;
+        let before = self.shared.publish(Some(snapshot), false);
+        // The new database knows nothing of the old one's readers and would write over the pages that they read. They
+        // are not many, and each is at one look-up; while one of them waits for the disk, writes go on into the log.
+        while before.as_ref().is_some_and(|before| Arc::strong_count(before) > 1) {
+            if self.shared.queue.is_closed() {
+                drop(self.shared.publish(None, false));
+                return Err(Failure::Backend("a read is still waiting for the disk".into()));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(before);
+        self.generation = next;
+        self.broken = false;
+        if let Some(retry) = self.retry_read.clone() {
+            self.retry_reads(retry);
+        }
+        tracing::info!(took = ?began.elapsed(), "The store was opened anew");
+        Ok(())
+    }
+
+    /// A page that cannot be read keeps the table waiting and does not, by ending the database, stop everybody else:
+    /// `retry` is asked whether to try again, which it answers in its own time.
+    pub(super) fn retry_reads(&mut self, retry: ReadRetry) {
+        self.generation.view.on_failed_read(retry.clone());
+        self.retry_read = Some(retry);
+    }
+
+    /// Whether what a caller could not read can be read by now.
+    fn look_again(&self) {
+        if let Err(failure) = self.check_length() {
+            self.report(failure);
+        }
+        let Some((offset, len)) = self.shared.failed_read() else { return };
+        let file = &self.generation.file;
+        // redb may have made the file shorter, and then this part of it is nobody's concern.
+        let is_gone = offset + len as u64 > file.expected_len();
+        if is_gone || file.read(offset, &mut vec![0; len]).is_ok() {
+            self.shared.can_read((offset, len));
+        }
+    }
+}

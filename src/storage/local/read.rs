@@ -1,0 +1,156 @@
+//! Reads from redb: on the caller's thread as long as memory has what they need, otherwise on a thread that may wait
+//! for the disk. So a slow disk costs those who read from it, and not whatever else the runtime does.
+
+use std::any::Any;
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+
+use super::file::{ReadStopped, Reading, reading};
+use super::state::{Shared, closed};
+use super::{Snapshot, value};
+use crate::panics;
+use crate::storage::Error;
+
+/// How many reads may wait for the disk at once: as many as a disk works at together with profit.
+const READERS: usize = 16;
+
+/// How many more may wait for a place.
+const WAITING: usize = 1024;
+
+/// How long a read may take in all.
+pub(super) const PATIENCE: Duration = Duration::from_secs(8);
+
+/// The places for reads that may wait for the disk.
+#[derive(Debug)]
+pub(super) struct Readers {
+    places: Arc<Semaphore>,
+    waiting: AtomicUsize,
+}
+
+/// Why a look-up found nothing out.
+#[derive(Debug)]
+enum Failure {
+    /// It needs the disk.
+    NotInMemory,
+    Read(ReadStopped),
+    Redb(redb::StorageError),
+    /// What redb holds is not what was put.
+    Damaged(String),
+}
+
+impl Readers {
+    pub(super) fn new() -> Self {
+        Self { places: Arc::new(Semaphore::new(READERS)), waiting: AtomicUsize::new(0) }
+    }
+
+    /// Reads the value under `key`.
+    pub(super) async fn get(
+        &self,
+        shared: &Arc<Shared>,
+        snapshot: Arc<Snapshot>,
+        key: &Bytes,
+    ) -> Result<Option<Bytes>, Error> {
+        match find(Reading::Inline, &snapshot, key) {
+            Err(Failure::NotInMemory) => self.wait_for_disk(shared, snapshot, key.clone()).await,
+            found => found.map_err(|failure| report(shared, failure)),
+        }
+    }
+
+    async fn wait_for_disk(
+        &self,
+        shared: &Arc<Shared>,
+        snapshot: Arc<Snapshot>,
+        key: Bytes,
+    ) -> Result<Option<Bytes>, Error> {
+        let _place = Waiting::new(&self.waiting)?;
+        let read = async {
+            let permit = self.places.clone().acquire_owned().await.map_err(|_| closed())?;
+            let shared = shared.clone();
+            let read = tokio::task::spawn_blocking(move || {
+                // Given back when the read ends, also when its caller is long gone.
+                let _permit = permit;
+                find(Reading::Waiting, &snapshot, &key).map_err(|failure| report(&shared, failure))
+            });
+            read.await.unwrap_or_else(|_| Err(closed()))
+        };
+        tokio::time::timeout(PATIENCE, read).await.unwrap_or(Err(Error::Timeout(PATIENCE)))
+    }
+}
+
+/// Counts one of those who wait, as long as it lives.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Result<Self, Error> {
+        let waiting = Self(count);
+        match count.fetch_add(1, Ordering::Relaxed) {
+            before if before >= READERS + WAITING => Err(Error::Busy(READERS + WAITING)),
+            _ => Ok(waiting),
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn find(who: Reading, snapshot: &Snapshot, key: &[u8]) -> Result<Option<Bytes>, Failure> {
+    let look_up = || match snapshot.get(key).map_err(Failure::Redb)? {
+        None => Ok(None),
+        Some(stored) => match value::verified(key, stored.value()) {
+            Some(value) => Ok(Some(Bytes::copy_from_slice(value))),
+            None => Err(Failure::Damaged("the value does not match its checksum".into())),
+        },
+    };
+    // redb asserts what it believes of its pages. A look-up that trips over damage must not take the caller's task with
+    // it.
+    reading(who, || panics::caught(look_up)).unwrap_or_else(|panic| Err(stopped(panic)))
+}
+
+/// Reads one key without a runtime, waiting for the disk.
+#[cfg(test)]
+pub(super) fn find_waiting(shared: &Shared, snapshot: &Snapshot, key: &[u8]) -> Result<Option<Bytes>, Error> {
+    find(Reading::Waiting, snapshot, key).map_err(|failure| report(shared, failure))
+}
+
+fn stopped(panic: Box<dyn Any + Send>) -> Failure {
+    match panic.downcast::<ReadStopped>() {
+        Ok(stopped) if stopped.error.kind() == ErrorKind::WouldBlock => Failure::NotInMemory,
+        Ok(stopped) => Failure::Read(*stopped),
+        Err(panic) => Failure::Damaged(panics::text(&*panic)),
+    }
+}
+
+/// The caller's error. A read that fails shows until what failed can be read again.
+fn report(shared: &Shared, failure: Failure) -> Error {
+    let path = shared.path.display();
+    match failure {
+        Failure::NotInMemory => Error::Busy(READERS),
+        Failure::Read(ReadStopped { error, offset, len }) => {
+            let reason = format!("cannot read {path}: {error}");
+            shared.cannot_read((offset, len), reason.clone());
+            Error::Backend(reason)
+        }
+        Failure::Redb(redb::StorageError::DatabaseClosed) => closed(),
+        Failure::Redb(redb::StorageError::Corrupted(reason)) | Failure::Damaged(reason) => {
+            let reason = format!("{path} is damaged: {reason}");
+            // Whoever asks again and again must not fill the log.
+            if !shared.damage_was_said.swap(true, Ordering::Relaxed) {
+                tracing::error!(
+                    reason,
+                    "A value is not served; stop the agent and see `peerscope check --store` for how much is damaged. \
+                     Further ones are only counted (storage_operation_errors_total)"
+                );
+            }
+            Error::Damaged(reason)
+        }
+        Failure::Redb(error) => Error::Backend(format!("cannot read {path}: {error}")),
+    }
+}

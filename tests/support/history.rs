@@ -1,0 +1,170 @@
+//! What clients of a register saw, and whether one register can explain it.
+//!
+//! Every value is written once, so that a read tells which write it saw; then linearizability can be decided in one pass
+//! (Gibbons and Korach, "Testing Shared Memories", SIAM Journal on Computing 26, 1997). A write and the reads of its value
+//! are a *cluster*. From the first end to the last begin in it, if they are in this order, the register certainly held that
+//! value: two such times must not overlap. And a cluster that had to happen between its last begin and its first end must
+//! not have only such a time of another one to happen in.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+/// One operation, its times in nanoseconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Operation {
+    pub(crate) key: u64,
+    pub(crate) begin: u64,
+    /// By when it was done; `u64::MAX` when there is no telling.
+    pub(crate) end: u64,
+    pub(crate) kind: Kind,
+    pub(crate) value: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Read,
+    Write,
+    /// A write that may never have been done.
+    FailedWrite,
+}
+
+/// When the register held a value, or had to.
+#[derive(Debug, Clone, Copy)]
+struct Cluster {
+    value: u64,
+    write_begins: u64,
+    first_end: u64,
+    last_begin: u64,
+    is_read: bool,
+    is_unknown: bool,
+}
+
+/// Whether each key is linearizable; if not, why.
+pub(crate) fn judge(history: &[Operation]) -> Result<(), String> {
+    let mut keys: HashMap<u64, Vec<&Operation>> = HashMap::new();
+    for operation in history {
+        keys.entry(operation.key).or_default().push(operation);
+    }
+    keys.into_iter().try_for_each(|(key, operations)| {
+        judge_key(&operations).map_err(|why| format!("key {key}: {why}\n{}", write(operations.into_iter().cloned())))
+    })
+}
+
+fn judge_key(operations: &[&Operation]) -> Result<(), String> {
+    let mut clusters: HashMap<u64, Cluster> = HashMap::new();
+    for write in operations.iter().filter(|operation| operation.kind != Kind::Read) {
+        let cluster = Cluster {
+            value: write.value,
+            write_begins: write.begin,
+            first_end: write.end,
+            last_begin: write.begin,
+            is_read: false,
+            is_unknown: write.kind == Kind::FailedWrite,
+        };
+        assert!(clusters.insert(write.value, cluster).is_none(), "{} is written twice", write.value);
+    }
+    for read in operations.iter().filter(|operation| operation.kind == Kind::Read) {
+        let Some(cluster) = clusters.get_mut(&read.value) else {
+            return Err(format!("{} was never written", read.value));
+        };
+        if read.end < cluster.write_begins {
+            return Err(format!("{} was read before it was written", read.value));
+        }
+        cluster.first_end = cluster.first_end.min(read.end);
+        cluster.last_begin = cluster.last_begin.max(read.begin);
+        cluster.is_read = true;
+    }
+    // What nobody knows of and nobody saw may never have happened.
+    let (held, brief): (Vec<_>, Vec<_>) = clusters
+        .into_values()
+        .filter(|cluster| cluster.is_read || !cluster.is_unknown)
+        .partition(|cluster| cluster.first_end < cluster.last_begin);
+    let mut held = held;
+    held.sort_by_key(|cluster| cluster.first_end);
+    for pair in held.windows(2) {
+        if pair[1].first_end < pair[0].last_begin {
+            return Err(format!("{} and {} were both there: {pair:?}", pair[0].value, pair[1].value));
+        }
+    }
+    for cluster in brief {
+        let before = held.partition_point(|held| held.first_end < cluster.last_begin);
+        if let Some(held) = before.checked_sub(1).map(|index| held[index])
+            && cluster.first_end < held.last_begin
+        {
+            return Err(format!("{} was written while {} was there: {cluster:?}, {held:?}", cluster.value, held.value));
+        }
+    }
+    Ok(())
+}
+
+/// A line an operation: key, begin, end (`-` when there is no telling), `w`, `r` or, for a write that failed, `f`; value.
+pub(crate) fn write(history: impl IntoIterator<Item = Operation>) -> String {
+    let mut out = String::new();
+    for Operation { key, begin, end, kind, value } in history {
+        let end = if end == u64::MAX { "-".into() } else { end.to_string() };
+        let kind = match kind {
+            Kind::Read => 'r',
+            Kind::Write => 'w',
+            Kind::FailedWrite => 'f',
+        };
+        let _fits = writeln!(out, "{key} {begin} {end} {kind} {value}");
+    }
+    out
+}
+
+pub(crate) fn read(text: &str) -> Vec<Operation> {
+    let operation = |line: &str| {
+        let mut words = line.split(' ');
+        let mut word = || words.next().unwrap();
+        let number = |word: &str| if word == "-" { u64::MAX } else { word.parse().unwrap() };
+        let (key, begin, end) = (number(word()), number(word()), number(word()));
+        let kind = match word() {
+            "r" => Kind::Read,
+            "w" => Kind::Write,
+            _ => Kind::FailedWrite,
+        };
+        Operation { key, begin, end, kind, value: number(word()) }
+    };
+    text.lines().map(operation).collect()
+}
+
+mod tests {
+    use super::{judge, read, write};
+
+    #[test]
+    fn what_one_register_can_explain() {
+        for history in [
+            "",
+            "0 1 2 w 1\n0 3 4 r 1\n0 5 6 w 2\n0 7 8 r 2\n",
+            // While it is being written, the old value or the new one.
+            "0 1 2 w 1\n0 3 9 w 2\n0 4 5 r 1\n0 6 7 r 2\n",
+            // Two at once, in either order.
+            "0 1 9 w 1\n0 1 9 w 2\n0 10 11 r 1\n",
+            // Nobody knows, and it was not done; or it was, late.
+            "0 1 2 w 1\n0 3 - f 2\n0 4 5 r 1\n0 6 7 r 1\n",
+            "0 1 2 w 1\n0 3 - f 2\n0 4 5 r 1\n0 6 7 r 2\n0 8 9 r 2\n",
+            // It was done before something later was, and nobody saw it.
+            "0 1 2 w 1\n0 3 7 f 2\n0 6 7 w 3\n0 8 9 r 3\n",
+            "0 1 2 w 1\n1 1 2 w 9\n0 3 4 r 1\n1 3 4 r 9\n",
+        ] {
+            let operations = read(history);
+            assert_eq!(judge(&operations), Ok(()), "{history}");
+            assert_eq!(write(operations), history);
+        }
+    }
+
+    #[test]
+    fn what_no_register_can_explain() {
+        for (why, history) in [
+            ("the first one came back", "0 1 2 w 1\n0 3 7 f 2\n0 4 5 r 1\n0 6 7 w 3\n0 8 9 r 3\n0 10 11 r 2\n"),
+            ("and went", "0 1 2 w 1\n0 3 - f 2\n0 6 7 w 3\n0 8 9 r 3\n0 10 11 r 2\n0 12 13 r 3\n"),
+            ("a retry undid another writer's", "0 1 20 w 1\n0 2 3 r 1\n0 4 5 w 2\n0 6 7 r 2\n0 8 9 r 1\n"),
+            ("what was acknowledged is gone", "0 1 2 w 1\n0 3 4 w 2\n0 5 6 r 1\n"),
+            ("seen, and then not", "0 1 2 w 1\n0 3 9 w 2\n0 4 5 r 2\n0 6 7 r 1\n"),
+            ("from nowhere", "0 1 2 w 1\n0 3 4 r 7\n"),
+            ("before its time", "0 1 2 r 1\n0 3 4 w 1\n"),
+        ] {
+            assert!(judge(&read(history)).is_err(), "{why}");
+        }
+    }
+}
