@@ -27,13 +27,15 @@
 //! A write whose answer is lost may have been carried out. It is not sent again: between the two, somebody else may have
 //! written and been acknowledged, and somebody may have read the first. And it may still be on its way; before a new
 //! connection to a single server is used, the server has ended the old one (`fence.rs`). So what failed has happened or
-//! never will, as soon as something later is acknowledged. In a cluster neither holds: its client sends a write again
-//! when a connection breaks.
+//! never will, as soon as something later is acknowledged. In a cluster it is not sent again either (`node.rs`), but
+//! what was on its way when a connection was given up may still be done: redis-rs's cluster client makes the connections
+//! to the nodes and lets nobody see which one replaces which.
 
 mod backoff;
 mod connection;
 mod failure;
 mod fence;
+mod node;
 mod reads;
 mod supervisor;
 
@@ -49,7 +51,7 @@ use tokio::task::AbortHandle;
 use self::backoff::{RETRY_CAPS, retry_wait};
 use self::connection::Connector;
 use self::failure::{Failure, Kind};
-use self::reads::Reads;
+use self::reads::{Reads, Way};
 use self::supervisor::{Link, Shared, Supervisor};
 use super::{Error, OpenError, RedisConfig};
 use crate::metrics::labels::Component;
@@ -275,9 +277,10 @@ impl RedisStorageBackend {
             Link::Closed => return Err(Attempted { on: None, failure: Failure::new(Kind::Lost, CLOSED) }),
         };
         let sent = Instant::now();
-        let answer = match (effect, self.connector.client()) {
-            (Effect::Reads, Some(client)) if alone => self.reads.alone(client, self.timeout, command).await,
-            (Effect::Reads, Some(client)) => self.reads.together(client, self.timeout, command).await,
+        let way = self.connector.client().map(|client| Way { client, generation, timeout: self.timeout });
+        let answer = match (effect, way) {
+            (Effect::Reads, Some(way)) if alone => self.reads.alone(way, command).await,
+            (Effect::Reads, Some(way)) => self.reads.together(way, command).await,
             _ => {
                 let answer = connection.send(command).await;
                 if answer.is_ok() {

@@ -208,7 +208,8 @@ fn a_start_on_a_disk_that_hangs_is_a_start_in_the_light() {
         // An opening writes, so that it waits for the disk.
         let frozen = disk.freeze();
         let began = Instant::now();
-        agent.restart();
+        agent.spawn();
+        agent.await_ready();
         await_problem(&agent, Duration::from_secs(1), "the store is being opened");
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
         for (method, body) in [("GET", &b""[..]), ("PUT", b"two"), ("DELETE", b"")] {
@@ -225,7 +226,8 @@ fn a_start_on_a_disk_that_hangs_is_a_start_in_the_light() {
 
         // And this time somebody gives up waiting.
         let frozen = disk.freeze();
-        agent.restart();
+        agent.spawn();
+        agent.await_ready();
         await_problem(&agent, Duration::from_secs(1), "the store is being opened");
         let began = Instant::now();
         agent.signal(Signal::TERM);

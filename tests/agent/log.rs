@@ -21,6 +21,7 @@ fn logging_to(out: &str) -> TestAgent {
     agent = agent.on_metrics_port(port).flag("--log-level").flag("info,libp2p_swarm=debug,libp2p_tcp=debug");
     agent.spawn();
     eventually("the agent is up", || is_up(&agent));
+    agent.await_store();
     agent
 }
 

@@ -90,10 +90,9 @@ fn without_any_configuration_the_agent_runs_and_can_be_scraped() {
     assert_eq!(std::fs::read_dir(home.path().join("cwd")).unwrap().count(), 0, "nothing where it was started");
 
     assert_eq!(get("/live").unwrap().status, 200);
-    assert_eq!(
-        get("/ready").unwrap().text(),
-        "ready\nstorage: ready\nnetwork: ready\nmetrics: ready\nruntime: ready\n"
-    );
+    eventually("it is ready", || {
+        get("/ready").unwrap().text() == "ready\nstorage: ready\nnetwork: ready\nmetrics: ready\nruntime: ready\n"
+    });
     assert!(get("/").unwrap().text().contains(&peer_id));
     stop(process);
 

@@ -64,8 +64,9 @@ fn the_endpoint_answers_and_its_gauges_are_true() {
     std::thread::sleep(Duration::from_millis(1100));
     first.scrape();
     let (used, started) = (cpu_seconds(first.pid()), Instant::now());
+    // Work that waits for no disk: on a slow one an agent that only puts is idle.
     while started.elapsed() < Duration::from_millis(1500) {
-        assert_eq!(first.control("PUT", "/v1/keys/busy", b"work").unwrap().status, 204);
+        assert_eq!(first.control("GET", "/v1/status", b"").unwrap().status, 200);
     }
     let percent = value(&first.scrape(), "process_cpu_usage", &[]);
     let expected = (cpu_seconds(first.pid()) - used) / started.elapsed().as_secs_f64() * 100.0;

@@ -1,5 +1,7 @@
 //! Redis Cluster: three real nodes.
 
+use std::time::Duration;
+
 use peerscope::storage::{Error, RedisConfig};
 
 use super::contract;
@@ -122,4 +124,47 @@ async fn a_whole_cluster_that_restarts_comes_back_by_itself() {
     rig.storage.put(key("k"), key("v")).await.unwrap();
     #[cfg(feature = "metrics-prometheus")]
     assert!(rig.counter("storage_redis_reconnects_total") >= 1.0);
+}
+
+/// A put on a node that does not answer, or whose connection breaks, may have been done. The cluster client sent it again,
+/// and undid what somebody else had written meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_put_that_may_have_been_done_is_not_sent_again() {
+    let nodes = start_cluster();
+    let timeout = Duration::from_millis(500);
+    let rig = Rig::open(RedisConfig { timeout, ..config(&seeds(&nodes)) }).await.ready().await;
+    let (node, _) = owner(&nodes, "peerscope:k");
+    for breaks in [true, false] {
+        rig.storage.put(key("k"), key("old")).await.unwrap();
+        let before = sets(node);
+        let () = node.command(&["CLIENT", "PAUSE", "60000", "WRITE"]);
+        let putting = tokio::spawn({
+            let storage = rig.storage.clone();
+            async move { storage.put(key("k"), key("first")).await }
+        });
+        eventually("it waits", || {
+            let list: String = node.command(&["CLIENT", "LIST", "TYPE", "normal"]);
+            list.lines().any(|line| line.contains(" cmd=set"))
+        })
+        .await;
+        if breaks {
+            let () = node.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+        }
+        let failed = putting.await.unwrap().unwrap_err();
+        assert_eq!(matches!(failed, Error::Timeout(_)), !breaks, "{failed}");
+        let () = node.command(&["CLIENT", "UNPAUSE"]);
+        eventually("all is well", || rig.health.is_ready()).await;
+        // What comes now is behind whatever was sent.
+        while rig.storage.get(&key("k")).await.is_err() {}
+        let sent = sets(node) - before;
+        // The server closed the connection before it was done, or did it once it could.
+        assert!(sent <= u64::from(!breaks), "{sent} times, after {failed}");
+    }
+}
+
+/// How many `SET`s a node has carried out.
+fn sets(node: &RedisServer) -> u64 {
+    let statistics: String = node.command(&["INFO", "commandstats"]);
+    let line = statistics.lines().find_map(|line| line.strip_prefix("cmdstat_set:calls=")).unwrap_or("0,");
+    line.split(',').next().unwrap().parse().unwrap()
 }

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use super::redis::{Rig, config};
 use crate::support::history::{self, Kind, Operation};
 use crate::support::proxy::Proxy;
-use crate::support::redis::{RedisServer, eventually};
+use crate::support::redis::{RedisServer, eventually, start_cluster_with};
 
 const SECONDS: u64 = 20;
 const KEYS: u64 = 2;
@@ -101,18 +101,33 @@ async fn disturb(server: &mut RedisServer, proxies: &[Proxy]) {
     tokio::time::sleep(Duration::from_millis(rand::random_range(50..500))).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_clients_see_is_what_one_register_can_explain() {
-    let seconds = std::env::var("HISTORY_SECONDS").map_or(SECONDS, |seconds| seconds.parse().unwrap());
-    // What was acknowledged outlasts the process.
-    let mut server = RedisServer::start(&["--appendonly", "yes", "--appendfsync", "always"]);
-    let (mut proxies, mut rigs) = (Vec::new(), Vec::new());
-    for _ in 0..2 {
-        let proxy = Proxy::to(server.port);
-        let timeout = Duration::from_millis(200);
-        rigs.push(Rig::open(RedisConfig { timeout, ..config(&[proxy.url()]) }).await.ready().await);
-        proxies.push(proxy);
+/// The same of a node of a cluster, without anything on the way that keeps what was sent.
+async fn disturb_node(node: &mut RedisServer) {
+    match rand::random_range(0..10) {
+        0..4 => {
+            node.freeze();
+            tokio::time::sleep(Duration::from_millis(rand::random_range(100..900))).await;
+            node.thaw();
+        }
+        4..8 => drop(node.command::<redis::Value>(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"])),
+        _ => {
+            node.kill();
+            node.restart();
+        }
     }
+    tokio::time::sleep(Duration::from_millis(rand::random_range(50..500))).await;
+}
+
+fn seconds() -> u64 {
+    std::env::var("HISTORY_SECONDS").map_or(SECONDS, |seconds| seconds.parse().unwrap())
+}
+
+/// What outlasts the process.
+const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
+const TIMEOUT: Duration = Duration::from_millis(200);
+
+/// What the clients of these agents see while things go wrong.
+async fn history(rigs: &[Rig], mut disturb: impl AsyncFnMut()) -> Vec<Operation> {
     let (next_value, stop) = (AtomicU64::new(1), AtomicBool::new(false));
     let run = Arc::new(Run { began: Instant::now(), next_value, stop });
     let mut seen = Vec::new();
@@ -123,16 +138,16 @@ async fn what_clients_see_is_what_one_register_can_explain() {
         seen.push(Operation { key, begin, end: run.now(), kind: Kind::Write, value });
     }
     let mut clients = JoinSet::new();
-    for rig in &rigs {
+    for rig in rigs {
         let agent = Arc::<Agent>::default();
         for _ in 0..CLIENTS {
             clients.spawn(Arc::clone(&run).client(rig.storage.clone(), Arc::clone(&agent)));
         }
     }
-    while run.began.elapsed() < Duration::from_secs(seconds) {
-        disturb(&mut server, &proxies).await;
+    while run.began.elapsed() < Duration::from_secs(seconds()) {
+        disturb().await;
     }
-    for rig in &rigs {
+    for rig in rigs {
         eventually("all is well", || rig.health.is_ready()).await;
     }
     run.stop.store(true, Ordering::Relaxed);
@@ -140,10 +155,118 @@ async fn what_clients_see_is_what_one_register_can_explain() {
     seen.sort_by_key(|operation| operation.begin);
     let unknown = seen.iter().filter(|operation| operation.kind == Kind::FailedWrite).count();
     assert!(seen.len() > 500 && unknown > 0, "{} operations, {unknown} of them unknown", seen.len());
-    eprintln!("{} operations in {seconds} s, {unknown} of unknown outcome", seen.len());
+    eprintln!("{} operations in {} s, {unknown} of unknown outcome", seen.len(), seconds());
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_clients_see_is_what_one_register_can_explain() {
+    let mut server = RedisServer::start(&DURABLE);
+    let (mut proxies, mut rigs) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        let proxy = Proxy::to(server.port);
+        rigs.push(Rig::open(RedisConfig { timeout: TIMEOUT, ..config(&[proxy.url()]) }).await.ready().await);
+        proxies.push(proxy);
+    }
+    let seen = history(&rigs, async || disturb(&mut server, &proxies).await).await;
     if let Err(why) = history::judge(&seen) {
         panic!("{why}");
     }
+}
+
+/// In a cluster what failed may be done at any time later; but once, and what was acknowledged stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_clients_of_a_cluster_see_is_what_one_register_can_explain() {
+    let mut nodes = start_cluster_with(&DURABLE);
+    let seeds: Vec<_> = nodes.iter().map(RedisServer::url).collect();
+    let mut rigs = Vec::new();
+    for _ in 0..2 {
+        rigs.push(Rig::open(RedisConfig { timeout: TIMEOUT, ..config(&seeds) }).await.ready().await);
+    }
+    let mut seen = history(&rigs, async || {
+        let node = rand::random_range(0..nodes.len());
+        disturb_node(&mut nodes[node]).await;
+    })
+    .await;
+    for failed in seen.iter_mut().filter(|operation| operation.kind == Kind::FailedWrite) {
+        failed.end = u64::MAX;
+    }
+    if let Err(why) = history::judge(&seen) {
+        panic!("{why}");
+    }
+}
+
+/// A replica is promoted while agents write, and their name leads to it. What it had not received is lost, and counted
+/// here; what it had is not, nor is anything that is acknowledged afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promotion_loses_what_the_replica_had_not_received() {
+    let mut primary = RedisServer::start(&["--repl-diskless-sync-delay", "0"]);
+    let mut replica = RedisServer::start(&["--repl-diskless-sync-delay", "0"]);
+    let proxy = Proxy::to(primary.port);
+    let rig = Rig::open(RedisConfig { timeout: TIMEOUT, ..config(&[proxy.url()]) }).await.ready().await;
+    let (mut acknowledged, mut lost, mut promotions) = (0, 0, 0);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(seconds() / 2) {
+        let () = replica.command(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
+        eventually("it follows", || {
+            let info: String = replica.command(&["INFO", "replication"]);
+            info.contains("master_link_status:up")
+        })
+        .await;
+        let kept = format!("kept-{promotions}");
+        rig.storage.put(Bytes::from(kept.clone()), Bytes::from("yes")).await.unwrap();
+        let raw = format!("peerscope:{kept}");
+        eventually("the replica has it", || replica.command::<Option<String>>(&["GET", &raw]).is_some()).await;
+
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut writers = JoinSet::new();
+        for writer in 0..CLIENTS {
+            let (storage, stop) = (rig.storage.clone(), Arc::clone(&stop));
+            writers.spawn(async move {
+                let mut counted = 0_u64;
+                for value in 1_u64.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let name = Bytes::from(format!("count-{promotions}-{writer}"));
+                    if storage.put(name, Bytes::from(value.to_string())).await.is_ok() {
+                        counted = value;
+                    }
+                }
+                counted
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(rand::random_range(50..300))).await;
+        // It lags when the primary is lost.
+        replica.freeze();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        primary.freeze();
+        stop.store(true, Ordering::Relaxed);
+        let counts = writers.join_all().await;
+        replica.thaw();
+        let () = replica.command(&["REPLICAOF", "NO", "ONE"]);
+        proxy.lead_to(replica.port);
+        let after = format!("after-{promotions}");
+        while rig.storage.put(Bytes::from(after.clone()), Bytes::from("yes")).await.is_err() {}
+        // The old one comes back, believes itself the primary, and has what still arrived there. Nobody reads from it.
+        primary.thaw();
+        for (writer, counted) in counts.into_iter().enumerate() {
+            let name = Bytes::from(format!("count-{promotions}-{writer}"));
+            let found = rig.storage.get(&name).await.unwrap();
+            let found = found.map_or(0, |value| std::str::from_utf8(&value).unwrap().parse::<u64>().unwrap());
+            acknowledged += counted;
+            lost += counted.saturating_sub(found);
+        }
+        std::mem::swap(&mut primary, &mut replica);
+        let () = replica.command(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
+        for name in [kept, after] {
+            let found = rig.storage.get(&Bytes::from(name.clone())).await.unwrap();
+            assert_eq!(found, Some(Bytes::from("yes")), "{name}");
+        }
+        promotions += 1;
+    }
+    assert!(promotions > 1 && acknowledged > 0);
+    eprintln!("{promotions} promotions, {lost} of {acknowledged} acknowledged puts lost with the old primary");
 }
 
 /// What agents did that did not end the connections they had given up, or sent again what may have been done.

@@ -143,10 +143,20 @@ impl TestAgent {
         self
     }
 
-    /// Starts the process (again), on the ports that it had, and waits until it says that it is ready.
+    /// Starts the process (again), on the ports that it had, and waits until it says that it is ready and has opened its
+    /// store. The first comes without the second where a sync takes long, as on some machines all of them do.
     pub(crate) fn restart(&mut self) {
         self.spawn();
         self.await_ready();
+        self.await_store();
+    }
+
+    /// Waits until an agent that can be asked has opened its store.
+    pub(crate) fn await_store(&self) {
+        eventually("the store is open", || {
+            let status = self.control("GET", "/v1/status", b"").unwrap();
+            !status.text().contains("the store is being opened")
+        });
     }
 
     /// Starts the process without waiting for it.

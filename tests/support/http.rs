@@ -26,16 +26,12 @@ impl Reply {
     }
 }
 
-/// Sends a request's head, which announces a body of `length` bytes.
-pub(crate) fn send_head(stream: &mut impl Write, method: &str, target: &str, length: usize) -> io::Result<()> {
-    let head = format!("{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n");
-    stream.write_all(head.as_bytes())
-}
-
 /// Sends a whole request and reads the answer.
 pub(crate) fn exchange(stream: impl Read + Write, method: &str, target: &str, body: &[u8]) -> io::Result<Reply> {
     let mut stream = stream;
-    send_head(&mut stream, method, target, body.len())?;
+    let length = body.len();
+    let head = format!("{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes())?;
     stream.write_all(body)?;
     read_reply(stream)
 }

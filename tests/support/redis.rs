@@ -39,9 +39,10 @@ impl RedisServer {
     }
 
     /// Starts a node of a cluster that knows no other node yet.
-    pub(crate) fn start_cluster_node() -> Self {
+    fn start_cluster_node(arguments: &[&str]) -> Self {
         let bus = free_port().to_string();
-        Self::start(&["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "1500"])
+        let cluster = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "1500"];
+        Self::start(&[&cluster, arguments].concat())
     }
 
     /// Starts the process (again) on the same port and directory, and waits until it serves.
@@ -148,7 +149,12 @@ impl Drop for RedisServer {
 
 /// Starts three nodes, shares the slots out among them, and waits until each says that the cluster works.
 pub(crate) fn start_cluster() -> Vec<RedisServer> {
-    let nodes: Vec<_> = (0..3).map(|_| RedisServer::start_cluster_node()).collect();
+    start_cluster_with(&[])
+}
+
+/// Each node with these arguments.
+pub(crate) fn start_cluster_with(arguments: &[&str]) -> Vec<RedisServer> {
+    let nodes: Vec<_> = (0..3).map(|_| RedisServer::start_cluster_node(arguments)).collect();
     let slots = [("0", "5460"), ("5461", "10922"), ("10923", "16383")];
     for (index, (node, (from, to))) in nodes.iter().zip(slots).enumerate() {
         let () = node.command(&["CLUSTER", "ADDSLOTSRANGE", from, to]);

@@ -12,6 +12,7 @@ use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, 
 use super::super::{OpenError, RedisConfig};
 use super::failure::{Classifier, Failure, Kind};
 use super::fence::ServerSide;
+use super::node::NodeConnection;
 
 /// How often the cluster client may follow a redirection or go on to another node within one attempt.
 /// Two suffice for MOVED and then ASK; the third is for a node that has just gone.
@@ -45,7 +46,7 @@ impl std::fmt::Debug for Target {
 #[derive(Clone)]
 pub(super) enum Connection {
     Single(MultiplexedConnection),
-    Cluster(ClusterConnection),
+    Cluster(ClusterConnection<NodeConnection>),
 }
 
 /// A connection that serves requests.
@@ -109,7 +110,7 @@ impl Connector {
                 Target::Single(client) => {
                     client.get_multiplexed_async_connection_with_config(&config(timeout)).await.map(Connection::Single)
                 }
-                Target::Cluster(client) => client.get_async_connection().await.map(Connection::Cluster),
+                Target::Cluster(client) => client.get_async_generic_connection().await.map(Connection::Cluster),
             }
         };
         // A cluster is reached in three steps, each with its own timeout: seeds, slots, nodes. This
@@ -283,7 +284,7 @@ fn judge(error: &redis::RedisError, classifier: &Classifier) -> Verdict {
 
 /// A cluster is healthy when every master answers and the cluster itself says that it is. It is broken
 /// when no node at all answers; between the two, the operations on the living nodes go on.
-async fn probe_cluster(connection: &mut ClusterConnection, classifier: &Classifier) -> Verdict {
+async fn probe_cluster(connection: &mut ClusterConnection<NodeConnection>, classifier: &Classifier) -> Verdict {
     let masters = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, Some(ResponsePolicy::AllSucceeded)));
     let any = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
     let answer = connection.route_command(redis::cmd("PING"), masters).await.and_then(Value::extract_error);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use super::super::Error;
+use super::node::TIMED_OUT;
 
 /// What one failed attempt means for the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +77,9 @@ impl Classifier {
     fn read(&self, error: &RedisError) -> (Kind, String) {
         match error.kind() {
             ErrorKind::Io if error.is_timeout() => (Kind::Timeout, format!("no answer within {:?}", self.timeout)),
+            ErrorKind::Client if error.detail() == Some(TIMED_OUT) => {
+                (Kind::Timeout, format!("no answer within {:?}", self.timeout))
+            }
             // The cluster client folds the error of its last seed into one of its own kind `Io`.
             ErrorKind::Io if error.detail().is_some_and(|detail| detail.contains(AUTH_FAILED)) => {
                 (Kind::Refused, BAD_CREDENTIALS.into())

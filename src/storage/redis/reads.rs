@@ -3,6 +3,9 @@
 //! Redis closes a connection whose answers are more than `client-output-buffer-limit` allows. One such value, asked for
 //! on the connection that all share, would take everybody's answers with it. So reads share one connection and writes
 //! another one; and a read whose connection broke is tried again where it is alone.
+//!
+//! When the connection for writes is replaced, so are these: behind the same name there may be another server by then, and
+//! the old one may live on with what was there before.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -12,57 +15,71 @@ use redis::{Client, Cmd, RedisResult, Value};
 
 use super::connection::{ask, config};
 
-/// A connection that is made when it is needed, and again when it broke.
+/// A connection that is made when it is needed, and again when it broke or is of another time.
 #[derive(Default)]
-pub(super) struct OnDemand {
+struct OnDemand {
     // A std lock: never held across an await.
-    current: Mutex<(u64, Option<MultiplexedConnection>)>,
-    /// Whoever has it connects; the others wait for that.
-    connecting: tokio::sync::Mutex<()>,
+    current: Mutex<Option<Made>>,
+    /// The number of the last one. Whoever has it connects; the others wait for that.
+    connecting: tokio::sync::Mutex<u64>,
+}
+
+#[derive(Clone)]
+struct Made {
+    /// Of the connection for writes that it goes with.
+    generation: u64,
+    /// Tells it from the next one.
+    number: u64,
+    connection: MultiplexedConnection,
+}
+
+/// Where a read goes, and for how long anything of it is waited for.
+#[derive(Clone, Copy)]
+pub(super) struct Way<'a> {
+    pub(super) client: &'a Client,
+    /// Of the connection for writes.
+    pub(super) generation: u64,
+    pub(super) timeout: Duration,
 }
 
 impl OnDemand {
-    /// Sends `command` and waits for its answer; `timeout` is for each of connecting and that.
-    pub(super) async fn send(&self, client: &Client, timeout: Duration, command: &Cmd) -> RedisResult<Value> {
-        let (number, mut connection) = match self.current() {
-            Some(current) => current,
-            None => {
-                tokio::time::timeout(timeout, self.connect(client, timeout)).await.map_err(std::io::Error::from)??
-            }
+    /// Sends `command` and waits for its answer; the timeout is for each of connecting and that.
+    async fn send(&self, way: Way<'_>, command: &Cmd) -> RedisResult<Value> {
+        let mut made = match self.current(way.generation) {
+            Some(made) => made,
+            None => tokio::time::timeout(way.timeout, self.connect(way)).await.map_err(std::io::Error::from)??,
         };
-        let answer = ask(&mut connection, command).await;
+        let answer = ask(&mut made.connection, command).await;
         if answer.as_ref().is_err_and(|error| error.is_io_error()) {
-            self.give_up(number);
+            self.give_up(made.number);
         }
         answer
     }
 
-    fn current(&self) -> Option<(u64, MultiplexedConnection)> {
+    fn current(&self, generation: u64) -> Option<Made> {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        current.1.clone().map(|connection| (current.0, connection))
+        current.clone().filter(|made| made.generation >= generation)
     }
 
-    async fn connect(&self, client: &Client, timeout: Duration) -> RedisResult<(u64, MultiplexedConnection)> {
-        let _connecting = self.connecting.lock().await;
-        if let Some(current) = self.current() {
+    async fn connect(&self, way: Way<'_>) -> RedisResult<Made> {
+        let mut last = self.connecting.lock().await;
+        if let Some(current) = self.current(way.generation) {
             return Ok(current);
         }
-        let connection = client.get_multiplexed_async_connection_with_config(&config(timeout)).await?;
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        *current = (current.0 + 1, Some(connection.clone()));
-        Ok((current.0, connection))
+        let connection = way.client.get_multiplexed_async_connection_with_config(&config(way.timeout)).await?;
+        *last += 1;
+        let made = Made { generation: way.generation, number: *last, connection };
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(made.clone());
+        Ok(made)
     }
 
     fn give_up(&self, number: u64) {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.0 == number {
-            current.1 = None;
-        }
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).take_if(|made| made.number == number);
     }
 
     /// Disconnects, when nobody waits for an answer any more.
-    pub(super) fn close(&self) {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner).1 = None;
+    fn close(&self) {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 
@@ -77,14 +94,14 @@ pub(super) struct Reads {
 
 impl Reads {
     /// Reads together with others.
-    pub(super) async fn together(&self, client: &Client, timeout: Duration, command: &Cmd) -> RedisResult<Value> {
-        self.shared.send(client, timeout, command).await
+    pub(super) async fn together(&self, way: Way<'_>, command: &Cmd) -> RedisResult<Value> {
+        self.shared.send(way, command).await
     }
 
-    /// Reads with nobody else on the connection. The wait for that is bounded by `timeout` as well.
-    pub(super) async fn alone(&self, client: &Client, timeout: Duration, command: &Cmd) -> RedisResult<Value> {
-        let _turn = tokio::time::timeout(timeout, self.turn.lock()).await.map_err(std::io::Error::from)?;
-        self.alone.send(client, timeout, command).await
+    /// Reads with nobody else on the connection. The wait for that is bounded by the timeout as well.
+    pub(super) async fn alone(&self, way: Way<'_>, command: &Cmd) -> RedisResult<Value> {
+        let _turn = tokio::time::timeout(way.timeout, self.turn.lock()).await.map_err(std::io::Error::from)?;
+        self.alone.send(way, command).await
     }
 
     pub(super) fn close(&self) {
