@@ -132,10 +132,16 @@ async fn history(rigs: &[Rig], mut disturb: impl AsyncFnMut()) -> Vec<Operation>
     let run = Arc::new(Run { began: Instant::now(), next_value, stop });
     let mut seen = Vec::new();
     for key in 0..KEYS {
-        let (begin, value) = (run.now(), run.next_value.fetch_add(1, Ordering::Relaxed));
         let name = Bytes::from(format!("register-{key}"));
-        rigs[0].storage.put(name, Bytes::from(value.to_string())).await.unwrap();
-        seen.push(Operation { key, begin, end: run.now(), kind: Kind::Write, value });
+        loop {
+            let (begin, value) = (run.now(), run.next_value.fetch_add(1, Ordering::Relaxed));
+            let done = rigs[0].storage.put(name.clone(), Bytes::from(value.to_string())).await.is_ok();
+            let (end, kind) = if done { (run.now(), Kind::Write) } else { (u64::MAX, Kind::FailedWrite) };
+            seen.push(Operation { key, begin, end, kind, value });
+            if done {
+                break;
+            }
+        }
     }
     let mut clients = JoinSet::new();
     for rig in rigs {
@@ -155,8 +161,12 @@ async fn history(rigs: &[Rig], mut disturb: impl AsyncFnMut()) -> Vec<Operation>
     seen.sort_by_key(|operation| operation.begin);
     let unknown = seen.iter().filter(|operation| operation.kind == Kind::FailedWrite).count();
     assert!(seen.len() > 500 && unknown > 0, "{} operations, {unknown} of them unknown", seen.len());
-    eprintln!("{} operations in {} s, {unknown} of unknown outcome", seen.len(), seconds());
     seen
+}
+
+fn summary(seen: &[Operation]) -> String {
+    let unknown = seen.iter().filter(|operation| operation.kind == Kind::FailedWrite).count();
+    format!("{} operations in {} s, {unknown} of unknown outcome", seen.len(), seconds())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -169,6 +179,7 @@ async fn what_clients_see_is_what_one_register_can_explain() {
         proxies.push(proxy);
     }
     let seen = history(&rigs, async || disturb(&mut server, &proxies).await).await;
+    println!("{}", summary(&seen));
     if let Err(why) = history::judge(&seen) {
         panic!("{why}");
     }
@@ -188,6 +199,7 @@ async fn what_clients_of_a_cluster_see_is_what_one_register_can_explain() {
         disturb_node(&mut nodes[node]).await;
     })
     .await;
+    println!("{}", summary(&seen));
     for failed in seen.iter_mut().filter(|operation| operation.kind == Kind::FailedWrite) {
         failed.end = u64::MAX;
     }
@@ -266,7 +278,7 @@ async fn a_promotion_loses_what_the_replica_had_not_received() {
         promotions += 1;
     }
     assert!(promotions > 1 && acknowledged > 0);
-    eprintln!("{promotions} promotions, {lost} of {acknowledged} acknowledged puts lost with the old primary");
+    println!("{promotions} promotions, {lost} of {acknowledged} acknowledged puts lost with the old primary");
 }
 
 /// What agents did that did not end the connections they had given up, or sent again what may have been done.
