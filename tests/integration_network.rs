@@ -18,6 +18,7 @@ mod network {
     mod connections;
     mod discovery;
     mod fixture;
+    mod hoard;
     mod hostile;
     mod link;
     mod mdns;

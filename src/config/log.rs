@@ -42,7 +42,7 @@ impl LogLevel {
     pub fn filter(&self) -> EnvFilter {
         if ["warn", "info", "debug", "trace"].iter().any(|level| level.eq_ignore_ascii_case(&self.0)) {
             return EnvFilter::builder().parse_lossy(format!(
-                "warn,libp2p_kad=error,libp2p_identify=error,libp2p_yamux=error,libp2p_swarm=error,peerscope={}",
+                "warn,libp2p_kad=error,libp2p_identify=error,yamux=off,libp2p_swarm=error,peerscope={}",
                 self.0
             ));
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use libp2p::allow_block_list::{self, AllowedPeers};
 use libp2p::connection_limits::{self, ConnectionLimits};
+use libp2p::core::ConnectedPoint;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::Boxed;
 use libp2p::core::upgrade::Version;
@@ -14,22 +15,19 @@ use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
     PeerId, StreamProtocol, Swarm, SwarmBuilder, Transport as _, dns, identify, identity, kad, mdns, noise, ping, pnet,
-    tcp, yamux,
+    tcp,
 };
 use rustix::process::{Resource, getrlimit};
 
 use super::addresses::UsualStacks;
 use super::link::{LinkContext, Links};
+use super::muxer::{Budget, Multiplex};
 use super::scrape::{self, ScrapeTable, Scrapes};
-use super::{Config, Error};
+use super::{Config, Error, RequestHandler};
 use crate::metrics::Registry;
 
 /// The name of our own Kademlia network: agents do not join the public one.
 pub(super) const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/peerscope/kad/1");
-
-/// Connections to one peer. More than one, since two peers may dial each other at the same time, and
-/// then each has to keep what the other opened.
-const MAX_CONNECTIONS_PER_PEER: u32 = 4;
 
 /// Handshakes under way in each direction.
 pub(super) const MAX_PENDING: u32 = 256;
@@ -39,9 +37,6 @@ const DIALED_AT_ONCE: NonZeroU8 = NonZeroU8::new(4).unwrap();
 
 /// How long a connection that nobody uses stays open: one to a peer that speaks no link.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Substreams of one connection, all protocols together. Yamux ends a connection that opens more.
-const MAX_STREAMS: usize = 256;
 
 // Those that limit come first: what they deny reaches no other.
 #[derive(NetworkBehaviour)]
@@ -67,8 +62,8 @@ pub(super) fn build(
     #[cfg(not(feature = "metrics-prometheus"))]
     let _ = registry;
     let psk = config.psk_file.as_deref().map(read_psk).transpose()?;
+    let transport = transport(&keypair, psk, Arc::clone(&context.handler), Arc::clone(&context.budget))?;
     let behaviour = Behaviour::new(config, &keypair, context, scrapes)?;
-    let transport = transport(&keypair, psk)?;
     #[cfg(feature = "metrics-prometheus")]
     let transport = libp2p::metrics::BandwidthTransport::new(transport, registry.others_mut())
         .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)));
@@ -91,7 +86,12 @@ pub(super) fn build(
 fn transport(
     keypair: &identity::Keypair,
     psk: Option<pnet::PreSharedKey>,
+    requests: Arc<dyn RequestHandler>,
+    budget: Arc<Budget>,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, Error> {
+    let multiplex = move |peer: &PeerId, _: &ConnectedPoint| Multiplex {
+        budget: (!requests.has_permission(peer)).then_some(budget),
+    };
     let noise = noise::Config::new(keypair).map_err(build_error)?;
     let tcp = || tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
     let open = match psk {
@@ -99,10 +99,10 @@ fn transport(
             .and_then(move |socket, _| pnet::PnetConfig::new(psk).handshake(socket))
             .upgrade(Version::V1Lazy)
             .authenticate(noise)
-            .multiplex(yamux_config())
+            .multiplex_ext(multiplex)
             .boxed(),
         None => {
-            let tcp = tcp().upgrade(Version::V1Lazy).authenticate(noise).multiplex(yamux_config()).boxed();
+            let tcp = tcp().upgrade(Version::V1Lazy).authenticate(noise).multiplex_ext(multiplex).boxed();
             with_quic(tcp, keypair)
         }
     };
@@ -142,15 +142,11 @@ impl Behaviour {
     ) -> Result<Self, Error> {
         let local = keypair.public().to_peer_id();
         let share = Share::of(getrlimit(Resource::Nofile).current, config);
+        // Those that are established are counted by the links, which know whom to prefer.
         let limits = ConnectionLimits::default()
             .with_max_pending_incoming(Some(share.pending))
-            .with_max_pending_outgoing(Some((share.pending / u32::from(DIALED_AT_ONCE.get())).max(1)))
-            .with_max_established_per_peer(Some(MAX_CONNECTIONS_PER_PEER))
-            .with_max_established(Some(share.established));
-        let mut limits = connection_limits::Behaviour::new(limits);
-        for peer in &context.reserved {
-            limits.bypass_peer_id(peer);
-        }
+            .with_max_pending_outgoing(Some((share.pending / u32::from(DIALED_AT_ONCE.get())).max(1)));
+        let limits = connection_limits::Behaviour::new(limits);
         let allowed = config.allow_peers.as_ref().map(|peers| {
             let mut allowed = allow_block_list::Behaviour::<AllowedPeers>::default();
             for peer in peers {
@@ -175,7 +171,7 @@ impl Behaviour {
             limits,
             allowed: allowed.into(),
             scrapes: Scrapes::new(answering, scrapes),
-            links: Links::new(context),
+            links: Links::new(context, share.established as usize),
             identify: identify::Behaviour::new(identify),
             ping: ping::Behaviour::new(ping::Config::new()),
             kad,
@@ -214,12 +210,6 @@ fn kad_config() -> kad::Config {
     if let Some(parallelism) = NonZeroUsize::new(3) {
         config.set_parallelism(parallelism);
     }
-    config
-}
-
-fn yamux_config() -> yamux::Config {
-    let mut config = yamux::Config::default();
-    config.set_max_num_streams(MAX_STREAMS);
     config
 }
 

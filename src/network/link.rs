@@ -10,6 +10,7 @@
 
 mod framed;
 mod handler;
+mod places;
 mod requester;
 mod responder;
 
@@ -30,8 +31,10 @@ use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{mpsc, watch};
 
 use self::handler::{Command, LinkHandler};
+use self::places::{Denied, Places};
 pub(crate) use self::requester::Outgoing;
 use super::RequestHandler;
+use super::muxer::Budget;
 use super::protocol::{FrameError, Introduction, RemoteError};
 use crate::metrics::MetricsCollector;
 use crate::metrics::labels::FailureReason;
@@ -47,6 +50,8 @@ pub(crate) struct LinkContext {
     pub(crate) limits: Limits,
     /// Configured peers, for whom there is always room: strangers cannot shut them out.
     pub(crate) reserved: HashSet<PeerId>,
+    /// What peers without a permission may make this agent hold.
+    pub(crate) budget: Arc<Budget>,
 }
 
 /// The bounds of one link.
@@ -75,8 +80,8 @@ pub(crate) enum LinkError {
     GaveUp(RemoteError),
     #[error("nothing was heard from the peer for {0:?}")]
     Silent(Duration),
-    #[error("the peer took nothing of what waits for it for {0:?}")]
-    NotReading(Duration),
+    #[error("the peer did not take what waits for it in time ({:?}, and more where it is long)", framed::PATIENCE)]
+    NotReading,
     #[error("the peer did not take up the link in time")]
     NotOpened,
 }
@@ -87,9 +92,7 @@ impl LinkError {
         match self {
             Self::Frame(FrameError::TooLarge { .. }) => Some(FailureReason::TooLarge),
             Self::Frame(FrameError::Malformed(_)) => Some(FailureReason::Malformed),
-            Self::Closed | Self::Io(_) | Self::GaveUp(_) | Self::Silent(_) | Self::NotReading(_) | Self::NotOpened => {
-                None
-            }
+            Self::Closed | Self::Io(_) | Self::GaveUp(_) | Self::Silent(_) | Self::NotReading | Self::NotOpened => None,
         }
     }
 }
@@ -196,7 +199,7 @@ pub(crate) struct Links {
     context: Arc<LinkContext>,
     /// The caller's end of each connection's queue, until the link is up.
     queues: HashMap<ConnectionId, mpsc::Sender<Outgoing>>,
-    connections: HashMap<PeerId, HashSet<ConnectionId>>,
+    places: Places,
     /// The requests under way of each peer, over all of its connections, those included whose connection has
     /// gone already.
     in_flight: HashMap<PeerId, Weak<AtomicU32>>,
@@ -205,21 +208,14 @@ pub(crate) struct Links {
     events: VecDeque<ToSwarm<Event, Command>>,
 }
 
-/// Why a connection is refused.
-#[derive(Debug, thiserror::Error)]
-enum Denied {
-    #[error("{0} peers are connected already (network.max_peers)")]
-    TooManyPeers(usize),
-    #[error("this agent is shutting down")]
-    ShuttingDown,
-}
-
 impl Links {
-    pub(crate) fn new(context: Arc<LinkContext>) -> Self {
+    /// With room for so many connections.
+    pub(crate) fn new(context: Arc<LinkContext>, max_connections: usize) -> Self {
+        let places = Places::new(context.limits.max_peers, max_connections, context.reserved.clone());
         Self {
             context,
             queues: HashMap::new(),
-            connections: HashMap::new(),
+            places,
             in_flight: HashMap::new(),
             draining: None,
             events: VecDeque::new(),
@@ -239,12 +235,10 @@ impl Links {
     /// Lets every link finish what it has begun; [`Event::Drained`] follows.
     pub(crate) fn drain(&mut self) {
         let mut all = HashSet::new();
-        for (&peer_id, connections) in &self.connections {
-            for &connection in connections {
-                all.insert(connection);
-                let handler = NotifyHandler::One(connection);
-                self.events.push_back(ToSwarm::NotifyHandler { peer_id, handler, event: Command::Drain });
-            }
+        for (peer_id, connection) in self.places.connections() {
+            all.insert(connection);
+            let handler = NotifyHandler::One(connection);
+            self.events.push_back(ToSwarm::NotifyHandler { peer_id, handler, event: Command::Drain });
         }
         self.draining = Some(all);
         self.report_drained();
@@ -268,11 +262,12 @@ impl Links {
         if self.draining.is_some() {
             return Err(ConnectionDenied::new(Denied::ShuttingDown));
         }
-        let known = self.connections.contains_key(peer) || self.context.reserved.contains(peer);
-        if self.connections.len() >= self.context.limits.max_peers && !known {
-            return Err(ConnectionDenied::new(Denied::TooManyPeers(self.connections.len())));
-        }
-        Ok(())
+        self.places.check(peer).map_err(ConnectionDenied::new)
+    }
+
+    fn forget(&mut self, connection: ConnectionId) {
+        self.queues.remove(&connection);
+        self.places.forget(connection);
     }
 
     fn in_flight(&mut self, peer: PeerId) -> Arc<AtomicU32> {
@@ -290,7 +285,8 @@ impl Links {
     fn handler(&mut self, connection: ConnectionId, peer: PeerId) -> LinkHandler {
         let (sender, queue) = mpsc::channel(self.context.limits.max_in_flight as usize);
         self.queues.insert(connection, sender);
-        LinkHandler::new(peer, connection, queue, self.in_flight(peer), Arc::clone(&self.context))
+        let heard = self.places.prepare(connection);
+        LinkHandler::new(peer, connection, queue, self.in_flight(peer), heard, Arc::clone(&self.context))
     }
 }
 
@@ -324,22 +320,22 @@ impl NetworkBehaviour for Links {
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         match event {
             FromSwarm::ConnectionEstablished(event) => {
-                self.connections.entry(event.peer_id).or_default().insert(event.connection_id);
+                let peer_id = event.peer_id;
+                if let Some(silent) = self.places.take(peer_id, event.connection_id) {
+                    tracing::debug!(peer = %peer_id, connection = %silent, "closed for a newer connection of the same peer");
+                    let connection = CloseConnection::One(silent);
+                    self.events.push_back(ToSwarm::CloseConnection { peer_id, connection });
+                }
             }
             FromSwarm::ConnectionClosed(ConnectionClosed { peer_id, connection_id, .. }) => {
-                if let Some(connections) = self.connections.get_mut(&peer_id) {
-                    connections.remove(&connection_id);
-                    if connections.is_empty() {
-                        self.connections.remove(&peer_id);
-                    }
-                }
+                self.places.give_back(&peer_id, connection_id);
                 self.queues.remove(&connection_id);
                 self.context.table.remove(&peer_id, connection_id);
                 self.drained(connection_id);
             }
             // Another behaviour denied it after this one had made its queue.
-            FromSwarm::DialFailure(event) => drop(self.queues.remove(&event.connection_id)),
-            FromSwarm::ListenFailure(event) => drop(self.queues.remove(&event.connection_id)),
+            FromSwarm::DialFailure(event) => self.forget(event.connection_id),
+            FromSwarm::ListenFailure(event) => self.forget(event.connection_id),
             _ => {}
         }
     }

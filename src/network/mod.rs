@@ -8,6 +8,7 @@ mod behaviour;
 mod config;
 mod event_loop;
 mod link;
+mod muxer;
 mod peers;
 pub mod protocol;
 mod scrape;
@@ -53,6 +54,11 @@ pub trait RequestHandler: Send + Sync + 'static {
 
     /// Makes the page that `peer` asks for. The future is dropped when the peer does not want it any more.
     fn scrape(&self, peer: PeerId, request: ScrapeRequest) -> BoxFuture<'static, ScrapeAnswer>;
+
+    /// Whether any rule allows `peer` anything. What one without may make this agent hold is bounded more tightly.
+    fn has_permission(&self, _: &PeerId) -> bool {
+        false
+    }
 
     /// What is said of this agent to `peer`; `None` for one that may not scrape it.
     fn introduction(&self, _: &PeerId) -> Option<Introduction> {
@@ -273,7 +279,9 @@ impl Network {
         let named = config.allow_peers.iter().flatten().map(|peer| peer.0);
         let reserved =
             config.bootstrap.iter().map(|target| target.peer).chain(named).chain(handler.expected()).collect();
-        let context = link::LinkContext { handler, metrics: metrics.clone(), table: table.clone(), limits, reserved };
+        let budget = Arc::default();
+        let context =
+            link::LinkContext { handler, metrics: metrics.clone(), table: table.clone(), limits, reserved, budget };
         let scrapes = ScrapeTable::default();
         let swarm = behaviour::build(config, keypair, Arc::new(context), scrapes.clone(), registry)?;
         let driver = Driver::bind(swarm, config, queue, metrics.clone(), registry, health).await?;

@@ -399,6 +399,11 @@ impl FrameReader {
         self.end = (self.end + len).min(self.buffer.len());
     }
 
+    /// How much memory it takes, in bytes.
+    pub(crate) fn held(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Gives memory back when nothing is waiting: called when the link falls idle.
     pub fn release(&mut self) {
         if self.start == self.end && self.buffer.len() > Self::IDLE_ROOM {

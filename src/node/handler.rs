@@ -77,6 +77,11 @@ impl Access {
             MessageType::Ping => true,
         }
     }
+
+    fn has_permission(&self, peer: &PeerId) -> bool {
+        let Allowed { get, put, delete, scrape } = self.peers.get(peer).unwrap_or(&self.anyone);
+        *get || *put || *delete || *scrape
+    }
 }
 
 /// Answers peers from the store, as far as the access rules let them.
@@ -121,6 +126,10 @@ impl Handler {
 }
 
 impl RequestHandler for Handler {
+    fn has_permission(&self, peer: &PeerId) -> bool {
+        self.access.has_permission(peer)
+    }
+
     fn handle(&self, peer: PeerId, request: Request) -> BoxFuture<'static, Answer> {
         let kind = request.message_type();
         let receipt = Receipt::begin(self.metrics.clone(), kind);

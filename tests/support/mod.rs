@@ -12,6 +12,7 @@ pub(crate) mod nat;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod raw_peer;
+pub(crate) mod raw_yamux;
 pub(crate) mod redis;
 #[cfg(feature = "metrics-prometheus")]
 pub(crate) mod scraper;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
+use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, StreamExt as _};
 use libp2p::core::muxing::{StreamMuxerBox, StreamMuxerExt as _, SubstreamBox};
 use libp2p::core::transport::{Boxed, DialOpts, PortUse, TransportEvent};
 use libp2p::core::upgrade::Version;
@@ -296,7 +296,7 @@ pub(crate) fn request(id: u64, body: Option<RequestBody>) -> RequestFrame {
 const MULTISTREAM: &str = "/multistream/1.0.0";
 
 /// The dialer's half of multistream-select 1.0.
-async fn propose(stream: &mut SubstreamBox, protocol: &str) {
+pub(crate) async fn propose(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), protocol: &str) {
     say(stream, MULTISTREAM).await;
     say(stream, protocol).await;
     assert_eq!(hear(stream).await.as_deref(), Some(MULTISTREAM));
@@ -336,7 +336,7 @@ async fn offered(mut stream: SubstreamBox, protocols: &[&str]) -> Option<Offer> 
     Some(Offer { protocol, stream })
 }
 
-async fn say(stream: &mut SubstreamBox, line: &str) {
+async fn say(stream: &mut (impl AsyncWrite + Unpin), line: &str) {
     // Shorter than 128 bytes: a varint of one byte. An agent that has closed the stream is no news here.
     let mut message = vec![u8::try_from(line.len() + 1).unwrap()];
     message.extend_from_slice(line.as_bytes());
@@ -346,7 +346,7 @@ async fn say(stream: &mut SubstreamBox, line: &str) {
     }
 }
 
-async fn hear(stream: &mut SubstreamBox) -> Option<String> {
+async fn hear(stream: &mut (impl AsyncRead + Unpin)) -> Option<String> {
     let mut len = [0];
     stream.read_exact(&mut len).await.ok()?;
     let mut line = vec![0; usize::from(len[0])];

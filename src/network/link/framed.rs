@@ -1,7 +1,9 @@
 //! Frames over one substream: buffers in between, so that many frames share a read and a write.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use futures::io::{AsyncRead, AsyncWrite};
 use libp2p::Stream;
@@ -13,6 +15,12 @@ use crate::network::protocol::{self, FrameReader};
 /// first. What was started before may still come on top: one frame where requests are answered at once
 /// (the embedded store's reads, refusals, pings), at most `max_in_flight` frames where they wait.
 pub(super) const HIGH_WATER: usize = 256 * 1024;
+
+/// How long what waits to be written may do so, beside what its length takes at [`SLOWEST`].
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a slow but honest path carries, in bytes a second.
+const SLOWEST: f64 = 16.0 * 1024.0;
 
 /// A buffer that grew past this is given back when it is empty.
 const KEPT_CAPACITY: usize = 16 * 1024;
@@ -26,8 +34,11 @@ pub(super) struct Framed<S = Stream> {
     unflushed: bool,
     /// Whether anything was received since it was last asked.
     received: bool,
-    /// Whether the peer took anything since it was last asked, or nothing waited for it.
-    taken: bool,
+    /// How many bytes were ever queued, at the end of `out`.
+    queued: u64,
+    /// Until when the peer has to have taken what was queued up to there, the oldest first. One more each time that
+    /// [`Framed::is_overdue`] is asked, at most.
+    deadlines: VecDeque<(u64, Instant)>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
@@ -39,7 +50,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
             written: 0,
             unflushed: false,
             received: false,
-            taken: true,
+            queued: 0,
+            deadlines: VecDeque::new(),
         }
     }
 
@@ -72,7 +84,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
             self.out.drain(..self.written);
             self.written = 0;
         }
+        let before = self.out.len();
         protocol::encode(frame, &mut self.out);
+        self.queued += (self.out.len() - before) as u64;
+    }
+
+    /// What of the peer's is held, in bytes.
+    pub(super) fn held(&self) -> usize {
+        self.reader.held()
     }
 
     /// How many bytes wait to be written.
@@ -87,7 +106,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
                 0 => return Poll::Ready(Err(LinkError::Closed)),
                 n => self.written += n,
             }
-            self.taken = true;
             self.unflushed = true;
         }
         self.out.clear();
@@ -102,9 +120,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Whether the peer has taken anything since the last call, or nothing waits for it.
-    pub(super) fn take_progress(&mut self) -> bool {
-        std::mem::take(&mut self.taken) || self.backlog() == 0
+    /// Whether the oldest byte that waits to be written has waited for too long: for [`PATIENCE`], and for the time that
+    /// what was before it takes at [`SLOWEST`]. It does not help to take a little now and then. What was queued since the
+    /// last call waits from now on, so this is to be asked every few seconds.
+    pub(super) fn is_overdue(&mut self, now: Instant) -> bool {
+        let backlog = self.backlog();
+        let taken = self.queued - backlog as u64;
+        while self.deadlines.front().is_some_and(|(end, _)| *end <= taken) {
+            self.deadlines.pop_front();
+        }
+        if self.deadlines.back().map_or(taken, |(end, _)| *end) < self.queued {
+            let at_least = Duration::from_secs_f64(backlog as f64 / SLOWEST);
+            self.deadlines.push_back((self.queued, now + PATIENCE + at_least));
+        }
+        self.deadlines.front().is_some_and(|(_, deadline)| *deadline <= now)
     }
 
     /// Whether the peer has sent anything since the last call.
@@ -169,12 +198,49 @@ mod tests {
             }
             framed.stream.window += 1000;
             assert!(framed.poll_write(&mut cx).is_pending());
-            assert!(framed.take_progress());
         }
         assert!(framed.out.capacity() <= 4 * HIGH_WATER, "{}", framed.out.capacity());
-        assert!(!framed.take_progress(), "nothing was taken since");
         framed.stream.window = usize::MAX;
         assert!(framed.poll_write(&mut cx).is_ready());
         assert!(framed.stream.took == pushed, "nothing was lost, doubled or put out of order");
+    }
+
+    /// A byte now and then was progress enough for ever.
+    #[test]
+    fn what_waits_too_long_is_overdue_whatever_trickles() {
+        for trickle in [0, 1] {
+            let mut framed = Framed::new(Narrow { window: 0, took: Vec::new() }, 1024);
+            let mut cx = Context::from_waker(noop_waker_ref());
+            let (start, mut after) = (Instant::now(), 0);
+            framed.push(&ResponseFrame { id: 1, body: Some(ResponseBody::Pong(vec![0; 1000].into())) });
+            while !framed.is_overdue(start + Duration::from_secs(after)) {
+                framed.stream.window += trickle;
+                assert!(framed.poll_write(&mut cx).is_pending());
+                after += 5;
+            }
+            assert_eq!(after, 25, "20 s and a little for its length, looked at every 5 s");
+        }
+    }
+
+    /// An honest peer behind a slow line gets a megabyte, with another one behind it.
+    #[test]
+    fn a_slow_path_is_waited_for() {
+        let mut framed = Framed::new(Narrow { window: 0, took: Vec::new() }, 1024);
+        let mut cx = Context::from_waker(noop_waker_ref());
+        let mut now = Instant::now();
+        let megabyte = ResponseFrame { id: 1, body: Some(ResponseBody::Pong(vec![0; 1 << 20].into())) };
+        framed.push(&megabyte);
+        framed.push(&megabyte);
+        let mut seconds = 0;
+        loop {
+            assert!(!framed.is_overdue(now), "after {seconds} s");
+            framed.stream.window = 5 * 16 * 1024;
+            if framed.poll_write(&mut cx).is_ready() {
+                break;
+            }
+            (now, seconds) = (now + Duration::from_secs(5), seconds + 5);
+        }
+        assert!(seconds > 120, "{seconds}");
+        assert!(!framed.is_overdue(now + Duration::from_secs(3600)), "nothing waits");
     }
 }

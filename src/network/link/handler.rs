@@ -17,10 +17,12 @@ use libp2p::swarm::{
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
+use super::places::Heard;
 use super::requester::{Outgoing, Requester};
 use super::responder::Responder;
 use super::{LinkContext, LinkError};
 use crate::metrics::labels::FailedMessage;
+use crate::network::muxer::Account;
 use crate::network::protocol::{Introduction, PROTOCOL};
 
 /// How often each side asks for a sign of life.
@@ -64,10 +66,12 @@ pub(crate) struct LinkHandler {
     up: bool,
     draining: Draining,
     last_alive: Instant,
-    /// When the peer last took something of what waits for it, or nothing waited.
-    last_taken: Instant,
     /// The peer's requests under way, over all of its connections.
     in_flight: Arc<AtomicU32>,
+    /// What the link holds of a peer without a permission.
+    held: Option<Held>,
+    /// Tells [`Places`](super::places::Places) how long the connection has been silent.
+    heard: Heard,
     next_heartbeat: Instant,
     timer: Pin<Box<Sleep>>,
     /// Whether the timer runs at [`DEADLINE_PRECISION`].
@@ -75,6 +79,12 @@ pub(crate) struct LinkHandler {
     /// Events that are told one poll later than they arose, so that frames written in the same poll
     /// reach the socket first. At most one of each kind.
     last_words: VecDeque<Event>,
+}
+
+struct Held {
+    account: Arc<Account>,
+    /// What it was told last, in bytes.
+    told: usize,
 }
 
 enum Outbound {
@@ -97,10 +107,14 @@ impl LinkHandler {
         connection: ConnectionId,
         queue: mpsc::Receiver<Outgoing>,
         in_flight: Arc<AtomicU32>,
+        heard: Heard,
         context: Arc<LinkContext>,
     ) -> Self {
         let now = Instant::now();
+        let held = (!context.handler.has_permission(&peer))
+            .then(|| Held { account: Account::new(Some(Arc::clone(&context.budget)), true), told: 0 });
         Self {
+            held,
             peer,
             connection,
             context,
@@ -110,8 +124,8 @@ impl LinkHandler {
             up: false,
             draining: Draining::No,
             last_alive: now,
-            last_taken: now,
             in_flight,
+            heard,
             next_heartbeat: now + HEARTBEAT,
             timer: Box::pin(tokio::time::sleep(HEARTBEAT)),
             precise: false,
@@ -148,6 +162,19 @@ impl LinkHandler {
         Poll::Pending
     }
 
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let Some(held) = &mut self.held else { return Poll::Pending };
+        let now = self.responder.as_ref().map_or(0, Responder::held)
+            + match &self.outbound {
+                Outbound::Open(requester) => requester.held(),
+                Outbound::ToOpen(_) | Outbound::Opening(_) | Outbound::Gone => 0,
+            };
+        if std::mem::replace(&mut held.told, now) != now {
+            held.account.hold(now);
+        }
+        held.account.poll_verdict(cx.waker()).map(|error| Event::Lost(error.into()))
+    }
+
     /// Heartbeats, deadlines and the end of a silent path.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         let wants_precision = matches!(&self.outbound, Outbound::Open(requester) if !requester.is_idle());
@@ -159,20 +186,20 @@ impl LinkHandler {
             let now = Instant::now();
             if self.take_received() {
                 self.last_alive = now;
+                self.heard.set(now);
             }
             let has_link = self.responder.is_some() || matches!(self.outbound, Outbound::Open(_));
-            if has_link && now - self.last_alive >= DEAD_AFTER {
+            // One that has to take something first is not read from, and not heard.
+            let is_heard = self.responder.as_ref().is_none_or(Responder::reads);
+            if has_link && is_heard && now - self.last_alive >= DEAD_AFTER {
                 return Poll::Ready(Event::Lost(LinkError::Silent(DEAD_AFTER)));
-            }
-            if self.take_progress() {
-                self.last_taken = now;
-            }
-            if now - self.last_taken >= DEAD_AFTER {
-                return Poll::Ready(Event::Lost(LinkError::NotReading(DEAD_AFTER)));
             }
             let heartbeat_due = now >= self.next_heartbeat;
             if heartbeat_due {
                 self.next_heartbeat = now + HEARTBEAT;
+                if self.is_overdue(now) {
+                    return Poll::Ready(Event::Lost(LinkError::NotReading));
+                }
             }
             if let Outbound::Open(requester) = &mut self.outbound {
                 let made_room = requester.expire(now);
@@ -194,13 +221,13 @@ impl LinkHandler {
         self.timer.as_mut().reset(tokio::time::Instant::now() + after);
     }
 
-    fn take_progress(&mut self) -> bool {
-        let inbound = self.responder.as_mut().is_none_or(Responder::take_progress);
+    fn is_overdue(&mut self, now: Instant) -> bool {
+        let inbound = self.responder.as_mut().is_some_and(|responder| responder.is_overdue(now));
         let outbound = match &mut self.outbound {
-            Outbound::Open(requester) => requester.take_progress(),
-            Outbound::ToOpen(_) | Outbound::Opening(_) | Outbound::Gone => true,
+            Outbound::Open(requester) => requester.is_overdue(now),
+            Outbound::ToOpen(_) | Outbound::Opening(_) | Outbound::Gone => false,
         };
-        inbound && outbound
+        inbound || outbound
     }
 
     fn take_received(&mut self) -> bool {
@@ -239,7 +266,10 @@ impl ConnectionHandler for LinkHandler {
         };
         let event = match self.poll_streams(cx) {
             Poll::Ready(event) => Poll::Ready(event),
-            Poll::Pending => self.poll_timer(cx),
+            Poll::Pending => match self.poll_held(cx) {
+                Poll::Ready(event) => Poll::Ready(event),
+                Poll::Pending => self.poll_timer(cx),
+            },
         };
         match event {
             // The swarm polls again after an event, so that what came in the same read follows at once.

@@ -137,8 +137,12 @@ impl Requester {
         made_room || !self.taken.is_empty()
     }
 
-    pub(super) fn take_progress(&mut self) -> bool {
-        self.framed.take_progress()
+    pub(super) fn held(&self) -> usize {
+        self.framed.held()
+    }
+
+    pub(super) fn is_overdue(&mut self, now: Instant) -> bool {
+        self.framed.is_overdue(now)
     }
 
     pub(super) fn take_received(&mut self) -> bool {

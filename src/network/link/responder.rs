@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
@@ -29,6 +30,8 @@ pub(super) struct Responder {
     of_peer: Arc<AtomicU32>,
     /// The longest frame that the peer takes; known from its hello.
     peer_max_frame: Option<usize>,
+    /// Past how many bytes that wait to be written no request is read.
+    high_water: usize,
     draining: bool,
 }
 
@@ -71,6 +74,7 @@ impl Responder {
         if let Some(introduction) = context.handler.introduction(&peer) {
             framed.push(&ResponseFrame { id: 0, body: Some(ResponseBody::Introduction(introduction)) });
         }
+        let has_permission = context.handler.has_permission(&peer);
         Self {
             framed,
             peer,
@@ -78,6 +82,8 @@ impl Responder {
             in_flight: FuturesUnordered::new(),
             of_peer,
             peer_max_frame: None,
+            // One answer may wait for a peer without a permission, and it has to take that before it asks on.
+            high_water: if has_permission { HIGH_WATER } else { 1 },
             draining: false,
         }
     }
@@ -97,7 +103,7 @@ impl Responder {
                 }
                 turn += 1;
             }
-            let full = self.framed.backlog() >= HIGH_WATER;
+            let full = self.framed.backlog() >= self.high_water;
             match self.framed.poll_write(cx) {
                 Poll::Ready(Ok(())) if full && turn < FRAMES_PER_TURN => {}
                 Poll::Ready(Ok(())) | Poll::Pending => break,
@@ -120,8 +126,17 @@ impl Responder {
         self.in_flight.is_empty() && self.framed.backlog() == 0
     }
 
-    pub(super) fn take_progress(&mut self) -> bool {
-        self.framed.take_progress()
+    /// Whether what the peer sends is read now.
+    pub(super) fn reads(&self) -> bool {
+        self.framed.backlog() < self.high_water
+    }
+
+    pub(super) fn held(&self) -> usize {
+        self.framed.held()
+    }
+
+    pub(super) fn is_overdue(&mut self, now: Instant) -> bool {
+        self.framed.is_overdue(now)
     }
 
     pub(super) fn take_received(&mut self) -> bool {
@@ -130,7 +145,7 @@ impl Responder {
 
     /// The requester keeps to the limit that our hello announced, so that this stops only one that does not.
     fn has_room(&self) -> bool {
-        self.framed.backlog() < HIGH_WATER && self.in_flight.len() < self.context.limits.max_in_flight as usize
+        self.reads() && self.in_flight.len() < self.context.limits.max_in_flight as usize
     }
 
     fn on_frame(&mut self, frame: RequestFrame, cx: &mut Context<'_>) {

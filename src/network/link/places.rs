@@ -1,0 +1,207 @@
+//! Who may be connected, and how often.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use libp2p::PeerId;
+use libp2p::swarm::ConnectionId;
+
+/// Connections to one peer. More than one, since two peers may dial each other at the same time, and
+/// then each has to keep what the other opened.
+const MAX_CONNECTIONS_PER_PEER: usize = 4;
+
+/// Why a connection is refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Denied {
+    #[error("{0} peers are connected already (network.max_peers)")]
+    TooManyPeers(usize),
+    #[error("there are {0} connections already")]
+    TooManyConnections(usize),
+    #[error("this agent is shutting down")]
+    ShuttingDown,
+}
+
+/// The connections that there are. Named peers have one place each that nobody else can take, and a right to no more.
+#[derive(Debug)]
+pub(super) struct Places {
+    max_peers: usize,
+    max_connections: usize,
+    named: HashSet<PeerId>,
+    peers: HashMap<PeerId, HashSet<ConnectionId>>,
+    heard: HashMap<ConnectionId, Heard>,
+    /// How many connections there are, and how many of them stand on a named peer's own place.
+    connections: usize,
+    on_own_place: usize,
+}
+
+/// When something was last heard on a connection. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Heard {
+    began: Instant,
+    /// Milliseconds since `began`.
+    after: Arc<AtomicU64>,
+}
+
+impl Heard {
+    fn new(now: Instant) -> Self {
+        Self { began: now, after: Arc::default() }
+    }
+
+    pub(super) fn set(&self, now: Instant) {
+        let after = now.saturating_duration_since(self.began).as_millis();
+        self.after.store(u64::try_from(after).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn at(&self) -> Instant {
+        self.began + std::time::Duration::from_millis(self.after.load(Ordering::Relaxed))
+    }
+}
+
+impl Places {
+    pub(super) fn new(max_peers: usize, max_connections: usize, named: HashSet<PeerId>) -> Self {
+        Self {
+            max_peers,
+            max_connections,
+            named,
+            peers: HashMap::new(),
+            heard: HashMap::new(),
+            connections: 0,
+            on_own_place: 0,
+        }
+    }
+
+    /// Whether there is room for one more connection of `peer`.
+    pub(super) fn check(&self, peer: &PeerId) -> Result<(), Denied> {
+        if self.named.contains(peer) {
+            // Where there is no room for two, the new one takes the old one's place.
+            return Ok(());
+        }
+        if self.peers.len() >= self.max_peers && !self.peers.contains_key(peer) {
+            return Err(Denied::TooManyPeers(self.peers.len()));
+        }
+        // One that has as many as it may gives one up.
+        if self.is_full() && self.of(peer) < MAX_CONNECTIONS_PER_PEER {
+            return Err(Denied::TooManyConnections(self.connections));
+        }
+        Ok(())
+    }
+
+    /// A connection is about to be established, or to fail.
+    pub(super) fn prepare(&mut self, connection: ConnectionId) -> Heard {
+        let heard = Heard::new(Instant::now());
+        self.heard.insert(connection, heard.clone());
+        heard
+    }
+
+    /// It failed.
+    pub(super) fn forget(&mut self, connection: ConnectionId) {
+        self.heard.remove(&connection);
+    }
+
+    /// It is established. The connection that is to be closed for it, if any: of the same peer's, the one that has been
+    /// silent for the longest.
+    pub(super) fn take(&mut self, peer: PeerId, connection: ConnectionId) -> Option<ConnectionId> {
+        let was_full = self.is_full();
+        let connections = self.peers.entry(peer).or_default();
+        let silent = connections.iter().min_by_key(|other| self.heard.get(other).map(Heard::at)).copied();
+        connections.insert(connection);
+        self.connections += 1;
+        if connections.len() == 1 && self.named.contains(&peer) {
+            self.on_own_place += 1;
+            return None;
+        }
+        silent.filter(|_| connections.len() > MAX_CONNECTIONS_PER_PEER || was_full)
+    }
+
+    /// It is closed.
+    pub(super) fn give_back(&mut self, peer: &PeerId, connection: ConnectionId) {
+        self.heard.remove(&connection);
+        let Some(connections) = self.peers.get_mut(peer) else { return };
+        if !connections.remove(&connection) {
+            return;
+        }
+        self.connections -= 1;
+        if connections.is_empty() {
+            self.peers.remove(peer);
+            self.on_own_place -= usize::from(self.named.contains(peer));
+        }
+    }
+
+    pub(super) fn connections(&self) -> impl Iterator<Item = (PeerId, ConnectionId)> {
+        self.peers.iter().flat_map(|(peer, connections)| connections.iter().map(|connection| (*peer, *connection)))
+    }
+
+    fn of(&self, peer: &PeerId) -> usize {
+        self.peers.get(peer).map_or(0, HashSet::len)
+    }
+
+    fn is_full(&self) -> bool {
+        self.connections - self.on_own_place >= self.max_connections
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn id(number: usize) -> ConnectionId {
+        ConnectionId::new_unchecked(number)
+    }
+
+    fn establish(places: &mut Places, peer: PeerId, number: usize) -> Result<Option<ConnectionId>, Denied> {
+        places.check(&peer)?;
+        places.prepare(id(number));
+        let silent = places.take(peer, id(number));
+        if let Some(silent) = silent {
+            places.give_back(&peer, silent);
+        }
+        Ok(silent)
+    }
+
+    #[test]
+    fn the_most_silent_one_goes() {
+        let (peer, named) = (PeerId::random(), PeerId::random());
+        for who in [peer, named] {
+            let mut places = Places::new(10, 100, HashSet::from([named]));
+            for number in 0..4 {
+                assert_eq!(establish(&mut places, who, number), Ok(None));
+            }
+            let now = Instant::now();
+            for (number, silent_for) in [(0, 1), (1, 3), (2, 2), (3, 0)] {
+                places.heard[&id(number)].set(now + Duration::from_secs(10 - silent_for));
+            }
+            assert_eq!(establish(&mut places, who, 4), Ok(Some(id(4 - 3))));
+            assert_eq!(places.of(&who), 4);
+        }
+    }
+
+    #[test]
+    fn named_peers_have_a_place_each_and_no_right_to_more() {
+        let (first, second, stranger, late) = (PeerId::random(), PeerId::random(), PeerId::random(), PeerId::random());
+        let mut places = Places::new(2, 2, HashSet::from([first, second]));
+        assert_eq!(establish(&mut places, stranger, 0), Ok(None));
+        assert_eq!(establish(&mut places, stranger, 1), Ok(None));
+        assert_eq!(establish(&mut places, late, 2), Err(Denied::TooManyConnections(2)));
+        assert_eq!(establish(&mut places, stranger, 3), Err(Denied::TooManyConnections(2)));
+        // Strangers have taken all there is. What is a named peer's is left.
+        assert_eq!(establish(&mut places, first, 4), Ok(None));
+        assert_eq!(establish(&mut places, second, 5), Ok(None));
+        // Started anew, it is let in, and its old connection goes.
+        assert_eq!(establish(&mut places, first, 6), Ok(Some(id(4))));
+        places.give_back(&stranger, id(0));
+        assert_eq!(establish(&mut places, first, 7), Ok(None), "there is room for two");
+        assert_eq!(establish(&mut places, stranger, 8), Err(Denied::TooManyConnections(4)));
+        places.give_back(&first, id(6));
+        places.give_back(&first, id(7));
+        places.give_back(&second, id(5));
+        places.give_back(&stranger, id(1));
+        assert_eq!((places.connections, places.on_own_place), (0, 0));
+        assert!(places.peers.is_empty() && places.heard.is_empty());
+        assert_eq!(establish(&mut places, stranger, 9), Ok(None));
+        assert_eq!(establish(&mut places, late, 10), Ok(None));
+    }
+}
