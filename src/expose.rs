@@ -23,6 +23,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+#[cfg(any(test, fuzzing))]
+pub use self::answer::fuzz as fuzz_exporter;
 pub use self::config::{Exposed, ExposedName};
 pub use self::error::{FetchCause, FetchError};
 pub use self::url::ExposedUrl;

@@ -21,6 +21,8 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod expose;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod gateway;
 pub mod identity;
 pub mod metrics;

@@ -74,3 +74,27 @@ pub(super) async fn body(mut body: Incoming, max: usize) -> Result<Bytes, FetchC
     }
     Ok(read.into())
 }
+
+/// Whatever headers an exporter answers with, they are taken, and then are such as may be passed on, or not.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    let mut answer = hyper::Response::new(()).into_parts().0;
+    for line in data.split(|&byte| byte == b'\n') {
+        let Some((&which, value)) = line.split_first() else { continue };
+        let name = match which % 4 {
+            0 => CONTENT_TYPE,
+            1 => CONTENT_ENCODING,
+            2 => TRANSFER_ENCODING,
+            _ => hyper::header::CONTENT_LENGTH,
+        };
+        if let Ok(value) = hyper::header::HeaderValue::from_bytes(value) {
+            answer.headers.append(name, value);
+        }
+    }
+    for gzip_wanted in [false, true] {
+        if let Ok((content_type, gzip)) = head(&answer, gzip_wanted) {
+            assert!(content_type.len() <= MAX_CONTENT_TYPE && content_type.bytes().all(|b| matches!(b, b' '..=b'~')));
+            assert!(gzip_wanted || !gzip);
+        }
+    }
+}

@@ -13,6 +13,9 @@ mod handler;
 mod places;
 mod requester;
 mod responder;
+#[cfg(test)]
+#[path = "../../tests/simulation/link.rs"]
+mod simulation;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::AtomicU32;

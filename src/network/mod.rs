@@ -17,16 +17,19 @@ mod telemetry;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use libp2p::{Multiaddr, PeerId, identity};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 pub use self::config::{BootstrapAddr, Config, ListenAddr, PeerIdText};
 pub use self::event_loop::Driver;
 use self::link::{Limits, LinkTable, Outgoing};
+#[cfg(any(test, fuzzing))]
+pub use self::muxer::fuzz as fuzz_muxer;
 pub use self::peers::{Direction, PeerInfo};
 use self::protocol::{ErrorCode, FRAME_OVERHEAD, Introduction, RemoteError, Request, Response};
 use self::scrape::ScrapeTable;

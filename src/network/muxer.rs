@@ -507,5 +507,30 @@ impl<C: AsyncRead + AsyncWrite + Unpin> OutboundConnectionUpgrade<C> for Multipl
     }
 }
 
+/// Whatever a peer sends, it is counted the same however it is cut, and forgotten with its connection.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    let Some((&step, bytes)) = data.split_first() else { return };
+    let counts = |step: usize| {
+        let budget = Arc::<Budget>::default();
+        let account = Account::new(Some(Arc::clone(&budget)), step % 2 == 1);
+        let mut headers = Headers::default();
+        for part in bytes.chunks(step) {
+            headers.feed(part, &account);
+        }
+        let state = account.lock();
+        let mut streams: Vec<_> = state.streams.iter().map(|(id, stored)| (*id, stored.bytes, stored.frames)).collect();
+        streams.sort_unstable();
+        let found = (streams, state.total, state.verdict.is_some());
+        drop(state);
+        drop(account);
+        assert_eq!(budget.waiting.load(Ordering::Relaxed), 0);
+        found
+    };
+    // Both of the same parity, which says whose streams are whose.
+    let step = usize::from(step).max(1);
+    assert_eq!(counts(step), counts(step + 2 * bytes.len()));
+}
+
 #[cfg(test)]
 mod tests;

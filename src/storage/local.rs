@@ -69,6 +69,8 @@ use tokio::sync::{oneshot, watch as channel};
 pub use self::check::Checked;
 pub(super) use self::check::check;
 use self::disk::LinuxDisk;
+#[cfg(any(test, fuzzing))]
+pub use self::log::fuzz as fuzz_log;
 use self::open::Options;
 use self::queue::Write;
 use self::read::Readers;

@@ -14,8 +14,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+#[cfg(any(test, fuzzing))]
+pub use self::local::fuzz_log;
 pub use self::local::{Checked, LocalStorageBackend};
 pub use self::redis::RedisStorageBackend;
+#[cfg(any(test, fuzzing))]
+pub use self::redis::fuzz as fuzz_redis;
 pub use self::redis_url::RedisUrl;
 use crate::metrics::labels::{Backend, Operation, StorageErrorReason};
 use crate::metrics::{Health, MetricsCollector, Timer, UnderWay};

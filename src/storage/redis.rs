@@ -382,3 +382,10 @@ fn unexpected(command: &str, value: &Value) -> Error {
     };
     Error::Backend(format!("Redis answered {command} with {kind}"))
 }
+
+/// Whatever text Redis answers, it says something of it or nothing.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    connection::fuzz(data);
+    fence::fuzz(data);
+}

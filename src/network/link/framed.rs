@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::io::{AsyncRead, AsyncWrite};
 use libp2p::Stream;
+use tokio::time::Instant;
 
 use super::LinkError;
 use crate::network::protocol::{self, FrameReader};

@@ -6,16 +6,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use libp2p::PeerId;
+use futures::{AsyncRead, AsyncWrite};
 use libp2p::core::upgrade::ReadyUpgrade;
 use libp2p::swarm::handler::{ConnectionEvent, FullyNegotiatedInbound, FullyNegotiatedOutbound};
 use libp2p::swarm::{
     ConnectionHandler, ConnectionHandlerEvent, ConnectionId, StreamProtocol, StreamUpgradeError, SubstreamProtocol,
 };
+use libp2p::{PeerId, Stream};
 use tokio::sync::mpsc;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use super::places::Heard;
 use super::requester::{Outgoing, Requester};
@@ -55,12 +56,13 @@ pub(crate) enum Event {
     Drained,
 }
 
-pub(crate) struct LinkHandler {
+/// The link of one connection. Over any stream, so that tests can put it on pipes of their own.
+pub(crate) struct LinkHandler<S = Stream> {
     peer: PeerId,
     connection: ConnectionId,
     context: Arc<LinkContext>,
-    outbound: Outbound,
-    responder: Option<Responder>,
+    outbound: Outbound<S>,
+    responder: Option<Responder<S>>,
     /// A connection carries one inbound link in its life: a second one would let a peer pile up work.
     accepted: bool,
     up: bool,
@@ -81,16 +83,24 @@ pub(crate) struct LinkHandler {
     last_words: VecDeque<Event>,
 }
 
+/// What a link wants of its connection.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// A substream for its own requests.
+    Open,
+    Tell(Event),
+}
+
 struct Held {
     account: Arc<Account>,
     /// What it was told last, in bytes.
     told: usize,
 }
 
-enum Outbound {
+enum Outbound<S> {
     ToOpen(mpsc::Receiver<Outgoing>),
     Opening(mpsc::Receiver<Outgoing>),
-    Open(Box<Requester>),
+    Open(Box<Requester<S>>),
     Gone,
 }
 
@@ -101,7 +111,7 @@ enum Draining {
     Done,
 }
 
-impl LinkHandler {
+impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
     pub(super) fn new(
         peer: PeerId,
         connection: ConnectionId,
@@ -130,6 +140,79 @@ impl LinkHandler {
             timer: Box::pin(tokio::time::sleep(HEARTBEAT)),
             precise: false,
             last_words: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn poll_link(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        if let Some(event) = self.last_words.pop_front() {
+            return Poll::Ready(Step::Tell(event));
+        }
+        self.outbound = match std::mem::replace(&mut self.outbound, Outbound::Gone) {
+            Outbound::ToOpen(queue) => {
+                self.outbound = Outbound::Opening(queue);
+                return Poll::Ready(Step::Open);
+            }
+            other => other,
+        };
+        let event = match self.poll_streams(cx) {
+            Poll::Ready(event) => Poll::Ready(event),
+            Poll::Pending => match self.poll_held(cx) {
+                Poll::Ready(event) => Poll::Ready(event),
+                Poll::Pending => self.poll_timer(cx),
+            },
+        };
+        match event {
+            // The swarm polls again after an event, so that what came in the same read follows at once.
+            Poll::Ready(event @ (Event::Up | Event::Introduced(_))) => {
+                return Poll::Ready(Step::Tell(event));
+            }
+            Poll::Ready(event) => {
+                self.last_words.push_back(event);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Poll::Pending => {}
+        }
+        if self.draining == Draining::Yes && self.responder.as_ref().is_none_or(Responder::is_idle) {
+            self.draining = Draining::Done;
+            self.last_words.push_back(Event::Drained);
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    pub(super) fn on_inbound(&mut self, stream: S) {
+        if self.accepted {
+            tracing::debug!(peer = %self.peer, connection = %self.connection, "a second link on one connection: dropped");
+            return;
+        }
+        self.accepted = true;
+        let mut responder = Responder::new(stream, self.peer, Arc::clone(&self.in_flight), Arc::clone(&self.context));
+        if self.draining != Draining::No {
+            responder.drain();
+        }
+        self.responder = Some(responder);
+        self.last_alive = Instant::now();
+    }
+
+    pub(super) fn on_outbound(&mut self, stream: S) {
+        if let Outbound::Opening(queue) = std::mem::replace(&mut self.outbound, Outbound::Gone) {
+            let requester = Requester::new(stream, queue, Arc::clone(&self.context));
+            self.outbound = Outbound::Open(Box::new(requester));
+            self.last_alive = Instant::now();
+        }
+    }
+
+    pub(super) fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Drain => {
+                if self.draining == Draining::No {
+                    self.draining = Draining::Yes;
+                }
+                if let Some(responder) = &mut self.responder {
+                    responder.drain();
+                }
+            }
         }
     }
 
@@ -217,8 +300,19 @@ impl LinkHandler {
         Poll::Pending
     }
 
+    /// Bytes that were read and make no frame yet, and those that wait to be written.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> (usize, usize) {
+        let inbound = self.responder.as_ref().map_or((0, 0), |responder| (responder.held(), responder.backlog()));
+        let outbound = match &self.outbound {
+            Outbound::Open(requester) => (requester.held(), requester.backlog()),
+            Outbound::ToOpen(_) | Outbound::Opening(_) | Outbound::Gone => (0, 0),
+        };
+        (inbound.0 + outbound.0, inbound.1 + outbound.1)
+    }
+
     fn reset_timer(&mut self, after: Duration) {
-        self.timer.as_mut().reset(tokio::time::Instant::now() + after);
+        self.timer.as_mut().reset(Instant::now() + after);
     }
 
     fn is_overdue(&mut self, now: Instant) -> bool {
@@ -253,79 +347,26 @@ impl ConnectionHandler for LinkHandler {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<Self::OutboundProtocol, (), Event>> {
-        if let Some(event) = self.last_words.pop_front() {
-            return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(event));
-        }
-        self.outbound = match std::mem::replace(&mut self.outbound, Outbound::Gone) {
-            Outbound::ToOpen(queue) => {
-                self.outbound = Outbound::Opening(queue);
+        self.poll_link(cx).map(|step| match step {
+            Step::Open => {
                 let protocol = SubstreamProtocol::new(ReadyUpgrade::new(PROTOCOL), ());
-                return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
+                ConnectionHandlerEvent::OutboundSubstreamRequest { protocol }
             }
-            other => other,
-        };
-        let event = match self.poll_streams(cx) {
-            Poll::Ready(event) => Poll::Ready(event),
-            Poll::Pending => match self.poll_held(cx) {
-                Poll::Ready(event) => Poll::Ready(event),
-                Poll::Pending => self.poll_timer(cx),
-            },
-        };
-        match event {
-            // The swarm polls again after an event, so that what came in the same read follows at once.
-            Poll::Ready(event @ (Event::Up | Event::Introduced(_))) => {
-                return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(event));
-            }
-            Poll::Ready(event) => {
-                self.last_words.push_back(event);
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            Poll::Pending => {}
-        }
-        if self.draining == Draining::Yes && self.responder.as_ref().is_none_or(Responder::is_idle) {
-            self.draining = Draining::Done;
-            self.last_words.push_back(Event::Drained);
-            cx.waker().wake_by_ref();
-        }
-        Poll::Pending
+            Step::Tell(event) => ConnectionHandlerEvent::NotifyBehaviour(event),
+        })
     }
 
     fn on_behaviour_event(&mut self, command: Command) {
-        match command {
-            Command::Drain => {
-                if self.draining == Draining::No {
-                    self.draining = Draining::Yes;
-                }
-                if let Some(responder) = &mut self.responder {
-                    responder.drain();
-                }
-            }
-        }
+        self.on_command(command);
     }
 
     fn on_connection_event(&mut self, event: ConnectionEvent<'_, Self::InboundProtocol, Self::OutboundProtocol>) {
         match event {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: stream, .. }) => {
-                if self.accepted {
-                    tracing::debug!(peer = %self.peer, connection = %self.connection, "a second link on one connection: dropped");
-                    return;
-                }
-                self.accepted = true;
-                let mut responder =
-                    Responder::new(stream, self.peer, Arc::clone(&self.in_flight), Arc::clone(&self.context));
-                if self.draining != Draining::No {
-                    responder.drain();
-                }
-                self.responder = Some(responder);
-                self.last_alive = Instant::now();
+                self.on_inbound(stream);
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: stream, .. }) => {
-                if let Outbound::Opening(queue) = std::mem::replace(&mut self.outbound, Outbound::Gone) {
-                    let requester = Requester::new(stream, queue, Arc::clone(&self.context));
-                    self.outbound = Outbound::Open(Box::new(requester));
-                    self.last_alive = Instant::now();
-                }
+                self.on_outbound(stream);
             }
             ConnectionEvent::DialUpgradeError(error) => {
                 tracing::debug!(peer = %self.peer, error = %error.error, "no link with this peer");

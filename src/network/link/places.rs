@@ -3,10 +3,10 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use libp2p::PeerId;
 use libp2p::swarm::ConnectionId;
+use tokio::time::Instant;
 
 /// Connections to one peer. More than one, since two peers may dial each other at the same time, and
 /// then each has to keep what the other opened.
@@ -45,7 +45,7 @@ pub(super) struct Heard {
 }
 
 impl Heard {
-    fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         Self { began: now, after: Arc::default() }
     }
 

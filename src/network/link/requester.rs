@@ -3,10 +3,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
+use futures::{AsyncRead, AsyncWrite};
 use libp2p::Stream;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::framed::{Framed, HIGH_WATER};
 use super::{FRAMES_PER_TURN, LinkContext, LinkError};
@@ -30,8 +31,8 @@ struct Pending {
     deadline: Instant,
 }
 
-pub(super) struct Requester {
-    framed: Framed,
+pub(super) struct Requester<S = Stream> {
+    framed: Framed<S>,
     context: Arc<LinkContext>,
     queue: mpsc::Receiver<Outgoing>,
     batch: Vec<Outgoing>,
@@ -47,8 +48,8 @@ pub(super) struct Requester {
     introduced: bool,
 }
 
-impl Requester {
-    pub(super) fn new(stream: Stream, queue: mpsc::Receiver<Outgoing>, context: Arc<LinkContext>) -> Self {
+impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
+    pub(super) fn new(stream: S, queue: mpsc::Receiver<Outgoing>, context: Arc<LinkContext>) -> Self {
         let mut framed = Framed::new(stream, context.limits.max_frame);
         let hello = Hello { max_frame: context.limits.max_frame as u64, max_in_flight: 0 };
         framed.push(&RequestFrame { id: 0, body: Some(RequestBody::Hello(hello)) });
@@ -139,6 +140,11 @@ impl Requester {
 
     pub(super) fn held(&self) -> usize {
         self.framed.held()
+    }
+
+    #[cfg(test)]
+    pub(super) fn backlog(&self) -> usize {
+        self.framed.backlog()
     }
 
     pub(super) fn is_overdue(&mut self, now: Instant) -> bool {

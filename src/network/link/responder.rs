@@ -4,13 +4,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use futures::{AsyncRead, AsyncWrite};
 use libp2p::{PeerId, Stream};
 use prost::Message as _;
+use tokio::time::Instant;
 
 use super::framed::{Framed, HIGH_WATER};
 use super::{FRAMES_PER_TURN, LinkContext, LinkError};
@@ -21,8 +22,8 @@ use crate::network::protocol::{
 };
 use crate::network::{Answer, Receipt};
 
-pub(super) struct Responder {
-    framed: Framed,
+pub(super) struct Responder<S = Stream> {
+    framed: Framed<S>,
     peer: PeerId,
     context: Arc<LinkContext>,
     in_flight: FuturesUnordered<InFlight>,
@@ -66,8 +67,8 @@ impl Future for InFlight {
     }
 }
 
-impl Responder {
-    pub(super) fn new(stream: Stream, peer: PeerId, of_peer: Arc<AtomicU32>, context: Arc<LinkContext>) -> Self {
+impl<S: AsyncRead + AsyncWrite + Unpin> Responder<S> {
+    pub(super) fn new(stream: S, peer: PeerId, of_peer: Arc<AtomicU32>, context: Arc<LinkContext>) -> Self {
         let mut framed = Framed::new(stream, context.limits.max_frame);
         let hello = Hello { max_frame: context.limits.max_frame as u64, max_in_flight: context.limits.max_in_flight };
         framed.push(&ResponseFrame { id: 0, body: Some(ResponseBody::Hello(hello)) });
@@ -133,6 +134,11 @@ impl Responder {
 
     pub(super) fn held(&self) -> usize {
         self.framed.held()
+    }
+
+    #[cfg(test)]
+    pub(super) fn backlog(&self) -> usize {
+        self.framed.backlog()
     }
 
     pub(super) fn is_overdue(&mut self, now: Instant) -> bool {
@@ -226,7 +232,7 @@ impl Responder {
     }
 }
 
-impl Drop for Responder {
+impl<S> Drop for Responder<S> {
     /// A request that was begun is finished even when its link is gone: what it does to the store is
     /// done and counted. How long that takes is bounded by the handler.
     fn drop(&mut self) {

@@ -25,6 +25,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+#[cfg(any(test, fuzzing))]
+pub use self::format::fuzz;
 pub(super) use self::format::{Frame, FrameBuilder};
 use self::format::{HEADER, SegmentHeader, frame_seed, frames};
 use super::disk::{Disk, DiskFile, beside};

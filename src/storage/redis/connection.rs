@@ -323,6 +323,17 @@ fn says_fail(cluster_info: &Value) -> bool {
     text.contains("cluster_state:fail")
 }
 
+/// What `INFO` and `CLUSTER INFO` may say.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(data: &[u8]) {
+    let _headroom = Headroom::parse(String::from_utf8_lossy(data).split('\0'));
+    let text = String::from_utf8_lossy(data);
+    if let Some(primary) = replica_of(&text) {
+        assert!(text.contains("role:slave") && primary.contains(':'));
+    }
+    assert_eq!(says_fail(&Value::BulkString(data.to_vec())), text.contains("cluster_state:fail"));
+}
+
 fn is_cluster(config: &RedisConfig) -> Result<bool, OpenError> {
     match (config.cluster, config.urls.len()) {
         (_, 0) => Err(OpenError::Redis("storage.redis.urls is empty; give at least one URL".into())),

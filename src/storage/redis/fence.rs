@@ -63,6 +63,15 @@ fn text(value: Value) -> String {
     redis::from_redis_value(value).unwrap_or_default()
 }
 
+/// What `CLIENT INFO` may say.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    if let Some(ServerSide { address, .. }) = ServerSide::parse(&text) {
+        assert!(text.contains(&address) && !address.contains(char::is_whitespace));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

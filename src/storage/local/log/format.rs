@@ -247,6 +247,34 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
 }
 
+/// Whatever a file of the log holds, it is frames and an end; with right checksums, too; and frames are what they were
+/// made of.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    let _whatever = SegmentHeader::decode(data);
+    let segment = Bytes::copy_from_slice(data);
+    for frame in frames(&segment, 7).frames {
+        assert!(frame.records().count() <= frame.bytes.len());
+    }
+    // The same bytes as the body of a frame whose checksums are right, and that says to hold so many records.
+    let mut sealed = vec![0; HEADER + FRAME_HEADER];
+    sealed.extend_from_slice(data);
+    if let Some(frame) = sealed.get_mut(HEADER..) {
+        seal(frame, u32::from(data.first().copied().unwrap_or_default()), 7, 0);
+    }
+    let found = frames(&sealed.into(), 7);
+    assert_eq!(found.frames.len(), 1);
+    let mut again = FrameBuilder::with_capacity(0);
+    let mut size = 0;
+    for record in found.frames.iter().flat_map(Frame::records) {
+        size += FrameBuilder::record_size(&record.key, record.value.as_deref());
+        again.push(&record.key, record.value.as_deref());
+    }
+    assert!(size <= data.len());
+    let again = again.finish(7, 0);
+    assert!(again.bytes.get(FRAME_HEADER..) == data.get(..size));
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
