@@ -91,6 +91,7 @@ fn transport(
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, Error> {
     let multiplex = move |peer: &PeerId, _: &ConnectedPoint| Multiplex {
         budget: (!requests.has_permission(peer)).then_some(budget),
+        asks: requests.scrapes(),
     };
     let noise = noise::Config::new(keypair).map_err(build_error)?;
     let tcp = || tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));

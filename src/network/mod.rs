@@ -63,6 +63,11 @@ pub trait RequestHandler: Send + Sync + 'static {
         false
     }
 
+    /// Whether this agent asks its peers for pages, which are bounded where they are asked for.
+    fn scrapes(&self) -> bool {
+        false
+    }
+
     /// What is said of this agent to `peer`; `None` for one that may not scrape it.
     fn introduction(&self, _: &PeerId) -> Option<Introduction> {
         None

@@ -15,25 +15,27 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use futures::future::{Ready, ready as done};
 use futures::task::AtomicWaker;
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
 use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, UpgradeInfo};
+use tokio::time::Sleep;
 use yamux::{Connection, ConnectionError, Mode};
 
 /// Streams of one connection, all protocols together. Yamux ends a connection that opens more. A gateway has one a page
-/// (the agent's and up to 16 exporters'), and some ten are the link's and libp2p's own.
-pub(super) const MAX_STREAMS: usize = 64;
+/// (the agent's and up to 16 exporters'); Kademlia may have 32 in each direction, and some ten are the link's and others'.
+pub(super) const MAX_STREAMS: usize = 96;
 
 /// What a peer may send on one connection before anybody reads it: what Yamux grants each of that many streams, and by how
 /// much the windows of those that are read from may grow, which a long path needs to be fast (8 MiB are 80 MiB a second
 /// where an answer takes 100 ms).
 const MAX_WINDOW: usize = MAX_STREAMS * yamux::DEFAULT_CREDIT as usize + 8 * 1024 * 1024;
 
-/// What one connection may have waiting, with [`FRAME_COST`]: twice what an honest one can.
-const MAX_WAITING: usize = 2 * MAX_WINDOW;
+/// What one connection may have waiting, with [`FRAME_COST`]: that, and 8 MiB for frames.
+const MAX_WAITING: usize = MAX_WINDOW + 8 * 1024 * 1024;
 
 /// What the peers without a permission may have waiting together, with [`FRAME_COST`].
 pub(super) const MAX_WAITING_TOGETHER: usize = 64 * 1024 * 1024;
@@ -41,40 +43,52 @@ pub(super) const MAX_WAITING_TOGETHER: usize = 64 * 1024 * 1024;
 /// What a frame that waits takes in memory beside its bytes: its place in a queue (40 bytes) and an allocation.
 const FRAME_COST: usize = 80;
 
+/// How long a connection may take nothing of what waits for its socket, and how long its end may take.
+const MAX_BLOCKED: Duration = Duration::from_secs(30);
+const MAX_CLOSING: Duration = Duration::from_secs(5);
+
 /// What the peers without a permission have waiting.
 #[derive(Debug)]
 pub(super) struct Budget {
     limit: usize,
     waiting: AtomicUsize,
+    /// What of it is on connections that were told to go and have not gone yet.
+    condemned: AtomicUsize,
     // A std lock: never held across an await, and taken before any connection's own.
     connections: Mutex<Vec<Weak<Account>>>,
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { limit: MAX_WAITING_TOGETHER, waiting: AtomicUsize::new(0), connections: Mutex::default() }
+        Self {
+            limit: MAX_WAITING_TOGETHER,
+            waiting: AtomicUsize::new(0),
+            condemned: AtomicUsize::new(0),
+            connections: Mutex::default(),
+        }
     }
 }
 
 impl Budget {
     /// Disconnects whoever has the most waiting, for as long as that is too much.
     fn enforce(&self) {
-        if self.waiting.load(Ordering::Relaxed) <= self.limit {
+        if !self.is_exceeded() {
             return;
         }
         let connections = lock(&self.connections);
-        while self.waiting.load(Ordering::Relaxed) > self.limit {
+        while self.is_exceeded() {
             let accounts = connections.iter().filter_map(Weak::upgrade);
-            let Some(largest) = accounts.max_by_key(|account| account.lock().of_strangers) else { return };
-            let mut state = largest.lock();
-            if state.of_strangers == 0 {
-                return; // what waits is being given back by connections that end
+            let open = accounts.filter(|account| account.lock().verdict.is_none());
+            let Some(largest) = open.max_by_key(|account| account.lock().of_strangers) else { return };
+            if !largest.condemn(Verdict::MostOfAll) {
+                return;
             }
-            state.verdict.get_or_insert(Verdict::MostOfAll);
-            self.waiting.fetch_sub(std::mem::take(&mut state.of_strangers), Ordering::Relaxed);
-            drop(state);
-            largest.waker.wake();
         }
+    }
+
+    fn is_exceeded(&self) -> bool {
+        let condemned = self.condemned.load(Ordering::Relaxed);
+        self.waiting.load(Ordering::Relaxed).saturating_sub(condemned) > self.limit
     }
 }
 
@@ -97,16 +111,21 @@ pub(super) struct Account {
     budget: Option<Arc<Budget>>,
     /// Whether the streams with odd numbers are this side's: the dialer's are.
     is_dialer: bool,
+    /// Whether what comes on this side's own streams was asked for and has a bound of its own: a gateway's scrapes.
+    asks: bool,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
     streams: HashMap<u32, Stored>,
-    /// In all, and what of it counts for the budget. The latter is 0 after a verdict.
+    /// In all, and what of it counts for the budget.
     total: usize,
     of_strangers: usize,
-    /// The frame that is being received.
+    /// The frame that is being received, which counts whatever its stream.
     coming: Option<Frame>,
+    /// A stream that the last frame has opened, until Yamux hands it over; with the next frame it is known not to.
+    opening: Option<(u32, Stored)>,
+    /// After it nothing is counted any more: what there is stays until the connection has gone.
     verdict: Option<Verdict>,
 }
 
@@ -130,8 +149,8 @@ impl Account {
         self.lock().verdict.map_or(Poll::Pending, |verdict| Poll::Ready(io::Error::other(verdict)))
     }
 
-    pub(super) fn new(budget: Option<Arc<Budget>>, is_dialer: bool) -> Arc<Self> {
-        let account = Arc::new(Self { state: Mutex::default(), waker: AtomicWaker::new(), budget, is_dialer });
+    pub(super) fn new(budget: Option<Arc<Budget>>, is_dialer: bool, asks: bool) -> Arc<Self> {
+        let account = Arc::new(Self { state: Mutex::default(), waker: AtomicWaker::new(), budget, is_dialer, asks });
         if let Some(budget) = &account.budget {
             let mut connections = lock(&budget.connections);
             // Now and then, so that a connection costs the same however many there are.
@@ -147,58 +166,90 @@ impl Account {
         lock(&self.state)
     }
 
-    fn is_ours(&self, stream: u32) -> bool {
-        (stream % 2 == 1) == self.is_dialer
-    }
-
-    fn opened(&self, stream: u32) {
-        self.lock().streams.entry(stream).or_default();
-    }
-
-    /// A frame begins. Until it is whole its bytes wait in any case, whatever the stream.
-    fn begins(&self, frame: Frame) {
+    /// A header has come.
+    fn heard(&self, frame: Frame) {
         let mut state = self.lock();
-        if frame.opens {
-            state.streams.entry(frame.stream).or_default();
+        if let Some((_, stored)) = state.opening.take() {
+            self.take(&mut state, stored.cost(), true);
         }
-        state.coming = Some(frame);
-        let stored = frame.stored();
-        if let Some(waiting) = state.streams.get_mut(&frame.stream) {
-            waiting.bytes += stored.bytes;
-            waiting.frames += stored.frames;
+        if frame.len > 0 {
+            state.coming = Some(frame);
+            self.add(state, frame.stored().cost());
+        } else if frame.opens {
+            state.opening = Some((frame.stream, Stored::default()));
         }
-        self.add(state, stored.cost(), self.is_ours(frame.stream));
     }
 
-    /// A frame is whole. Yamux throws it away when it knows no such stream.
+    /// The frame is whole. Yamux throws it away when it knows no such stream.
     fn ends(&self, frame: Frame) {
         let mut state = self.lock();
         state.coming = None;
-        if !state.streams.contains_key(&frame.stream) {
-            self.take(&mut state, frame.stored().cost(), self.is_ours(frame.stream));
+        let stored = frame.stored();
+        if frame.opens {
+            state.opening = Some((frame.stream, stored));
+        } else if let Some(waiting) = state.streams.get_mut(&frame.stream) {
+            waiting.bytes += stored.bytes;
+            waiting.frames += stored.frames;
+            if !self.counts(frame.stream) {
+                self.take_from_budget(&mut state, stored.cost());
+            }
+        } else {
+            self.take(&mut state, stored.cost(), true);
         }
+    }
+
+    /// Yamux hands over a stream.
+    fn opened(&self, stream: u32) {
+        let mut state = self.lock();
+        let stored = match state.opening.take_if(|(opening, _)| *opening == stream) {
+            Some((_, stored)) => stored,
+            None => Stored::default(),
+        };
+        if !self.counts(stream) {
+            self.take_from_budget(&mut state, stored.cost());
+        }
+        state.streams.insert(stream, stored);
     }
 
     fn read(&self, stream: u32, bytes: usize) {
         let mut state = self.lock();
         let Some(waiting) = state.streams.get_mut(&stream) else { return };
         let before = waiting.cost();
+        let bytes = bytes.min(waiting.bytes);
         // How many frames that was is not known; the bytes of one are as many as those of another on average.
-        waiting.frames -= waiting.frames * bytes / waiting.bytes.max(1);
-        waiting.bytes = waiting.bytes.saturating_sub(bytes);
+        waiting.frames -= (waiting.frames as u64 * bytes as u64 / waiting.bytes.max(1) as u64) as usize;
+        waiting.bytes -= bytes;
         if waiting.bytes == 0 {
             waiting.frames = 0;
         }
         let less = before - waiting.cost();
-        self.take(&mut state, less, self.is_ours(stream));
+        self.take(&mut state, less, self.counts(stream));
     }
 
     fn dropped(&self, stream: u32) {
         let mut state = self.lock();
         if let Some(waiting) = state.streams.remove(&stream) {
-            // What is still coming waits until it is there.
-            let coming = state.coming.filter(|frame| frame.stream == stream).map_or(0, |frame| frame.stored().cost());
-            self.take(&mut state, waiting.cost().saturating_sub(coming), self.is_ours(stream));
+            self.take(&mut state, waiting.cost(), self.counts(stream));
+        }
+    }
+
+    /// Says that it has to go; `false` when that gives nothing back, or was said before.
+    fn condemn(&self, verdict: Verdict) -> bool {
+        let mut state = self.lock();
+        if state.verdict.is_some() || state.of_strangers == 0 {
+            return false;
+        }
+        self.pronounce(&mut state, verdict);
+        drop(state);
+        self.waker.wake();
+        true
+    }
+
+    fn pronounce(&self, state: &mut Waiting, verdict: Verdict) {
+        if state.verdict.replace(verdict).is_none()
+            && let Some(budget) = &self.budget
+        {
+            budget.condemned.fetch_add(state.of_strangers, Ordering::Relaxed);
         }
     }
 
@@ -207,38 +258,62 @@ impl Account {
         let mut state = self.lock();
         let before = std::mem::replace(&mut state.streams.entry(NO_STREAM).or_default().bytes, bytes);
         match bytes.checked_sub(before) {
-            Some(more) => self.add(state, more, false),
-            None => self.take(&mut state, before - bytes, false),
+            Some(more) => self.add(state, more),
+            None => self.take(&mut state, before - bytes, true),
         }
     }
 
-    fn add(&self, mut state: MutexGuard<'_, Waiting>, cost: usize, is_ours: bool) {
+    fn add(&self, mut state: MutexGuard<'_, Waiting>, cost: usize) {
+        if state.verdict.is_some() {
+            return;
+        }
         state.total += cost;
-        if state.total > MAX_WAITING {
-            state.verdict.get_or_insert(Verdict::TooMuch);
+        if let Some(budget) = &self.budget {
+            state.of_strangers += cost;
+            budget.waiting.fetch_add(cost, Ordering::Relaxed);
         }
-        let Some(budget) = self.budget.as_deref().filter(|_| !is_ours && state.verdict.is_none()) else { return };
-        state.of_strangers += cost;
-        budget.waiting.fetch_add(cost, Ordering::Relaxed);
+        if state.total > MAX_WAITING {
+            self.pronounce(&mut state, Verdict::TooMuch);
+        }
         drop(state);
-        budget.enforce();
+        if let Some(budget) = &self.budget {
+            budget.enforce();
+        }
     }
 
-    fn take(&self, state: &mut Waiting, cost: usize, is_ours: bool) {
+    fn take(&self, state: &mut Waiting, cost: usize, counts: bool) {
+        if state.verdict.is_some() {
+            return;
+        }
         state.total = state.total.saturating_sub(cost);
-        if let Some(budget) = self.budget.as_deref().filter(|_| !is_ours) {
+        if counts {
+            self.take_from_budget(state, cost);
+        }
+    }
+
+    fn take_from_budget(&self, state: &mut Waiting, cost: usize) {
+        if let (Some(budget), None) = (&self.budget, state.verdict) {
             let less = cost.min(state.of_strangers);
             state.of_strangers -= less;
             budget.waiting.fetch_sub(less, Ordering::Relaxed);
         }
     }
+
+    /// Whether what comes on a stream counts for the budget.
+    fn counts(&self, stream: u32) -> bool {
+        let is_ours = (stream % 2 == 1) == self.is_dialer;
+        !(self.asks && is_ours)
+    }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
-        let left = lock(&self.state).of_strangers;
+        let state = lock(&self.state);
         if let Some(budget) = &self.budget {
-            budget.waiting.fetch_sub(left, Ordering::Relaxed);
+            if state.verdict.is_some() {
+                budget.condemned.fetch_sub(state.of_strangers, Ordering::Relaxed);
+            }
+            budget.waiting.fetch_sub(state.of_strangers, Ordering::Relaxed);
         }
     }
 }
@@ -247,7 +322,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A frame that carries bytes, or opens a stream.
+/// What the header of a frame says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Frame {
     stream: u32,
@@ -303,16 +378,10 @@ impl Headers {
         let [_, kind, _, flags, stream @ ..] = self.header;
         let [s0, s1, s2, s3, l0, l1, l2, l3] = stream;
         let (stream, len) = (u32::from_be_bytes([s0, s1, s2, s3]), u32::from_be_bytes([l0, l1, l2, l3]));
-        let opens = flags & 1 != 0;
-        match kind {
-            DATA if len > 0 => {
-                let frame = Frame { stream, len: len as usize, opens };
-                account.begins(frame);
-                self.body = Some((frame, frame.len));
-            }
-            DATA | WINDOW_UPDATE if opens => account.opened(stream),
-            _ => {}
-        }
+        let opens = flags & 1 != 0 && matches!(kind, DATA | WINDOW_UPDATE);
+        let frame = Frame { stream, len: if kind == DATA { len as usize } else { 0 }, opens };
+        account.heard(frame);
+        self.body = (frame.len > 0).then_some((frame, frame.len));
     }
 }
 
@@ -327,6 +396,22 @@ struct Counted<C> {
     inner: C,
     headers: Headers,
     account: Arc<Account>,
+    /// Until when the peer has to take something.
+    blocked: Option<Pin<Box<Sleep>>>,
+}
+
+impl<C> Counted<C> {
+    /// Lets what waits for the peer wait, but not for ever: while nothing can be written, Yamux reads nothing, and holds
+    /// what it has.
+    fn watched<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.blocked = None;
+            return written;
+        }
+        let blocked = self.blocked.get_or_insert_with(|| Box::pin(tokio::time::sleep(MAX_BLOCKED)));
+        ready!(blocked.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, format!("the peer took nothing for {MAX_BLOCKED:?}"))))
+    }
 }
 
 impl<C: AsyncRead + Unpin> AsyncRead for Counted<C> {
@@ -343,11 +428,13 @@ impl<C: AsyncRead + Unpin> AsyncRead for Counted<C> {
 
 impl<C: AsyncWrite + Unpin> AsyncWrite for Counted<C> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        self.watched(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        let written = Pin::new(&mut self.inner).poll_flush(cx);
+        self.watched(cx, written)
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -362,24 +449,32 @@ pub(super) struct Muxer<C> {
     /// Streams that came while nobody asked for them.
     inbound: VecDeque<Stream>,
     inbound_waker: AtomicWaker,
+    /// Until when it has to be closed.
+    closing: Option<Pin<Box<Sleep>>>,
 }
 
 impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
-    fn new(socket: C, mode: Mode, budget: Option<Arc<Budget>>) -> Self {
+    fn new(socket: C, mode: Mode, Multiplex { budget, asks }: Multiplex) -> Self {
         let mut config = yamux::Config::default();
         // In this order: each asserts that the other one fits.
         config.set_max_num_streams(MAX_STREAMS).set_max_connection_receive_window(Some(MAX_WINDOW));
-        let account = Account::new(budget, matches!(mode, Mode::Client));
-        let counted = Counted { inner: socket, headers: Headers::default(), account: Arc::clone(&account) };
+        let account = Account::new(budget, matches!(mode, Mode::Client), asks);
+        let counted =
+            Counted { inner: socket, headers: Headers::default(), account: Arc::clone(&account), blocked: None };
         Self {
             connection: Connection::new(counted, config, mode),
             account,
             inbound: VecDeque::new(),
             inbound_waker: AtomicWaker::new(),
+            closing: None,
         }
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
+        // Yamux reads nothing while it has something to write, and would not hear of it.
+        if let Poll::Ready(error) = self.account.poll_verdict(cx.waker()) {
+            return Poll::Ready(Err(error));
+        }
         let stream = ready!(self.connection.poll_next_inbound(cx)).ok_or_else(|| failed(ConnectionError::Closed))?;
         Poll::Ready(stream.map_err(failed).map(|stream| Stream::new(stream, &self.account)))
     }
@@ -409,11 +504,14 @@ impl<C: AsyncRead + AsyncWrite + Unpin> StreamMuxer for Muxer<C> {
 
     fn poll_outbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
         let stream = ready!(self.connection.poll_new_outbound(cx)).map_err(failed)?;
-        self.account.opened(stream.id().val());
         Poll::Ready(Ok(Stream::new(stream, &self.account)))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let closing = self.closing.get_or_insert_with(|| Box::pin(tokio::time::sleep(MAX_CLOSING)));
+        if closing.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(())); // the peer takes its time; what is left goes with the socket
+        }
         self.connection.poll_close(cx).map_err(failed)
     }
 
@@ -439,6 +537,7 @@ pub(super) struct Stream {
 
 impl Stream {
     fn new(inner: yamux::Stream, account: &Arc<Account>) -> Self {
+        account.opened(inner.id().val());
         Self { inner, account: Arc::clone(account) }
     }
 }
@@ -476,6 +575,8 @@ impl AsyncWrite for Stream {
 pub(super) struct Multiplex {
     /// `None` for a peer with a permission.
     pub(super) budget: Option<Arc<Budget>>,
+    /// Whether this agent asks its peers for much.
+    pub(super) asks: bool,
 }
 
 impl UpgradeInfo for Multiplex {
@@ -493,7 +594,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> InboundConnectionUpgrade<C> for Multiple
     type Future = Ready<io::Result<Self::Output>>;
 
     fn upgrade_inbound(self, socket: C, _: Self::Info) -> Self::Future {
-        done(Ok(Muxer::new(socket, Mode::Server, self.budget)))
+        done(Ok(Muxer::new(socket, Mode::Server, self)))
     }
 }
 
@@ -503,7 +604,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> OutboundConnectionUpgrade<C> for Multipl
     type Future = Ready<io::Result<Self::Output>>;
 
     fn upgrade_outbound(self, socket: C, _: Self::Info) -> Self::Future {
-        done(Ok(Muxer::new(socket, Mode::Client, self.budget)))
+        done(Ok(Muxer::new(socket, Mode::Client, self)))
     }
 }
 
@@ -513,7 +614,7 @@ pub fn fuzz(data: &[u8]) {
     let Some((&step, bytes)) = data.split_first() else { return };
     let counts = |step: usize| {
         let budget = Arc::<Budget>::default();
-        let account = Account::new(Some(Arc::clone(&budget)), step % 2 == 1);
+        let account = Account::new(Some(Arc::clone(&budget)), step % 2 == 1, true);
         let mut headers = Headers::default();
         for part in bytes.chunks(step) {
             headers.feed(part, &account);
@@ -527,7 +628,7 @@ pub fn fuzz(data: &[u8]) {
         assert_eq!(budget.waiting.load(Ordering::Relaxed), 0);
         found
     };
-    // Both of the same parity, which says whose streams are whose.
+    // Both of the same parity, which says who has dialed.
     let step = usize::from(step).max(1);
     assert_eq!(counts(step), counts(step + 2 * bytes.len()));
 }

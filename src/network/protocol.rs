@@ -399,9 +399,9 @@ impl FrameReader {
         self.end = (self.end + len).min(self.buffer.len());
     }
 
-    /// How much memory it takes, in bytes.
+    /// How much it holds for a frame that is not whole, in bytes.
     pub(crate) fn held(&self) -> usize {
-        self.buffer.len()
+        self.buffer.len().saturating_sub(Self::IDLE_ROOM).max(self.end - self.start)
     }
 
     /// Gives memory back when nothing is waiting: called when the link falls idle.

@@ -130,6 +130,11 @@ impl RequestHandler for Handler {
         self.access.has_permission(peer)
     }
 
+    #[cfg(feature = "metrics-prometheus")]
+    fn scrapes(&self) -> bool {
+        self.scraped.fleet.is_some()
+    }
+
     fn handle(&self, peer: PeerId, request: Request) -> BoxFuture<'static, Answer> {
         let kind = request.message_type();
         let receipt = Receipt::begin(self.metrics.clone(), kind);

@@ -122,7 +122,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
     ) -> Self {
         let now = Instant::now();
         let held = (!context.handler.has_permission(&peer))
-            .then(|| Held { account: Account::new(Some(Arc::clone(&context.budget)), true), told: 0 });
+            .then(|| Held { account: Account::new(Some(Arc::clone(&context.budget)), true, false), told: 0 });
         Self {
             held,
             peer,
@@ -255,7 +255,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
         if std::mem::replace(&mut held.told, now) != now {
             held.account.hold(now);
         }
-        held.account.poll_verdict(cx.waker()).map(|error| Event::Lost(error.into()))
+        let verdict = held.account.poll_verdict(cx.waker());
+        if verdict.is_ready() {
+            self.held = None; // said once
+        }
+        verdict.map(|error| Event::Lost(error.into()))
     }
 
     /// Heartbeats, deadlines and the end of a silent path.

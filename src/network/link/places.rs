@@ -12,6 +12,9 @@ use tokio::time::Instant;
 /// then each has to keep what the other opened.
 const MAX_CONNECTIONS_PER_PEER: usize = 4;
 
+/// Places that a named peer has for itself: for a connection, and for the one that replaces it.
+const OWN_PLACES: usize = 2;
+
 /// Why a connection is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Denied {
@@ -23,7 +26,8 @@ pub(super) enum Denied {
     ShuttingDown,
 }
 
-/// The connections that there are. Named peers have one place each that nobody else can take, and a right to no more.
+/// The connections that there are. Named peers have [`OWN_PLACES`] each that nobody else can take, and a right to no
+/// more.
 #[derive(Debug)]
 pub(super) struct Places {
     max_peers: usize,
@@ -31,6 +35,8 @@ pub(super) struct Places {
     named: HashSet<PeerId>,
     peers: HashMap<PeerId, HashSet<ConnectionId>>,
     heard: HashMap<ConnectionId, Heard>,
+    /// Those that were told to close and have not yet: the other side may make that take a while.
+    closing: HashSet<ConnectionId>,
     /// How many connections there are, and how many of them stand on a named peer's own place.
     connections: usize,
     on_own_place: usize,
@@ -67,6 +73,7 @@ impl Places {
             named,
             peers: HashMap::new(),
             heard: HashMap::new(),
+            closing: HashSet::new(),
             connections: 0,
             on_own_place: 0,
         }
@@ -74,15 +81,19 @@ impl Places {
 
     /// Whether there is room for one more connection of `peer`.
     pub(super) fn check(&self, peer: &PeerId) -> Result<(), Denied> {
+        let (open, closing) = self.of(peer);
+        if closing >= MAX_CONNECTIONS_PER_PEER {
+            return Err(Denied::TooManyConnections(self.connections));
+        }
         if self.named.contains(peer) {
-            // Where there is no room for two, the new one takes the old one's place.
+            // Where there is no room for it, the new one takes an old one's place.
             return Ok(());
         }
         if self.peers.len() >= self.max_peers && !self.peers.contains_key(peer) {
             return Err(Denied::TooManyPeers(self.peers.len()));
         }
         // One that has as many as it may gives one up.
-        if self.is_full() && self.of(peer) < MAX_CONNECTIONS_PER_PEER {
+        if self.is_full() && (open < MAX_CONNECTIONS_PER_PEER || closing > 0) {
             return Err(Denied::TooManyConnections(self.connections));
         }
         Ok(())
@@ -105,27 +116,34 @@ impl Places {
     pub(super) fn take(&mut self, peer: PeerId, connection: ConnectionId) -> Option<ConnectionId> {
         let was_full = self.is_full();
         let connections = self.peers.entry(peer).or_default();
-        let silent = connections.iter().min_by_key(|other| self.heard.get(other).map(Heard::at)).copied();
+        let others = connections.iter().filter(|other| !self.closing.contains(other));
+        let open = others.clone().count() + 1;
+        let silent = others.min_by_key(|other| self.heard.get(other).map(Heard::at)).copied();
         connections.insert(connection);
         self.connections += 1;
-        if connections.len() == 1 && self.named.contains(&peer) {
+        if connections.len() <= OWN_PLACES && self.named.contains(&peer) {
             self.on_own_place += 1;
             return None;
         }
-        silent.filter(|_| connections.len() > MAX_CONNECTIONS_PER_PEER || was_full)
+        let silent = silent.filter(|_| open > MAX_CONNECTIONS_PER_PEER || was_full);
+        self.closing.extend(silent);
+        silent
     }
 
     /// It is closed.
     pub(super) fn give_back(&mut self, peer: &PeerId, connection: ConnectionId) {
         self.heard.remove(&connection);
+        self.closing.remove(&connection);
         let Some(connections) = self.peers.get_mut(peer) else { return };
         if !connections.remove(&connection) {
             return;
         }
         self.connections -= 1;
+        if connections.len() < OWN_PLACES && self.named.contains(peer) {
+            self.on_own_place -= 1;
+        }
         if connections.is_empty() {
             self.peers.remove(peer);
-            self.on_own_place -= usize::from(self.named.contains(peer));
         }
     }
 
@@ -133,8 +151,11 @@ impl Places {
         self.peers.iter().flat_map(|(peer, connections)| connections.iter().map(|connection| (*peer, *connection)))
     }
 
-    fn of(&self, peer: &PeerId) -> usize {
-        self.peers.get(peer).map_or(0, HashSet::len)
+    /// How many of a peer's are open, and how many are closing.
+    fn of(&self, peer: &PeerId) -> (usize, usize) {
+        let Some(connections) = self.peers.get(peer) else { return (0, 0) };
+        let closing = connections.iter().filter(|connection| self.closing.contains(connection)).count();
+        (connections.len() - closing, closing)
     }
 
     fn is_full(&self) -> bool {
@@ -175,7 +196,28 @@ mod tests {
                 places.heard[&id(number)].set(now + Duration::from_secs(10 - silent_for));
             }
             assert_eq!(establish(&mut places, who, 4), Ok(Some(id(4 - 3))));
-            assert_eq!(places.of(&who), 4);
+            assert_eq!(places.of(&who), (4, 0));
+        }
+    }
+
+    /// The other side takes its time with the closing: that is no way to more places.
+    #[test]
+    fn connections_that_do_not_close_are_no_way_to_more() {
+        let (peer, named) = (PeerId::random(), PeerId::random());
+        for who in [peer, named] {
+            let mut places = Places::new(10, 100, HashSet::from([named]));
+            let mut told = HashSet::new();
+            let mut number = 0;
+            while places.check(&who).is_ok() {
+                places.prepare(id(number));
+                told.extend(places.take(who, id(number)));
+                number += 1;
+            }
+            assert_eq!((number, told.len()), (8, 4), "each is told once");
+            for closed in told {
+                places.give_back(&who, closed);
+            }
+            assert_eq!(places.of(&who), (4, 0));
         }
     }
 
@@ -190,17 +232,17 @@ mod tests {
         // Strangers have taken all there is. What is a named peer's is left.
         assert_eq!(establish(&mut places, first, 4), Ok(None));
         assert_eq!(establish(&mut places, second, 5), Ok(None));
-        // Started anew, it is let in, and its old connection goes.
-        assert_eq!(establish(&mut places, first, 6), Ok(Some(id(4))));
+        // Started anew, it is let in, and once more, when its oldest connection goes.
+        assert_eq!(establish(&mut places, first, 6), Ok(None));
+        places.heard[&id(6)].set(Instant::now() + Duration::from_secs(1));
+        assert_eq!(establish(&mut places, first, 7), Ok(Some(id(4))));
         places.give_back(&stranger, id(0));
-        assert_eq!(establish(&mut places, first, 7), Ok(None), "there is room for two");
-        assert_eq!(establish(&mut places, stranger, 8), Err(Denied::TooManyConnections(4)));
         places.give_back(&first, id(6));
         places.give_back(&first, id(7));
         places.give_back(&second, id(5));
         places.give_back(&stranger, id(1));
         assert_eq!((places.connections, places.on_own_place), (0, 0));
-        assert!(places.peers.is_empty() && places.heard.is_empty());
+        assert!(places.peers.is_empty() && places.heard.is_empty() && places.closing.is_empty());
         assert_eq!(establish(&mut places, stranger, 9), Ok(None));
         assert_eq!(establish(&mut places, late, 10), Ok(None));
     }
