@@ -51,21 +51,15 @@ const MAX_CLOSING: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Budget {
     limit: usize,
+    /// On connections that were not told to go.
     waiting: AtomicUsize,
-    /// What of it is on connections that were told to go and have not gone yet.
-    condemned: AtomicUsize,
     // A std lock: never held across an await, and taken before any connection's own.
     connections: Mutex<Vec<Weak<Account>>>,
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        Self {
-            limit: MAX_WAITING_TOGETHER,
-            waiting: AtomicUsize::new(0),
-            condemned: AtomicUsize::new(0),
-            connections: Mutex::default(),
-        }
+        Self { limit: MAX_WAITING_TOGETHER, waiting: AtomicUsize::new(0), connections: Mutex::default() }
     }
 }
 
@@ -87,8 +81,7 @@ impl Budget {
     }
 
     fn is_exceeded(&self) -> bool {
-        let condemned = self.condemned.load(Ordering::Relaxed);
-        self.waiting.load(Ordering::Relaxed).saturating_sub(condemned) > self.limit
+        self.waiting.load(Ordering::Relaxed) > self.limit
     }
 }
 
@@ -118,14 +111,14 @@ pub(super) struct Account {
 #[derive(Debug, Default)]
 struct Waiting {
     streams: HashMap<u32, Stored>,
-    /// In all, and what of it counts for the budget.
+    /// In all, and what of it counts for the budget: none of it after a verdict.
     total: usize,
     of_strangers: usize,
     /// The frame that is being received, which counts whatever its stream.
     coming: Option<Frame>,
     /// A stream that the last frame has opened, until Yamux hands it over; with the next frame it is known not to.
     opening: Option<(u32, Stored)>,
-    /// After it nothing is counted any more: what there is stays until the connection has gone.
+    /// After it nothing is counted any more.
     verdict: Option<Verdict>,
 }
 
@@ -249,7 +242,7 @@ impl Account {
         if state.verdict.replace(verdict).is_none()
             && let Some(budget) = &self.budget
         {
-            budget.condemned.fetch_add(state.of_strangers, Ordering::Relaxed);
+            budget.waiting.fetch_sub(std::mem::take(&mut state.of_strangers), Ordering::Relaxed);
         }
     }
 
@@ -308,12 +301,8 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        let state = lock(&self.state);
         if let Some(budget) = &self.budget {
-            if state.verdict.is_some() {
-                budget.condemned.fetch_sub(state.of_strangers, Ordering::Relaxed);
-            }
-            budget.waiting.fetch_sub(state.of_strangers, Ordering::Relaxed);
+            budget.waiting.fetch_sub(lock(&self.state).of_strangers, Ordering::Relaxed);
         }
     }
 }

@@ -613,9 +613,9 @@ impl Story {
         true
     }
 
-    fn check_bounds(&self) {
-        for connection in &self.connections {
-            for side in &connection.sides {
+    fn check_bounds(&mut self) {
+        for connection in &mut self.connections {
+            for side in &mut connection.sides {
                 let (reads, writes) = side.link.held();
                 // One frame with its length, and a read; what is written has its answers on top (`HIGH_WATER`).
                 assert!(reads <= 2 * (MAX_FRAME + 10 + 64 * 1024), "{reads} bytes read");

@@ -18,6 +18,7 @@ use libp2p::{PeerId, Stream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep};
 
+use super::framed::Framed;
 use super::places::Heard;
 use super::requester::{Outgoing, Requester};
 use super::responder::Responder;
@@ -246,12 +247,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
     }
 
     fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if self.held.is_none() {
+            return Poll::Pending;
+        }
+        let now = self.framed().map(|framed| framed.held()).sum();
         let Some(held) = &mut self.held else { return Poll::Pending };
-        let now = self.responder.as_ref().map_or(0, Responder::held)
-            + match &self.outbound {
-                Outbound::Open(requester) => requester.held(),
-                Outbound::ToOpen(_) | Outbound::Opening(_) | Outbound::Gone => 0,
-            };
         if std::mem::replace(&mut held.told, now) != now {
             held.account.hold(now);
         }
@@ -306,13 +306,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
 
     /// Bytes that were read and make no frame yet, and those that wait to be written.
     #[cfg(test)]
-    pub(super) fn held(&self) -> (usize, usize) {
-        let inbound = self.responder.as_ref().map_or((0, 0), |responder| (responder.held(), responder.backlog()));
-        let outbound = match &self.outbound {
-            Outbound::Open(requester) => (requester.held(), requester.backlog()),
-            Outbound::ToOpen(_) | Outbound::Opening(_) | Outbound::Gone => (0, 0),
-        };
-        (inbound.0 + outbound.0, inbound.1 + outbound.1)
+    pub(super) fn held(&mut self) -> (usize, usize) {
+        self.framed().fold((0, 0), |(read, to_write), framed| (read + framed.held(), to_write + framed.backlog()))
     }
 
     fn reset_timer(&mut self, after: Duration) {
@@ -320,21 +315,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
     }
 
     fn is_overdue(&mut self, now: Instant) -> bool {
-        let inbound = self.responder.as_mut().is_some_and(|responder| responder.is_overdue(now));
-        let outbound = match &mut self.outbound {
-            Outbound::Open(requester) => requester.is_overdue(now),
-            Outbound::ToOpen(_) | Outbound::Opening(_) | Outbound::Gone => false,
-        };
-        inbound || outbound
+        self.framed().any(|framed| framed.is_overdue(now))
     }
 
     fn take_received(&mut self) -> bool {
-        let inbound = self.responder.as_mut().is_some_and(Responder::take_received);
+        // Each is asked, since each forgets it.
+        self.framed().filter_map(|framed| framed.take_received().then_some(())).count() > 0
+    }
+
+    /// The streams that are open, the peer's and ours.
+    fn framed(&mut self) -> impl Iterator<Item = &mut Framed<S>> {
         let outbound = match &mut self.outbound {
-            Outbound::Open(requester) => requester.take_received(),
-            Outbound::ToOpen(_) | Outbound::Opening(_) | Outbound::Gone => false,
+            Outbound::Open(requester) => Some(&mut requester.framed),
+            Outbound::ToOpen(_) | Outbound::Opening(_) | Outbound::Gone => None,
         };
-        inbound || outbound
+        self.responder.as_mut().map(|responder| &mut responder.framed).into_iter().chain(outbound)
     }
 }
 

@@ -32,7 +32,7 @@ struct Pending {
 }
 
 pub(super) struct Requester<S = Stream> {
-    framed: Framed<S>,
+    pub(super) framed: Framed<S>,
     context: Arc<LinkContext>,
     queue: mpsc::Receiver<Outgoing>,
     batch: Vec<Outgoing>,
@@ -136,23 +136,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
             let _caller_gone = outgoing.reply.send(time_is_up());
         }
         made_room || !self.taken.is_empty()
-    }
-
-    pub(super) fn held(&self) -> usize {
-        self.framed.held()
-    }
-
-    #[cfg(test)]
-    pub(super) fn backlog(&self) -> usize {
-        self.framed.backlog()
-    }
-
-    pub(super) fn is_overdue(&mut self, now: Instant) -> bool {
-        self.framed.is_overdue(now)
-    }
-
-    pub(super) fn take_received(&mut self) -> bool {
-        self.framed.take_received()
     }
 
     /// How many more requests can be sent now.

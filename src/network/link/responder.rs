@@ -11,7 +11,6 @@ use futures::stream::FuturesUnordered;
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::{PeerId, Stream};
 use prost::Message as _;
-use tokio::time::Instant;
 
 use super::framed::{Framed, HIGH_WATER};
 use super::{FRAMES_PER_TURN, LinkContext, LinkError};
@@ -23,7 +22,7 @@ use crate::network::protocol::{
 use crate::network::{Answer, Receipt};
 
 pub(super) struct Responder<S = Stream> {
-    framed: Framed<S>,
+    pub(super) framed: Framed<S>,
     peer: PeerId,
     context: Arc<LinkContext>,
     in_flight: FuturesUnordered<InFlight>,
@@ -130,23 +129,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Responder<S> {
     /// Whether what the peer sends is read now.
     pub(super) fn reads(&self) -> bool {
         self.framed.backlog() < self.high_water
-    }
-
-    pub(super) fn held(&self) -> usize {
-        self.framed.held()
-    }
-
-    #[cfg(test)]
-    pub(super) fn backlog(&self) -> usize {
-        self.framed.backlog()
-    }
-
-    pub(super) fn is_overdue(&mut self, now: Instant) -> bool {
-        self.framed.is_overdue(now)
-    }
-
-    pub(super) fn take_received(&mut self) -> bool {
-        self.framed.take_received()
     }
 
     /// The requester keeps to the limit that our hello announced, so that this stops only one that does not.
