@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use redb::WriteTransaction;
+
 use super::file::ReadRetry;
 use super::log::Segments;
 use super::open::{Generation, Options, inspect, set_applied};
 use super::queue::Refuser;
-use super::state::{Frozen, Shared, Source};
+use super::state::{Entry, Frozen, Shared, Source};
 use super::writer::Failure;
 use super::{TABLE, value};
 use crate::panics;
@@ -20,6 +23,13 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// How often a file that could not be read is looked at again.
 const PROBE: Duration = Duration::from_secs(1);
+
+/// What part of the cache the pages of one transaction may take: redb writes with half of it, which also holds branches and
+/// pages of the transaction before.
+const PART_OF_CACHE: usize = 4;
+
+/// The size of redb's pages; a larger value has one of a power of two.
+const PAGE: usize = 4096;
 
 /// Owns the database and everything that changes it.
 pub(super) struct Flusher {
@@ -146,25 +156,42 @@ impl Flusher {
     }
 
     fn transact(&self, frozen: &Frozen) -> Result<(), Failure> {
-        let view = &self.generation.view;
-        let written = self.generation.transact(|transaction| {
-            let mut table = transaction.open_table(TABLE)?;
-            for (key, value) in frozen.table.sorted() {
-                match value {
-                    Some(value) => value::insert(&mut table, key, value)?,
-                    None => drop(table.remove(&**key)?),
-                }
-                // From a failure on, redb writes into memory.
-                if view.has_failed() {
-                    return Err(redb::Error::PreviousIo);
-                }
-            }
-            drop(table);
-            set_applied(transaction, frozen.segments.last)
-        });
-        written.map_err(|error| self.explain(&error))?;
+        self.write(frozen).map_err(|error| self.explain(&error))?;
         let snapshot = self.generation.snapshot().map_err(|error| self.explain(&error))?;
         drop(self.shared.publish(Some(snapshot), true));
+        Ok(())
+    }
+
+    /// In parts whose pages fit into the half of redb's cache that is for writing. A page that does not fit is written at
+    /// once, and read and written again when the commit puts its checksum into its parent.
+    fn write(&self, frozen: &Frozen) -> Result<(), redb::Error> {
+        let entries = frozen.table.sorted();
+        let mut rest = &*entries;
+        loop {
+            let (part, later) = rest.split_at(fitting(rest, self.options.cache_size / PART_OF_CACHE));
+            if later.is_empty() {
+                return self.generation.transact(|transaction| {
+                    self.insert(transaction, part)?;
+                    set_applied(transaction, frozen.segments.last)
+                });
+            }
+            self.generation.prepare(|transaction| self.insert(transaction, part))?;
+            rest = later;
+        }
+    }
+
+    fn insert(&self, transaction: &WriteTransaction, entries: &[Entry<'_>]) -> Result<(), redb::Error> {
+        let mut table = transaction.open_table(TABLE)?;
+        for (key, value) in entries {
+            match value {
+                Some(value) => value::insert(&mut table, key, value)?,
+                None => drop(table.remove(&***key)?),
+            }
+            // From a failure on, redb writes into memory.
+            if self.generation.view.has_failed() {
+                return Err(redb::Error::PreviousIo);
+            }
+        }
         Ok(())
     }
 
@@ -232,5 +259,63 @@ impl Flusher {
         if is_gone || file.read(offset, &mut vec![0; len]).is_ok() {
             self.shared.can_read((offset, len));
         }
+    }
+}
+
+/// How many of the entries, one at least, change `bytes` bytes of pages if no two of them are in the same one.
+fn fitting(entries: &[Entry<'_>], bytes: usize) -> usize {
+    let page = |(key, value): &Entry<'_>| (key.len() + value.map_or(0, Bytes::len)).next_power_of_two().max(PAGE);
+    let mut pages = 0;
+    let fits = entries.iter().position(|entry| {
+        pages += page(entry);
+        pages > bytes
+    });
+    fits.unwrap_or(entries.len()).max(1).min(entries.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::disk::LinuxDisk;
+    use super::super::log::FrameBuilder;
+    use super::super::open::open;
+    use super::super::state::MemoryTable;
+    use super::super::watch::Watched;
+    use super::*;
+    use crate::metrics::Health;
+
+    /// A table of `count` values, each of which fills a page.
+    fn table(count: u32, byte: u8) -> Frozen {
+        let mut frame = FrameBuilder::with_capacity(0);
+        for key in 0..count {
+            frame.push(&key.to_be_bytes(), Some(&[byte; 3000]));
+        }
+        let mut table = MemoryTable::default();
+        table.apply(&frame.finish(1, 1));
+        Frozen { table: Arc::new(table), segments: Segments::default() }
+    }
+
+    #[test]
+    fn a_table_larger_than_the_cache_has_each_page_read_once() {
+        const COUNT: u32 = 5000;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.redb");
+        let watched = Watched::default();
+        let options = Options { cache_size: 8 << 20, check: false };
+        let generation = open(&LinuxDisk, &path, options, &watched).unwrap().generation;
+        let shared = Arc::new(Shared::new(path, Health::default()));
+        let mut flusher = Flusher::new(generation, options, shared.clone());
+        flusher.flush(&table(COUNT, 1)).unwrap();
+
+        let before = watched.disk().bytes_read();
+        flusher.flush(&table(COUNT, 2)).unwrap();
+        let pages = (watched.disk().bytes_read() - before) / PAGE as u64;
+        assert!(pages < u64::from(COUNT) * 5 / 4, "{pages} pages were read for {COUNT} values");
+
+        let mut next = flusher.generation.snapshot().unwrap();
+        let last = Arc::get_mut(&mut next).unwrap().get(&(COUNT - 1).to_be_bytes()[..]).unwrap().unwrap();
+        assert_eq!(value::verified(&(COUNT - 1).to_be_bytes(), last.value()), Some(&[2; 3000][..]));
+        drop(last);
+        drop(next);
+        flusher.close();
     }
 }

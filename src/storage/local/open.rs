@@ -85,6 +85,24 @@ impl Generation {
         // In two phases, with the state of the allocator: so an opening takes the newest commit by its header alone, in
         // constant time, and never has to ask the page cache which of two commits is whole.
         transaction.set_quick_repair(true);
+        self.commit(transaction, change)
+    }
+
+    /// Does a part of a change that the next durable transaction completes, and makes durable with its own.
+    pub(super) fn prepare(
+        &self,
+        change: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<(), redb::Error> {
+        let mut transaction = self.database.begin_write()?;
+        transaction.set_durability(Durability::None)?;
+        self.commit(transaction, change)
+    }
+
+    fn commit(
+        &self,
+        transaction: WriteTransaction,
+        change: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<(), redb::Error> {
         change(&transaction)?;
         transaction.commit()?;
         // The view hides failures from redb, whose readers go on.

@@ -21,6 +21,9 @@ pub(super) struct MemoryTable {
     entries: HashMap<Bytes, Option<Bytes>>,
 }
 
+/// A key, and its newest value; `None` when it is removed.
+pub(super) type Entry<'a> = (&'a Bytes, Option<&'a Bytes>);
+
 impl MemoryTable {
     /// `None` when it knows nothing of the key; `Some(None)` when it is removed.
     pub(super) fn get(&self, key: &[u8]) -> Option<Option<&Bytes>> {
@@ -32,7 +35,7 @@ impl MemoryTable {
     }
 
     /// Its entries in the order of their keys, which is the cheapest for redb.
-    pub(super) fn sorted(&self) -> Vec<(&Bytes, Option<&Bytes>)> {
+    pub(super) fn sorted(&self) -> Vec<Entry<'_>> {
         let mut entries: Vec<_> = self.entries.iter().map(|(key, value)| (key, value.as_ref())).collect();
         entries.sort_unstable_by_key(|(key, _)| *key);
         entries

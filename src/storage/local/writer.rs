@@ -24,7 +24,7 @@ const LOG_BYTES: u64 = 80 * 1024 * 1024;
 /// halves when that takes longer than [`SLOW`]: writes that wait for redb wait about as long on any disk.
 const FIRST_LOG_BYTES: u64 = 8 * 1024 * 1024;
 const LEAST_LOG_BYTES: u64 = 1024 * 1024;
-const QUICK: Duration = Duration::from_millis(700);
+const QUICK: Duration = Duration::from_millis(950);
 const SLOW: Duration = Duration::from_secs(2);
 
 /// The active table goes to redb as soon as redb is free and it has this part of what is allowed.
