@@ -15,6 +15,7 @@ mod support;
 mod network {
     mod access;
     mod backpressure;
+    mod bounds;
     mod connections;
     mod discovery;
     mod fixture;

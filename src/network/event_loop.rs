@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::addresses::is_usual_stack;
 use super::behaviour::{Behaviour, BehaviourEvent, KAD_PROTOCOL};
+use super::comings::Comings;
 use super::link::{self, LinkError};
 use super::peers::{Dial, Direction, Input, PeerInfo, Peers};
 #[cfg(feature = "metrics-prometheus")]
@@ -71,6 +72,7 @@ pub struct Driver {
     peers: Peers,
     waiting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), RequestError>>>>,
     listeners: HashMap<ListenerId, Multiaddr>,
+    comings: Comings,
     /// When the log told of a failed accept last.
     listener_failed: Option<Instant>,
     addresses: Vec<Multiaddr>,
@@ -103,6 +105,7 @@ impl Driver {
             peers: Peers::new(&config.bootstrap, local, Instant::now(), rand::random::<f64>),
             waiting: HashMap::new(),
             listeners: HashMap::new(),
+            comings: Comings::new(Instant::now()),
             listener_failed: None,
             addresses: Vec::new(),
             metrics,
@@ -203,7 +206,12 @@ impl Driver {
             SwarmEvent::ListenerError { error, .. } => self.on_listener_error(&error),
             SwarmEvent::ConnectionEstablished { peer_id, endpoint, num_established, .. } => {
                 if num_established.get() == 1 {
-                    tracing::info!(peer = %peer_id, address = %endpoint.get_remote_address(), "Peer connected");
+                    let address = endpoint.get_remote_address();
+                    if self.may_tell(&peer_id) {
+                        tracing::info!(peer = %peer_id, %address, "Peer connected");
+                    } else {
+                        tracing::debug!(peer = %peer_id, %address, "Peer connected");
+                    }
                 }
                 self.answer_waiting(peer_id, || Ok(()));
                 let direction = match &endpoint {
@@ -218,7 +226,11 @@ impl Driver {
                 if num_established == 0 {
                     let closed = || lost.unwrap_or_else(|| "closed by this agent".into());
                     let cause = cause.map_or_else(closed, |cause| innermost(&cause));
-                    tracing::info!(peer = %peer_id, cause, "Peer disconnected");
+                    if self.may_tell(&peer_id) {
+                        tracing::info!(peer = %peer_id, cause, "Peer disconnected");
+                    } else {
+                        tracing::debug!(peer = %peer_id, cause, "Peer disconnected");
+                    }
                     self.swarm.behaviour().links.requests().peer_down(&peer_id, &cause);
                 }
                 self.tell(Input::Disconnected { peer: peer_id, remaining: num_established as usize });
@@ -227,6 +239,16 @@ impl Driver {
             SwarmEvent::Behaviour(event) => self.on_behaviour_event(event),
             _ => {}
         }
+    }
+
+    /// Whether the log tells that `peer` came or went. Of those that are dialed for the configuration it always does.
+    fn may_tell(&mut self, peer: &PeerId) -> bool {
+        let now = Instant::now();
+        let may_tell = self.peers.is_target(peer) || self.comings.take(now);
+        if let Some(left_out) = self.comings.left_out(now) {
+            tracing::info!(left_out, "Peers come and go faster than is logged; log.level debug has all of it");
+        }
+        may_tell
     }
 
     /// Out of descriptors, mostly: then every attempt of every stranger fails.

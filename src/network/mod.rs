@@ -5,6 +5,7 @@
 
 mod addresses;
 mod behaviour;
+mod comings;
 mod config;
 mod event_loop;
 mod link;

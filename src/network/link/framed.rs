@@ -95,6 +95,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
         self.reader.held()
     }
 
+    /// What is taken for those that wait to be written, beyond what is kept anyway, in bytes.
+    pub(super) fn waiting(&self) -> usize {
+        self.out.capacity().saturating_sub(KEPT_CAPACITY)
+    }
+
     /// How many bytes wait to be written.
     pub(super) fn backlog(&self) -> usize {
         self.out.len() - self.written

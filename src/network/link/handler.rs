@@ -250,7 +250,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
         if self.held.is_none() {
             return Poll::Pending;
         }
-        let now = self.framed().map(|framed| framed.held()).sum();
+        // Answers are what the peer has asked for; what this side asks is its own.
+        let answers = self.responder.as_ref().map_or(0, |responder| responder.framed.waiting());
+        let now = answers + self.framed().map(|framed| framed.held()).sum::<usize>();
         let Some(held) = &mut self.held else { return Poll::Pending };
         if std::mem::replace(&mut held.told, now) != now {
             held.account.hold(now);

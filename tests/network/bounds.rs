@@ -1,0 +1,386 @@
+//! Peers without a permission that push a bound, one kind of pressure after the other: one peer, and then fifty together.
+//! What that costs the whole agent is measured from outside: memory, descriptors, processor time, lines of the log, and
+//! what a good peer notices.
+//!
+//! `BOUNDS_SECONDS=60` pushes each for that long; with `--nocapture` the figures are printed as a table.
+
+use std::future::Future;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::{AsyncReadExt as _, AsyncWriteExt as _};
+use libp2p::Multiaddr;
+use libp2p::identity::Keypair;
+use peerscope::network::protocol::{self, Hello, Pair, RequestBody, scrape};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+
+use crate::support::agent::{TestAgent, eventually};
+use crate::support::raw_peer::{Link, Listening, RawPeer, request};
+use crate::support::raw_yamux::RawYamux;
+
+const MIB: u64 = 1024 * 1024;
+
+/// How long each kind of pressure lasts with the other tests.
+const SECONDS: u64 = 1;
+
+/// What all strangers together may make an agent hold (`docs/security.md`), and what the allocator keeps and those hold
+/// who were told to go and, on a busy machine, have not gone yet.
+const TOGETHER: u64 = 64 * MIB + 64 * MIB;
+
+/// Whom to push, until when, and where to count what was done.
+#[derive(Clone)]
+struct Target {
+    address: Multiaddr,
+    socket: SocketAddr,
+    until: Instant,
+    done: Arc<AtomicU64>,
+}
+
+impl Listening for Target {
+    fn address(&self) -> Multiaddr {
+        self.address.clone()
+    }
+}
+
+impl Target {
+    fn is_on(&self) -> bool {
+        Instant::now() < self.until
+    }
+
+    fn did(&self) {
+        self.done.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Pushes until time is up, with a new connection whenever one ends.
+    async fn keep_pushing(self, kind: Kind) {
+        let key = Keypair::generate_ed25519();
+        while self.is_on() {
+            let push = kind(self.clone(), key.clone());
+            // A push that waits for an agent that has cut it off is over with the time; one that the agent refuses (a
+            // handshake that it does not finish) panics in the fixture, which is how this peer hears of it.
+            let push = tokio::spawn(push);
+            let abort = push.abort_handle();
+            if tokio::time::timeout_at(self.until.into(), push).await.is_err() {
+                abort.abort();
+            }
+        }
+    }
+}
+
+type Pushing = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Kind = fn(Target, Keypair) -> Pushing;
+
+fn hello() -> Option<RequestBody> {
+    Some(RequestBody::Hello(Hello { max_frame: 2 * MIB, max_in_flight: 0 }))
+}
+
+fn ping(len: usize) -> Option<RequestBody> {
+    Some(RequestBody::Ping(vec![b'p'; len].into()))
+}
+
+fn put(len: usize) -> Option<RequestBody> {
+    Some(RequestBody::Put(Pair { key: "k".into(), value: vec![b'v'; len].into() }))
+}
+
+/// Connects, and does not even say what it speaks.
+fn handshakes(target: Target, _: Keypair) -> Pushing {
+    Box::pin(async move {
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            if let Ok(socket) = TcpStream::connect(target.socket).await {
+                target.did();
+                held.push(socket);
+            }
+        }
+        for mut socket in held {
+            while socket.read(&mut [0; 64]).await.is_ok_and(|len| len > 0) {}
+        }
+    })
+}
+
+/// As many connections as a peer may have and one more, on which nothing is asked.
+fn connections(target: Target, key: Keypair) -> Pushing {
+    Box::pin(async move {
+        let mut held = Vec::new();
+        for _ in 0..5 {
+            let mut peer = RawPeer::dial_as(&target, &key).await;
+            peer.refuse_all();
+            target.did();
+            held.push(peer);
+        }
+        for mut peer in held {
+            peer.closed().await;
+        }
+    })
+}
+
+/// Comes, and goes at once.
+fn churn(target: Target, key: Keypair) -> Pushing {
+    Box::pin(async move {
+        let mut peer = RawPeer::dial_as(&target, &key).await;
+        peer.refuse_all();
+        let _link = peer.link_with_hello().await;
+        target.did();
+    })
+}
+
+async fn ask_for_ever(target: Target, key: Keypair, body: fn() -> Option<RequestBody>, at_once: u64) {
+    let mut peer = RawPeer::dial_as(&target, &key).await;
+    peer.refuse_all();
+    let mut link = peer.link_with_hello().await;
+    for id in 1.. {
+        link.send(&request(id, body())).await;
+        if id >= at_once {
+            if link.answer().await.is_none() {
+                return;
+            }
+            target.did();
+        }
+    }
+}
+
+fn pings(target: Target, key: Keypair) -> Pushing {
+    Box::pin(ask_for_ever(target, key, || ping(16), 256))
+}
+
+fn large_pings(target: Target, key: Keypair) -> Pushing {
+    Box::pin(ask_for_ever(target, key, || ping(1024 * 1024), 1))
+}
+
+fn refused_puts(target: Target, key: Keypair) -> Pushing {
+    Box::pin(ask_for_ever(target, key, || put(512 * 1024), 2))
+}
+
+/// Takes no answers, and fills all windows.
+fn unread(target: Target, key: Keypair) -> Pushing {
+    Box::pin(async move {
+        let peer = RawYamux::dial_as(&target, &key, Duration::from_millis(300)).await;
+        let stream = peer.link().await;
+        peer.request(stream, &request(0, hello())).await;
+        let large = put(512 * 1024);
+        for id in 1.. {
+            let body = if id < 20_000 { put(1) } else { large.clone() };
+            if !peer.request(stream, &request(id, body)).await {
+                break;
+            }
+            target.did();
+        }
+        while !peer.is_closed() {
+            peer.grant(stream, 1).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    })
+}
+
+/// The same in frames of one byte.
+fn crumbs(target: Target, key: Keypair) -> Pushing {
+    Box::pin(async move {
+        let peer = RawYamux::dial_as(&target, &key, Duration::from_millis(300)).await;
+        let stream = peer.link().await;
+        peer.request(stream, &request(0, hello())).await;
+        for id in 0..20_000 {
+            if !peer.request(stream, &request(id, put(1))).await {
+                break;
+            }
+        }
+        while !peer.is_closed() {
+            if peer.send_crumbs(stream, 64 * 1024).await > 0 {
+                target.did();
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+}
+
+/// A large frame but for its last byte, on a link; and all substreams that there may be, each with half a proposal.
+fn substreams(target: Target, key: Keypair) -> Pushing {
+    Box::pin(async move {
+        let mut peer = RawPeer::dial_as(&target, &key).await;
+        peer.refuse_all();
+        let mut link = peer.link_with_hello().await;
+        let mut frame = Vec::new();
+        protocol::encode(&request(1, put(1024 * 1024 - 64)), &mut frame);
+        link.send_bytes(&frame[..frame.len() - 1]).await;
+        let mut held = Vec::new();
+        while let Some(mut stream) = peer.try_open().await {
+            if stream.write_all(b"\x13/multistream/1.0.0\n\x3f/half").await.is_err() || stream.flush().await.is_err() {
+                break;
+            }
+            target.did();
+            held.push(stream);
+        }
+        peer.closed().await;
+    })
+}
+
+/// Kademlia: who is near to this key?
+fn nearest(target: Target, key: Keypair) -> Pushing {
+    Box::pin(async move {
+        let mut peer = RawPeer::dial_as(&target, &key).await;
+        peer.refuse_all();
+        let _link = peer.link_with_hello().await;
+        let mut stream = peer.open_protocol("/peerscope/kad/1").await;
+        loop {
+            let mut message = vec![36, 8, 4, 18, 32];
+            message.extend(rand::random::<[u8; 32]>());
+            let mut answer = vec![0; 64 * 1024];
+            if stream.write_all(&message).await.is_err() || stream.flush().await.is_err() {
+                return;
+            }
+            match stream.read(&mut answer).await {
+                Ok(1..) => target.did(),
+                _ => return,
+            }
+        }
+    })
+}
+
+/// Tells all the time who it is.
+fn identify_pushes(target: Target, key: Keypair) -> Pushing {
+    Box::pin(async move {
+        let mut peer = RawPeer::dial_as(&target, &key).await;
+        peer.refuse_all();
+        let _link = peer.link_with_hello().await;
+        // `agentVersion`, all that the protocol lets through.
+        let mut message = vec![0xfc, 0x1f, 0x32, 0xf9, 0x1f];
+        message.extend([b'a'; 4089]);
+        while let Some(mut stream) = peer.try_open().await {
+            let said = async {
+                crate::support::raw_peer::propose(&mut stream, "/ipfs/id/push/1.0.0").await;
+                stream.write_all(&message).await?;
+                stream.close().await
+            };
+            if said.await.is_err_and(|error| error.kind() != ErrorKind::BrokenPipe) {
+                return;
+            }
+            target.did();
+        }
+    })
+}
+
+/// Asks for metrics that it may not have.
+fn scrapes(target: Target, key: Keypair) -> Pushing {
+    Box::pin(async move {
+        let mut peer = RawPeer::dial_as(&target, &key).await;
+        peer.refuse_all();
+        let _link = peer.link_with_hello().await;
+        let mut link = Link::new(peer.open_protocol(scrape::PROTOCOL.as_ref()).await);
+        let ask = scrape::Ask { timeout_ms: 10_000, accept: "a".repeat(1024), gzip: true, exposed: String::new() };
+        loop {
+            link.send(&ask).await;
+            if link.read::<scrape::Head>().await.is_none() {
+                return;
+            }
+            target.did();
+        }
+    })
+}
+
+const KINDS: [(&str, Kind); 12] = [
+    ("handshakes that do not begin", handshakes),
+    ("connections that ask nothing", connections),
+    ("come and go", churn),
+    ("pings of 16 bytes", pings),
+    ("pings of 1 MiB", large_pings),
+    ("refused puts of 512 KiB", refused_puts),
+    ("answers not taken, windows full", unread),
+    ("the same in frames of a byte", crumbs),
+    ("substreams and frames, half of each", substreams),
+    ("Kademlia: nearest peers", nearest),
+    ("identify: pushes of 4 KiB", identify_pushes),
+    ("refused scrapes", scrapes),
+];
+
+fn status(agent: &TestAgent, field: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
+}
+
+fn descriptors(agent: &TestAgent) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap().count()
+}
+
+/// The processor time that it took so far, in hundredths of a second.
+fn processor(agent: &TestAgent) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", agent.pid())).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+/// One `get` through two agents, which has to be answered.
+fn get(good: &TestAgent, agent: &str) -> Duration {
+    let began = Instant::now();
+    let reply = good.control("GET", &format!("/v1/keys/k?peer={agent}"), b"").unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    began.elapsed()
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+async fn push(name: &str, kind: Kind, peers: usize, time: Duration) {
+    let good = TestAgent::start();
+    let access = format!("access:\n  - {{ peer: '{}', allow: [get] }}\n", good.peer_id());
+    let agent = TestAgent::start_with(&access);
+    assert_eq!(agent.control("PUT", "/v1/keys/k", b"v").unwrap().status, 204);
+    let good = {
+        let mut good = good;
+        good.kill();
+        good.bootstrap(&agent).started()
+    };
+    let id = agent.peer_id();
+    eventually("they are linked", || good.control("GET", &format!("/v1/keys/k?peer={id}"), b"").unwrap().status == 200);
+    let before = (status(&agent, "VmHWM:"), descriptors(&agent), processor(&agent), agent.log().len());
+    let alone = median((0..200).map(|_| get(&good, &id)).collect());
+    let target = Target {
+        address: Listening::address(&agent),
+        socket: agent.peer_socket(),
+        until: Instant::now() + time,
+        done: Arc::default(),
+    };
+    let mut pushing = tokio::task::JoinSet::new();
+    for _ in 0..peers {
+        pushing.spawn(target.clone().keep_pushing(kind));
+    }
+    let (mut most, mut among) = (0, Vec::new());
+    while target.is_on() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        most = most.max(descriptors(&agent));
+        among.push(tokio::task::block_in_place(|| get(&good, &id)));
+    }
+    let memory = status(&agent, "VmHWM:").saturating_sub(before.0);
+    let processor = processor(&agent) - before.2;
+    let lines = agent.log().len() - before.3;
+    pushing.shutdown().await;
+    let done = target.done.load(Ordering::Relaxed);
+    println!(
+        "| {name} | {peers} | {done} | {:.1} | {} | {:.2} | {lines} | {:.0} -> {:.0} |",
+        memory as f64 / MIB as f64,
+        most.saturating_sub(before.1),
+        processor as f64 / 100.0 / time.as_secs_f64(),
+        alone.as_secs_f64() * 1e6,
+        median(among).as_secs_f64() * 1e6,
+    );
+    assert!(done > 0, "{name}: nothing was pushed");
+    assert!(lines < 120 + 2 * time.as_secs() as usize, "{name}, {peers} peers: {lines} lines");
+    assert!(memory < TOGETHER, "{name}, {peers} peers: {} MiB more", memory / MIB);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_strangers_push_costs_no_more_than_their_share() {
+    let seconds = std::env::var("BOUNDS_SECONDS").map_or(SECONDS, |seconds| seconds.parse().unwrap());
+    println!("| what | peers | times | MiB more | descriptors more | cores | lines | get, us |");
+    for (name, kind) in KINDS {
+        for peers in [1, 50] {
+            push(name, kind, peers, Duration::from_secs(seconds)).await;
+        }
+    }
+}
