@@ -2,7 +2,7 @@
 //!
 //! A peer only ever says a name. What is behind it stands in this agent's configuration and stays there: no error
 //! names a URL, a host or a port to the peer. The exporter is not trusted either: how long it may take and how
-//! much it may send are bounded, and what it answers is passed on only where Prometheus would take it.
+//! much it may send are bounded. What its page says is Prometheus's to judge.
 
 mod answer;
 mod config;
@@ -59,7 +59,7 @@ pub struct Wanted<'a> {
 /// What an exporter answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetched {
-    /// Its `Content-Type`: 1 to 256 bytes of visible ASCII and spaces.
+    /// Its `Content-Type`: up to 256 bytes of visible ASCII and spaces; empty when there is none.
     pub content_type: String,
     /// Whether the body is compressed by gzip; only where that was wanted.
     pub gzip: bool,
@@ -73,7 +73,7 @@ pub struct Fetched {
 /// # Errors
 ///
 /// When the exporter cannot be reached, is too slow, sends more than `max_body` bytes, or answers with anything
-/// but a whole `200 OK` that Prometheus would take.
+/// but a whole `200 OK`.
 pub async fn fetch(target: &Exposed, wanted: Wanted<'_>, max_body: usize) -> Result<Fetched, FetchError> {
     let fetched = timeout(wanted.timeout, attempt(target, wanted, max_body)).await;
     fetched.unwrap_or(Err(FetchCause::Deadline(wanted.timeout))).map_err(|cause| FetchError::new(target, cause))

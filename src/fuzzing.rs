@@ -24,8 +24,6 @@ pub type Check = fn(&[u8]);
 
 /// All of them, by name.
 pub const CHECKS: &[(&str, Check)] = &[
-    #[cfg(feature = "metrics-prometheus")]
-    ("body", body),
     ("config", config),
     ("exporter", exporter),
     ("frames", frames),
@@ -35,30 +33,6 @@ pub const CHECKS: &[(&str, Check)] = &[
     #[cfg(feature = "metrics-prometheus")]
     ("scrape", scrape),
 ];
-
-/// Whatever a peer sends as its metrics page, in any format, there is a verdict, the same however the page is cut; and its
-/// text is short and of one line.
-#[cfg(feature = "metrics-prometheus")]
-pub fn body(data: &[u8]) {
-    use crate::gateway::validate::{BodyFormat, Invalid, Validator};
-    fn verdict(format: BodyFormat, bytes: &[u8], step: usize) -> Result<(), Invalid> {
-        let mut validator = Validator::new(format);
-        for piece in bytes.chunks(step) {
-            validator.feed(piece)?;
-        }
-        validator.finish()
-    }
-    let Some((&step, bytes)) = data.split_first() else { return };
-    let step = usize::from(step).max(1);
-    for format in [BodyFormat::Text, BodyFormat::OpenMetrics, BodyFormat::Protobuf] {
-        let whole = verdict(format, bytes, usize::MAX);
-        assert_eq!(whole, verdict(format, bytes, step));
-        if let Err(invalid) = whole {
-            let text = invalid.to_string();
-            assert!(text.len() < 1024 && !text.contains('\n'), "{text}");
-        }
-    }
-}
 
 /// Any text is a valid configuration or gives at least one problem of one line each; and what is valid prints to something
 /// that loads as the same.

@@ -21,6 +21,7 @@ mod gateway {
     mod nat;
     mod observer;
     mod operator;
+    mod pipe;
     mod prometheus;
     mod queue;
     mod scene;

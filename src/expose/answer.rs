@@ -25,7 +25,7 @@ pub(super) fn head(head: &Parts, gzip_wanted: bool) -> Result<(String, bool), Fe
     if gzip && !gzip_wanted {
         return Err(FetchCause::Encoding);
     }
-    Ok((content_type(&head.headers)?, gzip))
+    Ok((content_type(&head.headers), gzip))
 }
 
 fn gzip(headers: &HeaderMap) -> Result<bool, FetchCause> {
@@ -43,21 +43,14 @@ fn gzip(headers: &HeaderMap) -> Result<bool, FetchCause> {
     }
 }
 
-/// Prometheus 3 refuses a page without one, and guessing could turn one format into another.
-fn content_type(headers: &HeaderMap) -> Result<String, FetchCause> {
+/// Empty where there is none that can stand in a header. Prometheus knows what to make of that
+/// (`fallback_scrape_protocol`), and of one that is wrong.
+fn content_type(headers: &HeaderMap) -> String {
     let mut types = headers.get_all(CONTENT_TYPE).iter();
-    let text = match (types.next(), types.next()) {
-        (None, _) => return Err(FetchCause::NoContentType),
-        (Some(one), None) => one.as_bytes(),
-        (Some(_), Some(_)) => return Err(FetchCause::ContentType),
-    };
-    if text.is_empty() {
-        return Err(FetchCause::NoContentType);
-    }
-    if text.len() > MAX_CONTENT_TYPE || !text.iter().all(|b| matches!(b, b' '..=b'~')) {
-        return Err(FetchCause::ContentType);
-    }
-    String::from_utf8(text.to_vec()).map_err(|_| FetchCause::ContentType)
+    let one = types.next().filter(|_| types.next().is_none()).and_then(|one| one.to_str().ok());
+    one.filter(|one| one.len() <= MAX_CONTENT_TYPE && one.bytes().all(|b| matches!(b, b' '..=b'~')))
+        .unwrap_or_default()
+        .into()
 }
 
 pub(super) async fn body(mut body: Incoming, max: usize) -> Result<Bytes, FetchCause> {

@@ -52,12 +52,6 @@ pub enum FetchCause {
     /// A coding other than gzip, or gzip where it was not wanted.
     #[error("answered in an encoding that it was not asked for")]
     Encoding,
-    /// There is no content type.
-    #[error("answered without a Content-Type, which Prometheus needs")]
-    NoContentType,
-    /// There are several, or it is too long, or not visible ASCII.
-    #[error("answered with a Content-Type that cannot be passed on; at most 256 visible characters can")]
-    ContentType,
     /// The body is longer than so many bytes.
     #[error("answered with more than {0} bytes, the most that is passed on")]
     TooLarge(usize),

@@ -26,7 +26,7 @@ pub struct Config {
     pub settle: Duration,
     /// The most scrapes under way at once.
     pub max_scrapes: u32,
-    /// The most bytes that one page may have, compressed or not.
+    /// The most bytes that one page may have, as it crosses the network.
     #[serde(with = "crate::units::size")]
     pub max_body_size: usize,
 }

@@ -2,8 +2,8 @@
 //! opened themselves.
 //!
 //! [`Fleet`] knows which peers there are (`members.rs` decides, without IO), `discovery.rs` tells Prometheus,
-//! [`Scraper`] fetches a page live, bounded and checked (`validate.rs`), and `pages.rs` is how the metrics endpoint
-//! offers both. A peer is trusted with nothing but its own numbers.
+//! [`Scraper`] has a page passed on live and bounded, and `pages.rs` is how the metrics endpoint offers both. What a page says
+//! is Prometheus's to judge.
 //!
 //! In a build without the cargo feature `metrics-prometheus` there is only the configuration, which says so.
 
@@ -17,16 +17,14 @@ mod fleet;
 #[cfg(feature = "metrics-prometheus")]
 mod known;
 #[cfg(feature = "metrics-prometheus")]
+mod lanes;
+#[cfg(feature = "metrics-prometheus")]
 mod members;
 #[cfg(feature = "metrics-prometheus")]
 mod pages;
 mod prometheus_config;
 #[cfg(feature = "metrics-prometheus")]
-mod queue;
-#[cfg(feature = "metrics-prometheus")]
 mod scrape;
-#[cfg(feature = "metrics-prometheus")]
-pub mod validate;
 
 pub use self::config::{Config, PeerList};
 #[cfg(feature = "metrics-prometheus")]

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -10,9 +9,9 @@ use libp2p::PeerId;
 
 use super::fleet::shown;
 use super::{Failure, Scraped, Scraper, Want, discovery};
-use crate::metrics::exposition::accepts_gzip;
+use crate::metrics::exposition::{accepts_gzip, gzip};
 use crate::metrics::labels::{HttpCode, ScrapeOutcome};
-use crate::metrics::{GuestAnswer, GuestPages, joined};
+use crate::metrics::{GuestAnswer, GuestBody, GuestPages, joined};
 use crate::network::protocol::scrape::MAX_ACCEPT;
 
 /// Where Prometheus says how long it waits, in seconds.
@@ -90,12 +89,20 @@ impl Pages {
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).filter(|host| is_address(host));
         let address = host.unwrap_or(&self.fallback);
         match self.scraper.fleet().targets() {
-            Ok(members) => GuestAnswer {
-                code: HttpCode::Ok,
-                reason: None,
-                headers: vec![(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))],
-                body: discovery::targets(&members, address),
-            },
+            Ok(members) => {
+                let mut list = vec![
+                    (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+                    (header::VARY, HeaderValue::from_static("Accept-Encoding, Host")),
+                ];
+                let mut body = discovery::targets(&members, address);
+                if accepts_gzip(&joined(headers, &header::ACCEPT_ENCODING))
+                    && let Ok(compressed) = gzip(&body)
+                {
+                    body = compressed;
+                    list.push((header::CONTENT_ENCODING, HeaderValue::from_static("gzip")));
+                }
+                GuestAnswer { code: HttpCode::Ok, reason: None, headers: list, body: GuestBody::Whole(body) }
+            }
             Err(left) => {
                 let text = format!(
                     "the gateway has just started and waits {} more to hear from its peers (gateway.settle)",
@@ -116,21 +123,31 @@ impl Pages {
             gzip: accepts_gzip(&joined(headers, &header::ACCEPT_ENCODING)),
         };
         match self.scraper.scrape(peer, want, time(headers)).await {
-            Ok(Scraped { content_type, gzip, body }) => page(&content_type, gzip, body),
-            Err(Failure { outcome, text }) => refusal(code(outcome), text),
+            Ok(scraped) => page(scraped),
+            Err(Failure { outcome, text }) => of_a_peer(refusal(code(outcome), text)),
         }
     }
 }
 
-fn page(content_type: &str, gzip: bool, body: Bytes) -> GuestAnswer {
+fn page(Scraped { content_type, gzip, body }: Scraped) -> GuestAnswer {
+    let mut headers = vec![(header::VARY, HeaderValue::from_static("Accept, Accept-Encoding"))];
     // Visible ASCII, by the contract of `Scraped`.
-    let content_type = HeaderValue::from_str(content_type).unwrap_or_else(|_| HeaderValue::from_static("text/plain"));
-    let mut headers =
-        vec![(header::CONTENT_TYPE, content_type), (header::VARY, HeaderValue::from_static("Accept, Accept-Encoding"))];
+    let content_type = content_type.and_then(|text| HeaderValue::from_str(&text).ok());
+    headers.extend(content_type.map(|content_type| (header::CONTENT_TYPE, content_type)));
     if gzip {
         headers.push((header::CONTENT_ENCODING, HeaderValue::from_static("gzip")));
     }
-    GuestAnswer { code: HttpCode::Ok, reason: None, headers, body }
+    of_a_peer(GuestAnswer { code: HttpCode::Ok, reason: None, headers, body })
+}
+
+/// What a peer says may call itself HTML, and stands on the origin of the operator's own pages: a browser that is sent
+/// there runs nothing of it, loads nothing for it, and tells nobody.
+fn of_a_peer(mut answer: GuestAnswer) -> GuestAnswer {
+    answer.headers.extend([
+        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox; default-src 'none'")),
+        (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    ]);
+    answer
 }
 
 /// One sentence, in the body for people and in the status line for Prometheus.
@@ -138,7 +155,7 @@ fn refusal(code: HttpCode, text: String) -> GuestAnswer {
     GuestAnswer {
         code,
         headers: vec![(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))],
-        body: format!("{text}\n").into(),
+        body: GuestBody::Whole(format!("{text}\n").into()),
         reason: Some(text),
     }
 }

@@ -1,27 +1,23 @@
 //! Scrapes of peers: live, bounded, fair, and each counted once.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use futures::FutureExt as _;
-use futures::future::BoxFuture;
 use libp2p::PeerId;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
-use super::fetch::{self, Budget, Page};
+use super::fetch::{self, Body, Coming, Page};
+use super::lanes::{Lane, Lanes};
 use super::members::{LastScrape, Took};
-use super::queue::Queue;
 use super::{Config, Fleet};
 use crate::metrics::labels::ScrapeOutcome;
-use crate::metrics::{GatewayMetrics, Timer};
+use crate::metrics::{GatewayMetrics, GuestBody, GuestStream, Timer};
 use crate::network::{Network, ScrapeRequest};
 
-/// What a scraper wants of a peer. Who wants the same at the same time gets the same page.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// What a scraper wants of a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Want {
     /// The exporter behind the peer; `None` for the peer itself.
     pub exposed: Option<String>,
@@ -32,14 +28,14 @@ pub struct Want {
 }
 
 /// A peer's page.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Scraped {
-    /// Its `Content-Type`: visible ASCII.
-    pub content_type: String,
-    /// Whether `body` is compressed by gzip.
+    /// Its `Content-Type`: visible ASCII and spaces; `None` when the peer says none, or what cannot stand in a header.
+    pub content_type: Option<String>,
+    /// Whether the body is compressed by gzip.
     pub gzip: bool,
-    /// The page.
-    pub body: Bytes,
+    /// The page, as it came or as it comes.
+    pub body: GuestBody,
 }
 
 /// Why there is no page.
@@ -67,13 +63,12 @@ pub struct Scraper {
 #[derive(Debug)]
 struct Shared {
     network: Network,
-    /// The network's, where pages are fetched.
+    /// The network's, where pages begin.
     runtime: Handle,
     fleet: Arc<Fleet>,
     metrics: GatewayMetrics,
-    queue: Queue<(PeerId, Option<String>), Want, Result<Page, Failure>>,
+    lanes: Lanes<(PeerId, Option<String>)>,
     slots: Slots,
-    budget: Budget,
     max_body: usize,
     clients: usize,
 }
@@ -87,15 +82,33 @@ struct Slots {
     slow: Arc<Semaphore>,
     /// Slow ones that are served or wait, as many as there are places, and others that do, twice as many: more are
     /// told at once, so that connections are left for who looks at the gateway itself.
-    slow_line: Semaphore,
-    line: Semaphore,
+    slow_line: Arc<Semaphore>,
+    line: Arc<Semaphore>,
+    /// Those that were asked just now, slow ones and others: what they send shows as unread a moment later.
+    slow_beginning: Arc<Semaphore>,
+    beginning: Arc<Semaphore>,
+    /// Pages that are passed on piece by piece.
+    large: Arc<Semaphore>,
 }
 
-/// How much longer than its time a fetch is waited for.
+/// How much longer than its time a beginning is waited for.
 const LAST_WORD: Duration = Duration::from_millis(50);
 
 /// How many scrapes may be served or wait, for each place that there is.
 const IN_LINE: usize = 3;
+
+/// While so much of pages has come and was not read, because scrapers do not, no further one is asked for.
+const MAX_UNREAD: usize = 12 << 20;
+const UNREAD_PAUSE: Duration = Duration::from_millis(20);
+
+/// So many of each kind are asked at once, until they answer or [`SOON`] is over: each may send what Yamux lets it,
+/// 256 KiB, before that shows.
+const BEGINNING: usize = 32;
+const SOON: Duration = Duration::from_secs(1);
+
+/// Pages that are passed on piece by piece at once. A peer may send half a megabyte of one before anybody reads it: what
+/// Yamux lets it, more when it was read fast before.
+const MAX_LARGE: usize = 32;
 
 const BUSY: &str = "too many scrapes are under way at this gateway (gateway.max_scrapes); try again later";
 
@@ -106,20 +119,21 @@ impl Scraper {
         let slots = Slots {
             all: Arc::new(Semaphore::new(max_scrapes)),
             slow: Arc::new(Semaphore::new(max_scrapes.div_ceil(2))),
-            slow_line: Semaphore::new(max_scrapes),
-            line: Semaphore::new((IN_LINE - 1) * max_scrapes),
+            slow_line: Arc::new(Semaphore::new(max_scrapes)),
+            line: Arc::new(Semaphore::new((IN_LINE - 1) * max_scrapes)),
+            slow_beginning: Arc::new(Semaphore::new(BEGINNING)),
+            beginning: Arc::new(Semaphore::new(BEGINNING)),
+            large: Arc::new(Semaphore::new(MAX_LARGE)),
         };
-        let (queue, budget, max_body) = (Queue::new(), Budget::new(), config.max_body_size);
         Self {
             shared: Arc::new(Shared {
                 network,
                 runtime: Handle::current(),
                 fleet,
                 metrics,
-                queue,
+                lanes: Lanes::default(),
                 slots,
-                budget,
-                max_body,
+                max_body: config.max_body_size,
                 clients: IN_LINE * max_scrapes,
             }),
         }
@@ -135,162 +149,205 @@ impl Scraper {
         &self.shared.fleet
     }
 
-    /// Fetches what is wanted of `peer`, now and not from any cache, within `time`. Who asks for the same while it
-    /// is under way is given the same. Dropped by everybody who waits, it ends at the peer, too.
+    /// Fetches what is wanted of `peer`, now and not from any cache, within `time`, the last byte included. Dropped, here
+    /// or with the body, it ends at the peer, too.
     ///
     /// # Errors
     ///
-    /// See [`Failure`].
+    /// See [`Failure`]. What is found out when the body is on its way breaks that off.
     pub async fn scrape(&self, peer: PeerId, want: Want, time: Duration) -> Result<Scraped, Failure> {
-        let mut count =
-            Count { metrics: &self.shared.metrics, timer: Timer::start(), outcome: ScrapeOutcome::Cancelled };
-        let slots = &self.shared.slots;
-        let line = if self.shared.fleet.is_slow(&peer, &want) { &slots.slow_line } else { &slots.line };
-        let result = match line.try_acquire() {
-            Ok(_in_line) => self.join(peer, &want, Instant::now() + time).await,
-            Err(_) => Err(Failure::new(ScrapeOutcome::Busy, BUSY)),
+        let mut under_way = UnderWay::new(Arc::clone(&self.shared), peer, want.exposed.clone(), time);
+        let deadline = under_way.deadline;
+        let Page { content_type, gzip, len, body } = match self.begin(peer, want, &mut under_way).await {
+            Ok(page) => page,
+            Err(failure) => {
+                under_way.failed(&failure);
+                return Err(failure);
+            }
         };
-        count.outcome = match &result {
-            Ok(_) => ScrapeOutcome::Ok,
-            Err(failure) => failure.outcome,
+        let body = match body {
+            Body::Whole(bytes) => {
+                under_way.complete(len);
+                GuestBody::Whole(bytes)
+            }
+            Body::Coming(body) => {
+                if let Err(failure) = self.shared.slots.take_large(&mut under_way).await {
+                    under_way.failed(&failure);
+                    return Err(failure);
+                }
+                let coming = Coming::new(body, len, deadline, under_way);
+                GuestBody::Stream(GuestStream { len, until: deadline, chunks: Box::pin(coming) })
+            }
         };
-        let Page { content_type, gzip, body } = result?;
-        self.shared.metrics.passed_on(body.len());
         Ok(Scraped { content_type, gzip, body })
     }
 
-    async fn join(&self, peer: PeerId, want: &Want, deadline: Instant) -> Result<Page, Failure> {
-        loop {
-            self.shared.fleet.check(&peer, want)?;
-            let mut began = false;
-            let begin = |turn| {
-                began = true;
-                let (shared, want) = (Arc::clone(&self.shared), want.clone());
-                self.spawn(async move { shared.fetch(peer, want, turn, deadline).await })
-            };
-            // An exporter that hangs has nobody wait but those who want it.
-            let lane = (peer, want.exposed.clone());
-            let fetch = self.shared.queue.join(lane, want, begin).map_err(|_| {
-                Failure::new(ScrapeOutcome::Busy, "too many scrapes of this peer are under way; try again later")
-            })?;
-            // A little later than the fetch itself, which knows better what was missing.
-            match tokio::time::timeout_at((deadline + LAST_WORD).into(), fetch).await {
-                // Whom this one joined had less time than this one has. What it began itself is not begun again:
-                // a peer that says at once that its time is up would be asked without pause.
-                Ok(Err(failure))
-                    if !began && failure.outcome == ScrapeOutcome::Timeout && Instant::now() < deadline => {}
-                Ok(result) => return result,
-                Err(_) => return Err(Failure::new(ScrapeOutcome::Timeout, "the peer did not answer in time")),
-            }
-        }
-    }
-}
-
-impl Scraper {
-    /// Does the work where the connections are, until what is returned is dropped. There what a peer sends wakes a
-    /// task of the same runtime; here, on the endpoint's one thread, every piece would be a system call.
-    fn spawn(
-        &self,
-        work: impl Future<Output = Result<Page, Failure>> + Send + 'static,
-    ) -> BoxFuture<'static, Result<Page, Failure>> {
-        let mut tasks = JoinSet::new();
-        tasks.spawn_on(work, &self.shared.runtime);
-        async move {
-            match tasks.join_next().await {
-                Some(Ok(result)) => result,
-                _ => Err(Failure::new(ScrapeOutcome::Cancelled, "this gateway is shutting down")),
-            }
-        }
-        .boxed()
-    }
-}
-
-impl Shared {
-    async fn fetch(
-        self: Arc<Self>,
-        peer: PeerId,
-        want: Want,
-        turn: Arc<Semaphore>,
-        deadline: Instant,
-    ) -> Result<Page, Failure> {
-        let got = AtomicU64::new(0);
-        let begin = Instant::now();
-        let exposed = want.exposed.clone();
-        let asked = OnceLock::new();
-        let work = self.work(peer, want, turn, deadline, &asked, &got);
-        let result = match tokio::time::timeout_at(deadline.into(), work).await {
-            Ok(result) => result,
-            Err(_) => {
-                let (waited, got) = (deadline.saturating_duration_since(begin), got.load(Ordering::Relaxed));
-                let text = match asked.get() {
-                    Some(_) => format!("the page was not complete after {waited:.1?}; {got} bytes of it had come"),
-                    None => format!("another scrape of the same page took all of {waited:.1?}"),
-                };
-                Err(Failure::new(ScrapeOutcome::Timeout, text))
-            }
+    async fn begin(&self, peer: PeerId, want: Want, under_way: &mut UnderWay) -> Result<Page, Failure> {
+        let (shared, deadline) = (&self.shared, under_way.deadline);
+        let is_slow = shared.fleet.is_slow(&peer, &want);
+        under_way.holds.extend(shared.slots.line(is_slow)?);
+        shared.fleet.check(&peer, &want)?;
+        // An exporter that hangs takes nothing from those who want another one.
+        under_way.lane = Some(shared.lanes.enter((peer, want.exposed.clone())).ok_or_else(|| {
+            Failure::new(ScrapeOutcome::Busy, "too many scrapes of this page are under way; try again later")
+        })?);
+        let (places, beginning) = shared.slots.take(is_slow, deadline, &shared.network).await?;
+        under_way.holds.extend(places);
+        let asked = *under_way.asked.insert(Instant::now());
+        // A little later than the peer, which knows better what was missing.
+        let asking = tokio::time::timeout_at((deadline + LAST_WORD).into(), self.ask(peer, want, deadline));
+        let mut asking = std::pin::pin!(asking);
+        let early = tokio::time::timeout(SOON, asking.as_mut()).await;
+        drop(beginning);
+        let answered = match early {
+            Ok(answered) => answered,
+            Err(_) => asking.await,
         };
-        let took = |asked: &Instant| Took { took: asked.elapsed(), of: deadline.saturating_duration_since(*asked) };
-        let took = asked.get().map(took);
-        self.fleet.scraped(&peer, exposed.as_deref(), took, last(begin, &result));
-        if let Err(failure) = &result {
-            tracing::debug!(%peer, outcome = %failure.outcome, "a scrape failed: {failure}");
+        if answered.is_ok() {
+            under_way.took = Some(asked.elapsed());
         }
-        result
+        answered.unwrap_or_else(|_| Err(Failure::new(ScrapeOutcome::Timeout, "the peer did not answer in time")))
     }
 
-    async fn work(
-        &self,
-        peer: PeerId,
-        want: Want,
-        turn: Arc<Semaphore>,
-        deadline: Instant,
-        asked: &OnceLock<Instant>,
-        got: &AtomicU64,
-    ) -> Result<Page, Failure> {
-        let _turn = turn.acquire_owned().await;
-        let _slots = self.slots.take(self.fleet.is_slow(&peer, &want), deadline).await?;
-        let Want { exposed, accept, gzip } = want;
-        let timeout = deadline.saturating_duration_since(*asked.get_or_init(Instant::now));
-        let wants_gzip = gzip;
-        let request = ScrapeRequest { exposed, accept, gzip, timeout };
-        let incoming = self.network.scrape(peer, &request).await.map_err(fetch::lost)?;
-        fetch::page(incoming, wants_gzip, self.max_body, &self.budget, got).await
+    /// Where the connections are: there what a peer sends wakes a task of the same runtime; here, on the endpoint's one
+    /// thread, every piece would be a system call.
+    async fn ask(&self, peer: PeerId, want: Want, deadline: Instant) -> Result<Page, Failure> {
+        let shared = Arc::clone(&self.shared);
+        let mut tasks = JoinSet::new();
+        tasks.spawn_on(
+            async move {
+                let Want { exposed, accept, gzip } = want;
+                let timeout = deadline.saturating_duration_since(Instant::now());
+                let request = ScrapeRequest { exposed, accept, gzip, timeout };
+                let incoming = shared.network.scrape(peer, &request).await.map_err(fetch::lost)?;
+                fetch::begin(incoming, gzip, shared.max_body, deadline).await
+            },
+            &self.shared.runtime,
+        );
+        match tasks.join_next().await {
+            Some(Ok(result)) => result,
+            _ => Err(Failure::new(ScrapeOutcome::Cancelled, "this gateway is shutting down")),
+        }
     }
 }
 
 impl Slots {
-    /// A place. It is waited for as long as half of the time is left, in the order of coming.
-    async fn take(
-        &self,
-        slow: bool,
-        deadline: Instant,
-    ) -> Result<(Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>), Failure> {
+    /// A place among those who are served or wait, at once.
+    fn line(&self, slow: bool) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+        let line = if slow { &self.slow_line } else { &self.line };
+        Arc::clone(line).try_acquire_owned().map(Some).map_err(|_| Failure::new(ScrapeOutcome::Busy, BUSY))
+    }
+
+    /// A place, and one among those that begin. They are waited for as long as half of the time is left, in the order of
+    /// coming.
+    async fn take(&self, slow: bool, deadline: Instant, network: &Network) -> Result<Places, Failure> {
         let patience = deadline.saturating_duration_since(Instant::now()) / 2;
-        let both = async {
-            let slow = if slow { Arc::clone(&self.slow).acquire_owned().await.ok() } else { None };
-            (slow, Arc::clone(&self.all).acquire_owned().await.ok())
+        let all = async {
+            let slow_place = if slow { Arc::clone(&self.slow).acquire_owned().await.ok() } else { None };
+            let place = Arc::clone(&self.all).acquire_owned().await.ok();
+            let beginning = if slow { &self.slow_beginning } else { &self.beginning };
+            let beginning = Arc::clone(beginning).acquire_owned().await.ok();
+            while network.unread_pages() > MAX_UNREAD {
+                tokio::time::sleep(UNREAD_PAUSE).await;
+            }
+            (slow_place.into_iter().chain(place).collect(), beginning)
         };
-        tokio::time::timeout(patience, both).await.map_err(|_| Failure::new(ScrapeOutcome::Busy, BUSY))
+        tokio::time::timeout(patience, all).await.map_err(|_| Failure::new(ScrapeOutcome::Busy, BUSY))
+    }
+
+    /// A place for a large page, of which the beginning has come.
+    async fn take_large(&self, under_way: &mut UnderWay) -> Result<(), Failure> {
+        let patience = under_way.deadline.saturating_duration_since(Instant::now()) / 2;
+        let place = tokio::time::timeout(patience, Arc::clone(&self.large).acquire_owned()).await;
+        let text = "too many large pages are under way at this gateway; try again later";
+        under_way.holds.extend(place.map_err(|_| Failure::new(ScrapeOutcome::Busy, text))?.ok());
+        Ok(())
     }
 }
 
-fn last(begin: Instant, result: &Result<Page, Failure>) -> LastScrape {
-    let (bytes, outcome, problem) = match result {
-        Ok(page) => (page.body.len(), ScrapeOutcome::Ok, None),
-        Err(failure) => (0, failure.outcome, Some(failure.text.clone())),
-    };
-    LastScrape { at: Instant::now(), duration: begin.elapsed(), bytes, outcome, problem }
-}
+/// The places of a scrape, and that of its beginning.
+type Places = (Vec<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>);
 
-/// Counts one scrape when it ends, also when its future is dropped.
-struct Count<'a> {
-    metrics: &'a GatewayMetrics,
+/// A scrape from its beginning to its last byte. It is counted once, when that has come, when it has failed, or when this
+/// is dropped before.
+#[derive(Debug)]
+pub(super) struct UnderWay {
+    shared: Arc<Shared>,
+    peer: PeerId,
+    exposed: Option<String>,
     timer: Timer,
-    outcome: ScrapeOutcome,
+    began: Instant,
+    deadline: Instant,
+    /// When the peer was asked.
+    asked: Option<Instant>,
+    /// How long it was waited for, once its page has begun.
+    took: Option<Duration>,
+    lane: Option<Lane<(PeerId, Option<String>)>>,
+    holds: Vec<OwnedSemaphorePermit>,
+    is_counted: bool,
 }
 
-impl Drop for Count<'_> {
+impl UnderWay {
+    fn new(shared: Arc<Shared>, peer: PeerId, exposed: Option<String>, time: Duration) -> Self {
+        let began = Instant::now();
+        Self {
+            shared,
+            peer,
+            exposed,
+            timer: Timer::start(),
+            began,
+            deadline: began + time,
+            asked: None,
+            took: None,
+            lane: None,
+            holds: Vec::new(),
+            is_counted: false,
+        }
+    }
+
+    /// The peer was waited for, behind the beginning of its page. That the scraper was waited for is not its fault.
+    pub(super) fn waited(&mut self, time: Duration) {
+        self.took = self.took.map(|took| took + time);
+    }
+
+    /// The last byte of so many has come.
+    pub(super) fn complete(&mut self, bytes: u64) {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.shared.metrics.passed_on(bytes);
+        self.count(ScrapeOutcome::Ok);
+        self.tell(ScrapeOutcome::Ok, bytes, None);
+    }
+
+    /// There is no page, or no more of it.
+    pub(super) fn failed(&mut self, failure: &Failure) {
+        tracing::debug!(peer = %self.peer, outcome = %failure.outcome, "a scrape failed: {failure}");
+        self.count(failure.outcome);
+        self.tell(failure.outcome, 0, Some(failure.text.clone()));
+    }
+
+    fn count(&mut self, outcome: ScrapeOutcome) {
+        if !std::mem::replace(&mut self.is_counted, true) {
+            self.shared.metrics.scraped(outcome, self.timer);
+        }
+    }
+
+    /// Tells the fleet, unless it was not the peer's turn yet.
+    fn tell(&mut self, outcome: ScrapeOutcome, bytes: usize, problem: Option<String>) {
+        self.holds.clear();
+        if self.lane.take().is_none() {
+            return;
+        }
+        let took = self.asked.map(|asked| Took {
+            took: self.took.unwrap_or_else(|| asked.elapsed()),
+            of: self.deadline.saturating_duration_since(asked),
+        });
+        let last = LastScrape { at: Instant::now(), duration: self.began.elapsed(), bytes, outcome, problem };
+        self.shared.fleet.scraped(&self.peer, self.exposed.as_deref(), took, last);
+    }
+}
+
+impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.metrics.scraped(self.outcome, self.timer);
+        self.count(ScrapeOutcome::Cancelled);
     }
 }

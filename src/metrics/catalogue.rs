@@ -6,6 +6,19 @@
 
 use std::fmt::Write as _;
 
+/// What Prometheus adds to every scrape (`scrape/scrape.go` of Prometheus 3.5). A native histogram of such a name would be
+/// dropped without a word in favour of Prometheus's own sample; the samples of a classic one have names of their own.
+pub(crate) const OF_PROMETHEUS: [&str; 8] = [
+    "up",
+    "scrape_duration_seconds",
+    "scrape_samples_scraped",
+    "scrape_samples_post_metric_relabeling",
+    "scrape_series_added",
+    "scrape_timeout_seconds",
+    "scrape_sample_limit",
+    "scrape_body_size_bytes",
+];
+
 /// What kind of metric a family is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -153,12 +166,12 @@ catalogue! {
     /// HTTP requests under way
     HTTP_IN_FLIGHT: Gauge "http_requests_in_flight" ["handler"] by "metrics/server/routes.rs `Routes::answer`";
     /// Time that one exposition took to make
-    SCRAPE_DURATION: Histogram "scrape_duration_seconds" [] by "metrics/exposer.rs `Exposer::expose`";
+    SCRAPE_DURATION: Histogram "exposition_duration_seconds" [] by "metrics/exposer.rs `Exposer::expose`";
     /// Scrapes of peers that the gateway answered (only on a gateway)
     GATEWAY_SCRAPES: Counter "gateway_scrapes_total" ["outcome"] by "gateway/scrape.rs `Scraper::scrape`";
     /// Peers that the gateway knows (only on a gateway)
     GATEWAY_PEERS: Gauge "gateway_peers" ["state"] by "gateway/fleet.rs";
-    /// Time from a scraper's request to the gateway's answer, failed ones included (only on a gateway)
+    /// Time from a scraper's request to the last byte of the page, failed ones included (only on a gateway)
     GATEWAY_SCRAPE_DURATION: Histogram "gateway_scrape_duration_seconds" [] by "gateway/scrape.rs `Scraper::scrape`";
     /// Size of the pages that the gateway passed on, as they crossed the network (only on a gateway)
     GATEWAY_SCRAPE_BODY: Histogram "gateway_scrape_body_bytes" [] by "gateway/scrape.rs `Scraper::scrape`";

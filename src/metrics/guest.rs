@@ -1,7 +1,11 @@
 //! Pages that another part of the agent adds to the endpoint.
 
+use std::time::Instant;
+
 use bytes::Bytes;
+use futures::StreamExt as _;
 use futures::future::BoxFuture;
+use futures::stream::BoxStream;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::labels::HttpCode;
@@ -33,7 +37,57 @@ pub struct GuestAnswer {
     /// The headers that belong to the body.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// The body.
-    pub body: Bytes,
+    pub body: GuestBody,
+}
+
+/// The body of an answer.
+#[derive(Debug)]
+pub enum GuestBody {
+    /// It is there.
+    Whole(Bytes),
+    /// It comes.
+    Stream(GuestStream),
+}
+
+/// A body that comes.
+pub struct GuestStream {
+    /// How many bytes, exactly: that is said in front of it.
+    pub len: u64,
+    /// When it ends at the latest, with an error then.
+    pub until: Instant,
+    /// The bytes. After an error the connection is broken off.
+    pub chunks: BoxStream<'static, Result<Bytes, Broken>>,
+}
+
+/// Why the rest of a body does not come.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Broken(pub String);
+
+impl std::fmt::Debug for GuestStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestStream").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+impl GuestBody {
+    /// All of it.
+    ///
+    /// # Errors
+    ///
+    /// When the rest of it does not come.
+    pub async fn collect(self) -> Result<Bytes, Broken> {
+        match self {
+            Self::Whole(bytes) => Ok(bytes),
+            Self::Stream(mut stream) => {
+                let mut body = Vec::with_capacity(usize::try_from(stream.len).unwrap_or(0));
+                while let Some(chunk) = stream.chunks.next().await {
+                    body.extend_from_slice(&chunk?);
+                }
+                Ok(body.into())
+            }
+        }
+    }
 }
 
 /// All values of a header as one list. What is not ASCII is passed over.

@@ -48,7 +48,7 @@ pub use exposer::Exposer;
 pub use gateway::GatewayMetrics;
 #[cfg(feature = "metrics-prometheus")]
 pub(crate) use guest::joined;
-pub use guest::{GuestAnswer, GuestPages};
+pub use guest::{Broken, GuestAnswer, GuestBody, GuestPages, GuestStream};
 pub(crate) use health::all_ready;
 pub use health::{ComponentState, Health};
 #[cfg(feature = "metrics-prometheus")]

@@ -3,6 +3,7 @@
 //! It runs on a thread and a runtime of its own, so that it answers even when the agent's runtime hangs
 //! on a disk: that is when somebody looks. Whatever goes wrong here never takes the agent down.
 
+mod body;
 mod connection;
 mod framing;
 mod listen;

@@ -2,6 +2,7 @@
 
 use std::num::{NonZeroU8, NonZeroUsize};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use libp2p::allow_block_list::{self, AllowedPeers};
@@ -62,7 +63,8 @@ pub(super) fn build(
     #[cfg(not(feature = "metrics-prometheus"))]
     let _ = registry;
     let psk = config.psk_file.as_deref().map(read_psk).transpose()?;
-    let transport = transport(&keypair, psk, Arc::clone(&context.handler), Arc::clone(&context.budget))?;
+    let (handler, budget) = (Arc::clone(&context.handler), Arc::clone(&context.budget));
+    let transport = transport(&keypair, psk, handler, budget, Arc::clone(&scrapes.unread))?;
     let behaviour = Behaviour::new(config, &keypair, context, scrapes)?;
     #[cfg(feature = "metrics-prometheus")]
     let transport = libp2p::metrics::BandwidthTransport::new(transport, registry.others_mut())
@@ -88,10 +90,11 @@ fn transport(
     psk: Option<pnet::PreSharedKey>,
     requests: Arc<dyn RequestHandler>,
     budget: Arc<Budget>,
+    asked: Arc<AtomicUsize>,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, Error> {
     let multiplex = move |peer: &PeerId, _: &ConnectedPoint| Multiplex {
         budget: (!requests.has_permission(peer)).then_some(budget),
-        asks: requests.scrapes(),
+        asked: requests.scrapes().then(|| Arc::clone(&asked)),
     };
     let noise = noise::Config::new(keypair).map_err(build_error)?;
     let tcp = || tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));

@@ -18,6 +18,7 @@ mod telemetry;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -353,6 +354,11 @@ impl Network {
             self.shared.metrics.send_failed(MessageType::Scrape, error.reason());
         }
         result
+    }
+
+    /// How many bytes of pages have come that nobody has read yet, on a gateway.
+    pub fn unread_pages(&self) -> usize {
+        self.shared.scrapes.unread.load(Ordering::Relaxed)
     }
 
     /// The peers that are connected now.

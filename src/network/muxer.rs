@@ -30,15 +30,16 @@ use yamux::{Connection, ConnectionError, Mode};
 pub(super) const MAX_STREAMS: usize = 96;
 
 /// What a peer may send on one connection before anybody reads it: what Yamux grants each of that many streams, and by how
-/// much the windows of those that are read from may grow, which a long path needs to be fast (8 MiB are 80 MiB a second
+/// much the windows of those that are read from may grow, which a long path needs to be fast (2 MiB are 20 MiB a second
 /// where an answer takes 100 ms).
-const MAX_WINDOW: usize = MAX_STREAMS * yamux::DEFAULT_CREDIT as usize + 8 * 1024 * 1024;
+const MAX_WINDOW: usize = MAX_STREAMS * yamux::DEFAULT_CREDIT as usize + 2 * 1024 * 1024;
 
 /// What one connection may have waiting, with [`FRAME_COST`]: that, and 8 MiB for frames.
 const MAX_WAITING: usize = MAX_WINDOW + 8 * 1024 * 1024;
 
-/// What the peers without a permission may have waiting together, with [`FRAME_COST`].
-pub(super) const MAX_WAITING_TOGETHER: usize = 64 * 1024 * 1024;
+/// What the peers without a permission may have waiting together, with [`FRAME_COST`]: so much that with what is copied on
+/// the way, and what the allocator keeps, they cost the process some 64 MiB.
+pub(super) const MAX_WAITING_TOGETHER: usize = 48 * 1024 * 1024;
 
 /// What a frame that waits takes in memory beside its bytes: its place in a queue (40 bytes) and an allocation.
 const FRAME_COST: usize = 80;
@@ -104,8 +105,8 @@ pub(super) struct Account {
     budget: Option<Arc<Budget>>,
     /// Whether the streams with odd numbers are this side's: the dialer's are.
     is_dialer: bool,
-    /// Whether what comes on this side's own streams was asked for and has a bound of its own: a gateway's scrapes.
-    asks: bool,
+    /// What comes on this side's own streams was asked for, and is counted here: a gateway's scrapes.
+    asked: Option<Arc<AtomicUsize>>,
 }
 
 #[derive(Debug, Default)]
@@ -142,8 +143,8 @@ impl Account {
         self.lock().verdict.map_or(Poll::Pending, |verdict| Poll::Ready(io::Error::other(verdict)))
     }
 
-    pub(super) fn new(budget: Option<Arc<Budget>>, is_dialer: bool, asks: bool) -> Arc<Self> {
-        let account = Arc::new(Self { state: Mutex::default(), waker: AtomicWaker::new(), budget, is_dialer, asks });
+    pub(super) fn new(budget: Option<Arc<Budget>>, is_dialer: bool, asked: Option<Arc<AtomicUsize>>) -> Arc<Self> {
+        let account = Arc::new(Self { state: Mutex::default(), waker: AtomicWaker::new(), budget, is_dialer, asked });
         if let Some(budget) = &account.budget {
             let mut connections = lock(&budget.connections);
             // Now and then, so that a connection costs the same however many there are.
@@ -185,6 +186,7 @@ impl Account {
             waiting.frames += stored.frames;
             if !self.counts(frame.stream) {
                 self.take_from_budget(&mut state, stored.cost());
+                self.asked(|asked| asked.fetch_add(stored.cost(), Ordering::Relaxed));
             }
         } else {
             self.take(&mut state, stored.cost(), true);
@@ -200,6 +202,7 @@ impl Account {
         };
         if !self.counts(stream) {
             self.take_from_budget(&mut state, stored.cost());
+            self.asked(|asked| asked.fetch_add(stored.cost(), Ordering::Relaxed));
         }
         state.streams.insert(stream, stored);
     }
@@ -217,12 +220,18 @@ impl Account {
         }
         let less = before - waiting.cost();
         self.take(&mut state, less, self.counts(stream));
+        if !self.counts(stream) {
+            self.asked(|asked| asked.fetch_sub(less, Ordering::Relaxed));
+        }
     }
 
     fn dropped(&self, stream: u32) {
         let mut state = self.lock();
         if let Some(waiting) = state.streams.remove(&stream) {
             self.take(&mut state, waiting.cost(), self.counts(stream));
+            if !self.counts(stream) {
+                self.asked(|asked| asked.fetch_sub(waiting.cost(), Ordering::Relaxed));
+            }
         }
     }
 
@@ -295,15 +304,25 @@ impl Account {
     /// Whether what comes on a stream counts for the budget.
     fn counts(&self, stream: u32) -> bool {
         let is_ours = (stream % 2 == 1) == self.is_dialer;
-        !(self.asks && is_ours)
+        !(self.asked.is_some() && is_ours)
+    }
+
+    fn asked(&self, change: impl FnOnce(&AtomicUsize) -> usize) {
+        if let Some(asked) = &self.asked {
+            change(asked);
+        }
     }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
+        let state = lock(&self.state);
         if let Some(budget) = &self.budget {
-            budget.waiting.fetch_sub(lock(&self.state).of_strangers, Ordering::Relaxed);
+            budget.waiting.fetch_sub(state.of_strangers, Ordering::Relaxed);
         }
+        let asked = state.streams.iter().filter(|(stream, _)| !self.counts(**stream)).map(|(_, stored)| stored.cost());
+        let asked: usize = asked.sum();
+        self.asked(|count| count.fetch_sub(asked, Ordering::Relaxed));
     }
 }
 
@@ -443,11 +462,11 @@ pub(super) struct Muxer<C> {
 }
 
 impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
-    fn new(socket: C, mode: Mode, Multiplex { budget, asks }: Multiplex) -> Self {
+    fn new(socket: C, mode: Mode, Multiplex { budget, asked }: Multiplex) -> Self {
         let mut config = yamux::Config::default();
         // In this order: each asserts that the other one fits.
         config.set_max_num_streams(MAX_STREAMS).set_max_connection_receive_window(Some(MAX_WINDOW));
-        let account = Account::new(budget, matches!(mode, Mode::Client), asks);
+        let account = Account::new(budget, matches!(mode, Mode::Client), asked);
         let counted =
             Counted { inner: socket, headers: Headers::default(), account: Arc::clone(&account), blocked: None };
         Self {
@@ -564,8 +583,8 @@ impl AsyncWrite for Stream {
 pub(super) struct Multiplex {
     /// `None` for a peer with a permission.
     pub(super) budget: Option<Arc<Budget>>,
-    /// Whether this agent asks its peers for much.
-    pub(super) asks: bool,
+    /// Where is counted what has come for scrapes of this agent's, if it makes any.
+    pub(super) asked: Option<Arc<AtomicUsize>>,
 }
 
 impl UpgradeInfo for Multiplex {
@@ -603,7 +622,7 @@ pub fn fuzz(data: &[u8]) {
     let Some((&step, bytes)) = data.split_first() else { return };
     let counts = |step: usize| {
         let budget = Arc::<Budget>::default();
-        let account = Account::new(Some(Arc::clone(&budget)), step % 2 == 1, true);
+        let account = Account::new(Some(Arc::clone(&budget)), step % 2 == 1, Some(Arc::default()));
         let mut headers = Headers::default();
         for part in bytes.chunks(step) {
             headers.feed(part, &account);

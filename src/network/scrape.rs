@@ -10,6 +10,7 @@ mod handler;
 mod serving;
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::Poll;
 use std::time::Duration;
@@ -51,7 +52,7 @@ pub struct ScrapeRequest {
 /// A metrics page as it goes to a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScrapePage {
-    /// Its `Content-Type`.
+    /// Its `Content-Type`; empty when there is none.
     pub content_type: String,
     /// Whether `body` is compressed by gzip.
     pub gzip: bool,
@@ -99,6 +100,8 @@ pub enum ScrapeError {
 pub(crate) struct ScrapeTable {
     // A std lock: held for a look-up, never across an await.
     connections: Arc<RwLock<HashMap<PeerId, Vec<Entry>>>>,
+    /// What has come on the substreams of this side and was not read yet, in bytes.
+    pub(super) unread: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]

@@ -15,6 +15,8 @@ use crate::config::{AccessRule, Config, PeerSelector, Permission};
 use crate::expose::{self, Exposed, FetchCause, Fetched};
 #[cfg(feature = "metrics-prometheus")]
 use crate::gateway::Fleet;
+#[cfg(feature = "metrics-prometheus")]
+use crate::metrics::exposition;
 use crate::metrics::labels::MessageType;
 use crate::metrics::{ExposeError, Exposer, Exposition, MetricsCollector};
 #[cfg(feature = "metrics-prometheus")]
@@ -236,7 +238,17 @@ impl Scraped {
         // A little earlier than the peer stops to wait, so that it hears why.
         let timeout = wanted.timeout - LAST_WORDS.min(wanted.timeout / 10);
         match expose::fetch(exporter, expose::Wanted { timeout, ..wanted }, self.max_body).await {
-            Ok(Fetched { content_type, gzip, body }) => {
+            #[cfg_attr(not(feature = "metrics-prometheus"), expect(unused_mut, reason = "nothing compresses there"))]
+            Ok(Fetched { content_type, mut gzip, mut body }) => {
+                #[cfg(feature = "metrics-prometheus")]
+                if wanted.gzip && !gzip && body.len() >= exposition::GZIP_FROM {
+                    // Not on the runtime: a page of megabytes takes a tenth of a second.
+                    let plain = body.clone();
+                    let compressed = tokio::task::spawn_blocking(move || exposition::gzip(&plain));
+                    if let Ok(Ok(compressed)) = compressed.await {
+                        (gzip, body) = (true, compressed);
+                    }
+                }
                 if self.failing.lock().unwrap_or_else(PoisonError::into_inner).remove(name) {
                     tracing::info!("the exporter `{name}` answers again");
                 }

@@ -219,7 +219,6 @@ impl LightPeer {
 pub(crate) struct Seen {
     begun: AtomicUsize,
     under_way: AtomicUsize,
-    most: AtomicUsize,
     given_up: AtomicUsize,
     timeout_ms: AtomicU64,
 }
@@ -233,11 +232,6 @@ impl Seen {
     /// How many it works on.
     pub(crate) fn under_way(&self) -> usize {
         self.under_way.load(Ordering::SeqCst)
-    }
-
-    /// The most that it ever worked on at once.
-    pub(crate) fn most(&self) -> usize {
-        self.most.load(Ordering::SeqCst)
     }
 
     /// How many were dropped before their page was made.
@@ -261,8 +255,7 @@ impl UnderWay {
     fn begin(seen: &Arc<Seen>, request: &ScrapeRequest) -> Self {
         seen.timeout_ms.store(u64::try_from(request.timeout.as_millis()).unwrap(), Ordering::SeqCst);
         seen.begun.fetch_add(1, Ordering::SeqCst);
-        let now = seen.under_way.fetch_add(1, Ordering::SeqCst) + 1;
-        seen.most.fetch_max(now, Ordering::SeqCst);
+        seen.under_way.fetch_add(1, Ordering::SeqCst);
         Self { seen: Arc::clone(seen), done: false }
     }
 

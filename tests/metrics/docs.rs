@@ -92,7 +92,7 @@ fn every_local_link_leads_somewhere() {
 /// Alerts, queries and tables go silent when they name a family that is not there.
 #[test]
 fn every_family_that_is_named_exists() {
-    let prefixes = ["agent_", "gateway_", "http_", "message_", "messages_", "process_", "scrape_", "storage_"];
+    let prefixes = ["agent_", "exposition_", "gateway_", "http_", "message_", "messages_", "process_", "storage_"];
     let known: Vec<&str> = catalogue::ALL.iter().map(|family| family.name).collect();
     let mut unknown = Vec::new();
     for file in ["README.md", "docs/metrics.md", "docs/operations.md", "docs/gateway.md", "deploy/peerscope.rules.yml"]

@@ -231,9 +231,9 @@ fn assert_same_as_the_pages(scrapers: &[Scraper], pair: &Pair) {
     }
 }
 
-/// Every histogram of the agent's own, each with native buckets next to the classic ones, but for
-/// `scrape_duration_seconds`: Prometheus writes the duration of its scrapes under that very name.
-const NATIVE: [&str; 4] = [
+/// Every histogram of the agent's own, each with native buckets next to the classic ones.
+const NATIVE: [&str; 5] = [
+    "exposition_duration_seconds",
     "message_processing_duration_seconds",
     "message_round_trip_duration_seconds",
     "storage_operation_duration_seconds",

@@ -73,7 +73,7 @@ fn each_client_gets_the_format_that_it_asks_for() {
 fn the_gzip_answer_is_the_plain_one_compressed() {
     // Nothing in this registry moves between two scrapes, but the endpoint's own counters and the process.
     let still = |text: &str| -> Vec<String> {
-        let moving = ["process_", "http_", "scrape_"];
+        let moving = ["process_", "http_", "exposition_"];
         text.lines().filter(|line| !moving.iter().any(|name| line.starts_with(name))).map(str::to_owned).collect()
     };
     let endpoint = Endpoint::start();
@@ -147,7 +147,7 @@ fn other_methods_and_other_paths_are_refused() {
     assert_eq!(count("metrics", "405"), 1.0);
     assert_eq!(count("other", "404"), 7.0);
     assert_eq!(count("metrics", "200"), 1.0, "the query, not yet this scrape");
-    assert_eq!(value(&text, "scrape_duration_seconds_count", &[]), 1.0);
+    assert_eq!(value(&text, "exposition_duration_seconds_count", &[]), 1.0);
     assert_eq!(value(&text, "http_requests_in_flight", &[("handler", "metrics")]), 1.0, "this scrape");
     assert_eq!(value(&text, "http_requests_in_flight", &[("handler", "live")]), 0.0);
 }

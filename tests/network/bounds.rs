@@ -28,9 +28,12 @@ const MIB: u64 = 1024 * 1024;
 /// How long each kind of pressure lasts with the other tests.
 const SECONDS: u64 = 1;
 
-/// What all strangers together may make an agent hold (`docs/security.md`), and what the allocator keeps and those hold
-/// who were told to go and, on a busy machine, have not gone yet.
+/// What all strangers together cost (`docs/security.md`), and what those hold who were told to go and, on a busy machine,
+/// have not gone yet.
 const TOGETHER: u64 = 64 * MIB + 64 * MIB;
+
+/// How often the good peer asks.
+const PACE: Duration = Duration::from_millis(20);
 
 /// Whom to push, until when, and where to count what was done.
 #[derive(Clone)]
@@ -187,6 +190,7 @@ fn crumbs(target: Target, key: Keypair) -> Pushing {
             if !peer.request(stream, &request(id, put(1))).await {
                 break;
             }
+            target.did();
         }
         while !peer.is_closed() {
             if peer.send_crumbs(stream, 64 * 1024).await > 0 {
@@ -339,7 +343,11 @@ async fn push(name: &str, kind: Kind, peers: usize, time: Duration) {
     let id = agent.peer_id();
     eventually("they are linked", || good.control("GET", &format!("/v1/keys/k?peer={id}"), b"").unwrap().status == 200);
     let before = (status(&agent, "VmHWM:"), descriptors(&agent), processor(&agent), agent.log().len());
-    let alone = median((0..200).map(|_| get(&good, &id)).collect());
+    let paced = || {
+        std::thread::sleep(PACE);
+        get(&good, &id)
+    };
+    let alone = median((0..50).map(|_| tokio::task::block_in_place(paced)).collect());
     let target = Target {
         address: Listening::address(&agent),
         socket: agent.peer_socket(),
@@ -352,9 +360,8 @@ async fn push(name: &str, kind: Kind, peers: usize, time: Duration) {
     }
     let (mut most, mut among) = (0, Vec::new());
     while target.is_on() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        among.push(tokio::task::block_in_place(paced));
         most = most.max(descriptors(&agent));
-        among.push(tokio::task::block_in_place(|| get(&good, &id)));
     }
     let memory = status(&agent, "VmHWM:").saturating_sub(before.0);
     let processor = processor(&agent) - before.2;

@@ -53,8 +53,10 @@ pub(super) async fn metrics(gateway: Option<&Scraper>, wanted: Wanted, accept: &
         };
         Problem::new(status, "scrape", text)
     })?;
-    let content_type = HeaderValue::from_str(&page.content_type);
-    Ok(with_type(page.body, content_type.unwrap_or_else(|_| HeaderValue::from_static("text/plain"))))
+    let content_type = page.content_type.and_then(|text| HeaderValue::from_str(&text).ok());
+    let body = page.body.collect().await;
+    let body = body.map_err(|broken| Problem::new(StatusCode::BAD_GATEWAY, "scrape", broken.to_string()))?;
+    Ok(with_type(body, content_type.unwrap_or_else(|| HeaderValue::from_static("text/plain"))))
 }
 
 /// The connected peers with what the gateway knows of them, and then those that it knows besides.

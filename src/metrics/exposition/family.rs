@@ -2,18 +2,7 @@
 
 use super::protobuf;
 use super::text::push_escaped;
-use crate::metrics::catalogue::Kind;
-
-/// The names under which Prometheus writes what it finds out about each scrape itself. A native histogram
-/// bears its family's bare name; under one of these it would be dropped, without any error, in favour of
-/// Prometheus's own sample. The samples of a classic one have names of their own.
-const OF_PROMETHEUS: [&str; 5] = [
-    "up",
-    "scrape_duration_seconds",
-    "scrape_samples_scraped",
-    "scrape_samples_post_metric_relabeling",
-    "scrape_series_added",
-];
+use crate::metrics::catalogue::{Kind, OF_PROMETHEUS};
 
 /// A family's name, type, unit and help, in every format.
 #[derive(Debug)]
@@ -23,7 +12,7 @@ pub(crate) struct Metadata {
     pub(super) name: Box<str>,
     /// The name of the samples, and of the family in the classic text; a histogram's get more behind it.
     pub(super) sample: Box<str>,
-    /// Whether a histogram of this name can have native buckets.
+    /// Whether a histogram of this name can have native buckets: it would bear one of Prometheus's own names.
     pub(super) native: bool,
     pub(super) classic: Box<str>,
     pub(super) openmetrics: Box<str>,

@@ -30,6 +30,12 @@ const MAX_HEAD: usize = 16 * 1024;
 /// bound is 100.
 const MAX_HEADERS: usize = 64;
 
+/// How much longer than an answer comes a client may take for the rest of it.
+const AFTERWARDS: Duration = Duration::from_secs(1);
+
+/// How long a client may take nothing of an answer that comes bit by bit: it holds what others wait for.
+const STALLED: Duration = Duration::from_secs(5);
+
 /// Serves one connection until the client leaves, a deadline passes, or `stop` says so.
 pub(super) async fn serve(stream: TcpStream, routes: Arc<Routes>, place: Arc<Place>, mut stop: watch::Receiver<bool>) {
     prepare(&stream, routes.limits.answer);
@@ -42,8 +48,9 @@ pub(super) async fn serve(stream: TcpStream, routes: Arc<Routes>, place: Arc<Pla
         let last = !request.body().is_end_stream() || disputable.load(Ordering::Relaxed);
         async move {
             // From here on the client waits for us.
-            let _answering = place.answering();
+            let answering = place.answering();
             let mut response = routes.answer(&request).await;
+            response.body_mut().keep(answering);
             if last {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -120,10 +127,21 @@ impl<S> Guarded<S> {
             Phase::Head => self.limits.head,
             // The service bounds its making.
             Phase::Answer => return,
-            Phase::Fetch => self.limits.answer,
+            Phase::Fetch => return self.fetch(),
             Phase::Idle => self.limits.idle,
         };
         self.deadline.as_mut().reset(Instant::now() + time);
+    }
+
+    /// The client has to take all of an answer in time. Of one that comes bit by bit it has to take some all the time, until
+    /// that ends: who has it come is there no longer then.
+    fn fetch(&mut self) {
+        let now = Instant::now();
+        let deadline = match self.place.streams_until() {
+            Some(until) => (Instant::from_std(until) + AFTERWARDS).min(now + STALLED),
+            None => now + self.limits.answer,
+        };
+        self.deadline.as_mut().reset(deadline);
     }
 
     /// Takes note of an answer that is being made. It does not stop the clock of an earlier answer that is
@@ -152,6 +170,9 @@ impl<S> Guarded<S> {
             Poll::Pending => self.pending(cx),
             Poll::Ready(Ok(_)) => {
                 self.place.useful();
+                if self.place.streams_until().is_some() {
+                    self.fetch();
+                }
                 poll
             }
             Poll::Ready(Err(_)) => poll,
@@ -210,8 +231,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         if poll.is_pending() {
             return this.pending(cx);
         }
-        // hyper flushes when it has handed over everything that it has: the answer is fetched.
-        if this.phase == Phase::Fetch {
+        // hyper flushes when it has handed over everything that it has: the answer is fetched, or more of it is to come.
+        if this.phase == Phase::Fetch && this.place.is_answering() {
+            this.enter(Phase::Answer);
+        } else if this.phase == Phase::Fetch {
             // The next request may have begun to arrive with this one.
             this.enter(if this.framing.between_requests() { Phase::Idle } else { Phase::Head });
             // hyper has read before it flushed and may not come back by itself: the clock has to wake it.

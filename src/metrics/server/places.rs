@@ -6,8 +6,9 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
@@ -19,11 +20,18 @@ pub(super) struct Place {
     /// The turn from which on the client has been waited for.
     waiting_since: AtomicU64,
     answering: AtomicBool,
+    /// When an answer that comes bit by bit ends at the latest.
+    streams_until: Mutex<Option<Instant>>,
 }
 
 impl Place {
     fn new(turns: &Arc<AtomicU64>) -> Arc<Self> {
-        let place = Self { turns: Arc::clone(turns), waiting_since: 0.into(), answering: false.into() };
+        let place = Self {
+            turns: Arc::clone(turns),
+            waiting_since: 0.into(),
+            answering: false.into(),
+            streams_until: Mutex::default(),
+        };
         place.useful();
         Arc::new(place)
     }
@@ -44,6 +52,15 @@ impl Place {
         self.answering.load(Ordering::Relaxed)
     }
 
+    /// When the answer that is under way ends at the latest, if it comes bit by bit.
+    pub(super) fn streams_until(&self) -> Option<Instant> {
+        *self.streams_until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stream(&self, until: Option<Instant>) {
+        *self.streams_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+
     /// `None` while the client waits for us.
     fn waiting_since(&self) -> Option<u64> {
         (!self.is_answering()).then(|| self.waiting_since.load(Ordering::Relaxed))
@@ -53,9 +70,17 @@ impl Place {
 /// An answer is being made.
 pub(super) struct Answering(Arc<Place>);
 
+impl Answering {
+    /// It comes bit by bit.
+    pub(super) fn streams_until(&self, until: Instant) {
+        self.0.stream(Some(until));
+    }
+}
+
 impl Drop for Answering {
     fn drop(&mut self) {
         self.0.useful();
+        self.0.stream(None);
         self.0.answering.store(false, Ordering::Relaxed);
     }
 }

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::ext::ReasonPhrase;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
+use super::body::Body;
 use super::{Limits, pages};
 use crate::metrics::exposition::{self, Wanted};
 use crate::metrics::labels::{HttpCode, HttpHandler};
 use crate::metrics::{
-    ExposeError, Exposer, Exposition, GuestAnswer, GuestPages, Health, MetricsCollector, all_ready, joined,
+    ExposeError, Exposer, Exposition, GuestAnswer, GuestBody, GuestPages, Health, MetricsCollector, all_ready, joined,
 };
 
 /// Everything that the pages show.
@@ -32,7 +32,7 @@ pub(super) struct Routes {
 /// A status, a body, and the headers that belong to it.
 struct Answer {
     code: HttpCode,
-    body: Bytes,
+    body: GuestBody,
     reason: Option<String>,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
@@ -40,7 +40,7 @@ struct Answer {
 impl Answer {
     fn new(code: HttpCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
         let headers = vec![(header::CONTENT_TYPE, HeaderValue::from_static(content_type))];
-        Self { code, body: body.into(), reason: None, headers }
+        Self { code, body: GuestBody::Whole(body.into()), reason: None, headers }
     }
 
     fn text(code: HttpCode, body: impl Into<Bytes>) -> Self {
@@ -62,7 +62,7 @@ impl From<GuestAnswer> for Answer {
 
 impl Routes {
     /// Answers one request. A HEAD is answered like a GET; hyper leaves out the body.
-    pub(super) async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    pub(super) async fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
         let handler = self.handler(request.uri().path());
         let in_flight = self.collector.http_started(handler);
         let answer = match (handler, request.method()) {
@@ -138,8 +138,8 @@ impl Routes {
     }
 }
 
-fn response(answer: Answer) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(answer.body));
+fn response(answer: Answer) -> Response<Body> {
+    let mut response = Response::new(Body::new(answer.body));
     *response.status_mut() = status(answer.code);
     let headers = response.headers_mut();
     // A cached exposition, or a cached "ready", is a lie.

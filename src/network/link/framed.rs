@@ -95,6 +95,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
         self.reader.held()
     }
 
+    /// Gives back the room for a frame that has come.
+    pub(super) fn release(&mut self) {
+        self.reader.release();
+    }
+
     /// What is taken for those that wait to be written, beyond what is kept anyway, in bytes.
     pub(super) fn waiting(&self) -> usize {
         self.out.capacity().saturating_sub(KEPT_CAPACITY)

@@ -123,7 +123,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
     ) -> Self {
         let now = Instant::now();
         let held = (!context.handler.has_permission(&peer))
-            .then(|| Held { account: Account::new(Some(Arc::clone(&context.budget)), true, false), told: 0 });
+            .then(|| Held { account: Account::new(Some(Arc::clone(&context.budget)), true, None), told: 0 });
         Self {
             held,
             peer,

@@ -104,6 +104,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Responder<S> {
                 turn += 1;
             }
             let full = self.framed.backlog() >= self.high_water;
+            if full {
+                // What the request took is not kept beside its answer.
+                self.framed.release();
+            }
             match self.framed.poll_write(cx) {
                 Poll::Ready(Ok(())) if full && turn < FRAMES_PER_TURN => {}
                 Poll::Ready(Ok(())) | Poll::Pending => break,

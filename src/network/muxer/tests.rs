@@ -52,7 +52,7 @@ fn what_comes_is_counted_until_it_is_read_or_thrown_away_however_it_is_cut() {
     for cut in [1, 2, 7, 11, 12, 13, 100, usize::MAX] {
         let budget = budget(usize::MAX);
         // The peer has dialed: its streams are the odd ones. This side is a gateway.
-        let account = Account::new(Some(Arc::clone(&budget)), false, true);
+        let account = Account::new(Some(Arc::clone(&budget)), false, Some(Arc::default()));
         account.opened(2);
         let mut reading = Reading { cut, ..Reading::of(&account) };
         for frame in [
@@ -84,7 +84,7 @@ fn what_comes_is_counted_until_it_is_read_or_thrown_away_however_it_is_cut() {
 #[test]
 fn what_is_still_coming_waits_whatever_its_stream() {
     let budget = budget(usize::MAX);
-    let account = Account::new(Some(Arc::clone(&budget)), false, true);
+    let account = Account::new(Some(Arc::clone(&budget)), false, Some(Arc::default()));
     let mut reading = Reading::of(&account);
     reading.frame(&data(1, 1, 100));
     for stream in [1, 2, 99] {
@@ -102,7 +102,7 @@ fn what_is_still_coming_waits_whatever_its_stream() {
 #[test]
 fn what_opens_nothing_leaves_nothing() {
     let budget = budget(usize::MAX);
-    let account = Account::new(Some(Arc::clone(&budget)), false, false);
+    let account = Account::new(Some(Arc::clone(&budget)), false, None);
     let mut headers = Headers::default();
     for stream in 0..1000 {
         headers.feed(&frame(WINDOW_UPDATE, 9, stream, 0, &[]), &account);
@@ -116,8 +116,8 @@ fn what_opens_nothing_leaves_nothing() {
 #[test]
 fn the_largest_is_told_to_go_and_no_more_than_needed() {
     let budget = budget(10_000);
-    let accounts: Vec<_> = (0..3).map(|_| Account::new(Some(Arc::clone(&budget)), false, false)).collect();
-    let trusted = Account::new(None, false, false);
+    let accounts: Vec<_> = (0..3).map(|_| Account::new(Some(Arc::clone(&budget)), false, None)).collect();
+    let trusted = Account::new(None, false, None);
     Reading::of(&trusted).frame(&data(1, 1, 50_000));
     for (account, len) in accounts.iter().zip([2_000, 5_000, 3_000]) {
         Reading::of(account).frame(&data(1, 1, len));
@@ -140,7 +140,7 @@ fn the_largest_is_told_to_go_and_no_more_than_needed() {
 #[test]
 fn what_is_held_elsewhere_counts_as_well() {
     let budget = budget(1000);
-    let account = Account::new(Some(Arc::clone(&budget)), true, true);
+    let account = Account::new(Some(Arc::clone(&budget)), true, Some(Arc::default()));
     for held in [400, 900, 300, 0, 999] {
         account.hold(held);
         assert_eq!(waiting(&budget), held);
@@ -152,7 +152,7 @@ fn what_is_held_elsewhere_counts_as_well() {
 
 #[test]
 fn crumbs_weigh_more_than_their_bytes() {
-    let account = Account::new(None, false, false);
+    let account = Account::new(None, false, None);
     let mut reading = Reading::of(&account);
     reading.frame(&data(1, 1, 1));
     let crumb = data(0, 1, 1);
@@ -174,7 +174,7 @@ mod properties {
         #[test]
         fn any_bytes_are_counted(parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..64), 0..32)) {
             let budget = budget(1 << 20);
-            let account = Account::new(Some(Arc::clone(&budget)), true, true);
+            let account = Account::new(Some(Arc::clone(&budget)), true, Some(Arc::default()));
             let mut headers = Headers::default();
             for part in &parts {
                 headers.feed(part, &account);
@@ -187,7 +187,7 @@ mod properties {
         #[test]
         fn nothing_is_lost_in_the_count(steps in prop::collection::vec((0u8..4, 1u32..8, 1usize..5000), 0..64)) {
             let budget = budget(usize::MAX);
-            let account = Account::new(Some(Arc::clone(&budget)), false, true);
+            let account = Account::new(Some(Arc::clone(&budget)), false, Some(Arc::default()));
             let mut reading = Reading::of(&account);
             let mut unread = std::collections::HashMap::<u32, usize>::new();
             for (step, stream, len) in steps {

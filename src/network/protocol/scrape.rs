@@ -60,7 +60,7 @@ pub enum HeadBody {
 /// What is said of the page that follows.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Page {
-    /// Its `Content-Type`.
+    /// Its `Content-Type`; empty when there is none.
     #[prost(string, tag = "1")]
     pub content_type: String,
     /// Whether it is compressed by gzip.

@@ -1,6 +1,8 @@
 //! The side of a scrape that asks.
 
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use futures::AsyncRead;
 use futures::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -16,7 +18,7 @@ use crate::network::protocol::{self, RemoteError};
 /// The beginning of a peer's answer, and the rest as it comes. Dropping it tells the peer that nobody waits.
 #[derive(Debug)]
 pub struct IncomingPage {
-    /// Its `Content-Type`, as the peer says.
+    /// Its `Content-Type`, as the peer says; empty when it says none, or one that is too long.
     pub content_type: String,
     /// Whether the peer says that it is compressed by gzip.
     pub gzip: bool,
@@ -61,15 +63,25 @@ impl PageBody {
     ///
     /// When the page ends before it is complete.
     pub async fn read(&mut self, buffer: &mut [u8]) -> Result<usize, ScrapeError> {
-        let Some((stream, _)) = &mut self.lent else { return Ok(0) };
+        std::future::poll_fn(|cx| self.poll_read(cx, buffer)).await
+    }
+
+    /// The same, for who polls.
+    ///
+    /// # Errors
+    ///
+    /// When the page ends before it is complete.
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Result<usize, ScrapeError>> {
+        let Some((stream, _)) = &mut self.lent else { return Poll::Ready(Ok(0)) };
         let room = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
-        let n = stream.read(buffer.get_mut(..room).unwrap_or_default()).await.map_err(|error| lost(&error))?;
+        let read = Pin::new(stream).poll_read(cx, buffer.get_mut(..room).unwrap_or_default());
+        let n = futures::ready!(read).map_err(|error| lost(&error))?;
         if n == 0 {
-            return Err(ScrapeError::Lost(format!("{} bytes of the page are missing", self.left)));
+            return Poll::Ready(Err(ScrapeError::Lost(format!("{} bytes of the page are missing", self.left))));
         }
         self.left -= n as u64;
         self.give_back();
-        Ok(n)
+        Poll::Ready(Ok(n))
     }
 }
 
@@ -114,9 +126,9 @@ async fn exchange(opened: Opened, ask: &[u8]) -> Result<IncomingPage, ScrapeErro
     stream.flush().await.map_err(|error| lost(&error))?;
     let head: Head = read_head(&mut stream).await?;
     match head.body {
-        Some(HeadBody::Page(Page { content_type, gzip, len })) => {
+        Some(HeadBody::Page(Page { mut content_type, gzip, len })) => {
             if content_type.len() > MAX_CONTENT_TYPE {
-                return Err(ScrapeError::Malformed("the content type is too long".into()));
+                content_type.clear();
             }
             Ok(IncomingPage { content_type, gzip, len, body: PageBody::new(stream, back, len) })
         }

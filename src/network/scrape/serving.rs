@@ -116,7 +116,9 @@ async fn write<S: AsyncWrite + Unpin>(
     let (head, body) = match result {
         Ok(page) => {
             let mut content_type = page.content_type;
-            content_type.truncate(content_type.floor_char_boundary(MAX_CONTENT_TYPE));
+            if content_type.len() > MAX_CONTENT_TYPE {
+                content_type.clear();
+            }
             let head = Page { content_type, gzip: page.gzip, len: page.body.len() as u64 };
             (HeadBody::Page(head), page.body)
         }

@@ -1,4 +1,0 @@
-//! See `peerscope::fuzzing`.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| peerscope::fuzzing::body(data));
