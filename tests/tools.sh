@@ -6,7 +6,7 @@
 # - redis-server, redis-cli, nft and ip: installed by apt-get when they are missing and this is root (or
 #   sudo asks for no password); otherwise their Debian packages are unpacked into the tools folder. The
 #   server's binary comes from redis-tools: the package redis-server would add nothing but a service.
-# - prometheus with promtool, and victoria-metrics: always unpacked, never installed, so that no service
+# - prometheus with promtool, victoria-metrics, prometheus-node-exporter and prometheus-blackbox-exporter: always unpacked, never installed, so that no service
 #   starts. The same two of Prometheus 3, which Debian 12 does not have, come from Debian's suite sid by way
 #   of this machine's own apt source: lists and packages stay in the tools folder, the machine's apt sees
 #   none of it, and apt checks sid's signature as it checks any other.
@@ -14,7 +14,7 @@
 #
 # The folder is $TEST_TOOLS_DIR, by default target/tools. A second run finds everything there. Who has a
 # program already names it: TEST_PROMETHEUS, TEST_PROMTOOL, TEST_PROMETHEUS_3, TEST_PROMTOOL_3,
-# TEST_VICTORIA_METRICS.
+# TEST_VICTORIA_METRICS, TEST_NODE_EXPORTER, TEST_BLACKBOX_EXPORTER.
 # Progress goes to stderr. What cannot be had ends the script with a message that says what to do.
 set -eu
 
@@ -111,6 +111,10 @@ victoria=${TEST_VICTORIA_METRICS:-$tools/root/usr/bin/victoria-metrics}
 have "$prometheus" TEST_PROMETHEUS prometheus
 have "$promtool" TEST_PROMTOOL prometheus
 have "$victoria" TEST_VICTORIA_METRICS victoria-metrics
+node_exporter=${TEST_NODE_EXPORTER:-$tools/root/usr/bin/prometheus-node-exporter}
+blackbox_exporter=${TEST_BLACKBOX_EXPORTER:-$tools/root/usr/bin/prometheus-blackbox-exporter}
+have "$node_exporter" TEST_NODE_EXPORTER prometheus-node-exporter
+have "$blackbox_exporter" TEST_BLACKBOX_EXPORTER prometheus-blackbox-exporter
 
 # sid_source DIRECTORY: this machine's first apt source of a Debian release, with its address, its keys and
 # its other options, but for the suite sid. Prints the file that it wrote.
@@ -241,4 +245,6 @@ echo "export TEST_PROMETHEUS=\"$prometheus\""
 echo "export TEST_PROMETHEUS_3=\"$prometheus_3\""
 echo "export TEST_PROMTOOL_3=\"$promtool_3\""
 echo "export TEST_VICTORIA_METRICS=\"$victoria\""
+echo "export TEST_NODE_EXPORTER=\"$node_exporter\""
+echo "export TEST_BLACKBOX_EXPORTER=\"$blackbox_exporter\""
 echo "export TEST_PYTHONPATH=\"$tools/python\""

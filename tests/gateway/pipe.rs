@@ -1,9 +1,10 @@
 //! Pages go through as they come: what Prometheus takes beside the exporter, it takes through the gateway; and who is slow,
 //! at either end, costs his own scrapes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use super::fixture::{await_targets, gateway, outcomes, peer, scrape};
 use super::hostile::memory;
 use super::observer::{JOB, hurried, printed};
 use super::scene::{Scene, TEXT, head, named, page, read_ask};
-use crate::support::agent::{PATIENCE, connect, eventually, own_address};
+use crate::support::agent::{PATIENCE, connect, eventually, free_port, own_address};
 use crate::support::http::{self, Reply};
 use crate::support::scraper::{Labels, Program, Scraper};
 
@@ -91,7 +92,8 @@ fn exporter() -> SocketAddr {
 fn fetch(gateway: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Reply {
     let stream = connect(gateway).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    http::get(stream, path, headers).unwrap()
+    let host = [("Host", "test")];
+    http::get(stream, path, &[&host, headers].concat()).unwrap()
 }
 
 /// The samples of a page, by name and by those labels that the page gave.
@@ -162,6 +164,113 @@ fn what_prometheus_takes_beside_the_exporter_it_takes_through_the_gateway() {
         assert_eq!(through, beside, "{}", page.name);
         assert_eq!(through.len(), page.samples, "{}: {through:?}", page.name);
     }
+}
+
+/// An exporter of Debian's; ended when this is dropped.
+struct Real(Child);
+
+impl Drop for Real {
+    fn drop(&mut self) {
+        let _ended = self.0.kill();
+        let _status = self.0.wait();
+    }
+}
+
+impl Real {
+    /// Runs the program that the variable names, on an address of this test's own.
+    fn start(variable: &str, more: &[&str]) -> (Self, SocketAddr) {
+        let address = SocketAddr::from((own_address(), free_port(own_address())));
+        let program = std::env::var_os(variable).unwrap_or_else(|| panic!("{variable} is not set; run tests/tools.sh"));
+        let mut command = Command::new(program);
+        command.arg(format!("--web.listen-address={address}")).args(more).stdout(Stdio::null()).stderr(Stdio::null());
+        let real = Self(command.spawn().unwrap());
+        eventually(variable, || TcpStream::connect(address).is_ok());
+        (real, address)
+    }
+}
+
+/// The series of a page in the classic text, without their values.
+fn series(page: &str) -> BTreeSet<&str> {
+    let samples = page.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    samples.map(|line| line.rsplit_once(' ').unwrap().0).collect()
+}
+
+/// Whose pages nobody made for this test. The second one is asked for a probe.
+#[test]
+fn real_exporters_give_through_the_gateway_what_they_give_beside_it() {
+    let (_node, node) = Real::start("TEST_NODE_EXPORTER", &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let modules = folder.path().join("blackbox.yml");
+    std::fs::write(&modules, "modules: {tcp: {prober: tcp, timeout: 2s}}\n").unwrap();
+    let config = format!("--config.file={}", modules.display());
+    let (_blackbox, blackbox) = Real::start("TEST_BLACKBOX_EXPORTER", &[&config]);
+    let probe = format!("/probe?module=tcp&target={node}");
+    let exposed = format!(
+        "expose: [{{name: node, url: \"http://{node}/metrics\", remote: true}}, {{name: probe, url: \
+         \"http://{blackbox}{probe}\", remote: true}}]\n"
+    );
+    let gateway = gateway("");
+    let edge = peer(&gateway, "edge", &exposed);
+    let id = edge.peer_id();
+    await_targets(&gateway, 3);
+    for (name, address, path) in [("node", node, "/metrics"), ("probe", blackbox, probe.as_str())] {
+        let through = format!("/peers/{id}/exposed/{name}/metrics");
+        // What a machine has may change between the two.
+        eventually(name, || {
+            let pages = [fetch(address, path, &[]), fetch(gateway.metrics_socket(), &through, &[])];
+            assert_eq!([pages[0].status, pages[1].status], [200, 200]);
+            assert_eq!(pages[0].header("content-type"), pages[1].header("content-type"));
+            let texts = pages.map(|page| page.text());
+            series(&texts[0]) == series(&texts[1]) && series(&texts[0]).len() > 5
+        });
+        let packed = fetch(gateway.metrics_socket(), &through, &[("Accept-Encoding", "gzip")]);
+        assert_eq!(packed.header("content-encoding"), Some("gzip"), "{name}");
+        assert!(series(&unpacked(&packed.body)).len() > 5, "{name}");
+    }
+}
+
+/// Who does not compress costs the link no more for that, and the list is small, too.
+#[test]
+fn what_came_plain_crosses_the_link_compressed() {
+    let page = "# HELP a_rather_long_name Something.\n".repeat(1000);
+    let (gateway, exporter) = (gateway(""), plain_exporter(page.clone()));
+    let edge = peer(&gateway, "edge", &format!("expose: [{{name: plain, url: \"{exporter}\", remote: true}}]\n"));
+    await_targets(&gateway, 2);
+    let path = format!("/peers/{}/exposed/plain/metrics", edge.peer_id());
+    let packed = fetch(gateway.metrics_socket(), &path, &[("Accept-Encoding", "gzip")]);
+    assert_eq!((packed.status, packed.header("content-encoding")), (200, Some("gzip")));
+    assert_eq!(unpacked(&packed.body), page);
+    let crossed = super::fixture::value(&gateway, "gateway_scrape_body_bytes_sum", &[]);
+    assert!(crossed * 10.0 < page.len() as f64, "{crossed}");
+    let plain = fetch(gateway.metrics_socket(), &path, &[("Accept-Encoding", "identity")]);
+    assert_eq!((plain.header("content-encoding"), plain.text()), (None, page));
+
+    let list = fetch(gateway.metrics_socket(), "/sd", &[("Accept-Encoding", "gzip")]);
+    assert_eq!(list.header("content-encoding"), Some("gzip"));
+    assert_eq!(unpacked(&list.body), gateway.http("/sd").text());
+}
+
+fn unpacked(body: &[u8]) -> String {
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(body).read_to_string(&mut text).unwrap();
+    text
+}
+
+/// An exporter that sends this page as it is; its URL.
+fn plain_exporter(page: String) -> String {
+    let listener = TcpListener::bind((own_address(), 0)).unwrap();
+    let url = format!("http://{}/metrics", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut lines = BufReader::new(&stream).lines();
+            while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+            let length = page.len();
+            // Whoever asked may be gone.
+            let _ = write!(stream, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{page}");
+        }
+    });
+    url
 }
 
 /// A page that is cut short looks cut, to HTTP/1.0 too, where a body of unknown length ends with the connection.
