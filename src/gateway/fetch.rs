@@ -105,13 +105,18 @@ impl Coming {
         }
     }
 
+    /// The peer was waited for until now, if it was.
+    fn waited(&mut self) {
+        if let Some(since) = self.waiting_since.take() {
+            self.under_way.waited(since.elapsed());
+        }
+    }
+
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Failure>> {
         self.chunk.resize(CHUNK.min(usize::try_from(self.left).unwrap_or(CHUNK)), 0);
         match self.body.poll_read(cx, &mut self.chunk) {
             Poll::Ready(read) => {
-                if let Some(since) = self.waiting_since.take() {
-                    self.under_way.waited(since.elapsed());
-                }
+                self.waited();
                 let mut chunk = std::mem::take(&mut self.chunk);
                 chunk.truncate(read.map_err(lost)?);
                 Poll::Ready(Ok(chunk.into()))
@@ -119,9 +124,16 @@ impl Coming {
             Poll::Pending => {
                 self.waiting_since.get_or_insert_with(Instant::now);
                 futures::ready!(self.deadline.poll_unpin(cx));
+                self.waited();
                 Poll::Ready(Err(incomplete(self.got)))
             }
         }
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.waited();
     }
 }
 

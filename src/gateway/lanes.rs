@@ -1,14 +1,10 @@
-//! How often one page is asked for at once.
+//! How often the same is asked for at once.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Scrapes of one page that are under way or wait for a place: those of several Prometheus servers, and of people. Who asks
-/// again before the page has come is to take nothing from others.
-const MAX_OF_ONE: usize = 8;
-
-/// The scrapes under way, by the page that they are for.
+/// The scrapes under way, by what they are for.
 #[derive(Debug)]
 pub(super) struct Lanes<K>(Arc<Mutex<HashMap<K, usize>>>);
 
@@ -19,11 +15,11 @@ impl<K> Default for Lanes<K> {
 }
 
 impl<K: Clone + Eq + Hash> Lanes<K> {
-    /// A place for a scrape of this page, until it is dropped; `None` when there are too many.
-    pub(super) fn enter(&self, key: K) -> Option<Lane<K>> {
+    /// A place for a scrape of this, until it is dropped; `None` when there are `most` already.
+    pub(super) fn enter(&self, key: K, most: usize) -> Option<Lane<K>> {
         let mut lanes = lock(&self.0);
         let under_way = lanes.entry(key.clone()).or_default();
-        if *under_way >= MAX_OF_ONE {
+        if *under_way >= most {
             return None;
         }
         *under_way += 1;
@@ -61,12 +57,12 @@ mod tests {
     #[test]
     fn a_page_has_its_own_places_and_gives_them_back() {
         let lanes = Lanes::default();
-        let mut held: Vec<_> = (0..MAX_OF_ONE).map(|_| lanes.enter("a").unwrap()).collect();
-        assert!(lanes.enter("a").is_none());
-        assert!(lanes.enter("b").is_some());
+        let mut held: Vec<_> = (0..8).map(|_| lanes.enter("a", 8).unwrap()).collect();
+        assert!(lanes.enter("a", 8).is_none());
+        assert!(lanes.enter("b", 8).is_some());
         held.pop();
-        held.push(lanes.enter("a").unwrap());
-        assert!(lanes.enter("a").is_none());
+        held.push(lanes.enter("a", 8).unwrap());
+        assert!(lanes.enter("a", 8).is_none());
         drop(held);
         assert!(lock(&lanes.0).is_empty());
     }

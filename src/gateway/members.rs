@@ -20,7 +20,7 @@ const NEWCOMERS_PER_SECOND: f64 = 50.0;
 /// Newcomers that become targets at once.
 const NEWCOMERS_AT_ONCE: f64 = 1000.0;
 /// How long the page of a peer may take for which all places are open the next time.
-const PROMPT: Duration = Duration::from_secs(1);
+pub(super) const PROMPT: Duration = Duration::from_secs(1);
 /// The longest name of a peer that is shown, in characters.
 const MAX_NAME: usize = 64;
 /// The most exporters behind one peer that are offered: as many as an agent can be configured with.

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::fetch::{self, Body, Coming, Page};
 use super::lanes::{Lane, Lanes};
-use super::members::{LastScrape, Took};
+use super::members::{LastScrape, PROMPT, Took};
 use super::{Config, Fleet};
 use crate::metrics::labels::ScrapeOutcome;
 use crate::metrics::{GatewayMetrics, GuestBody, GuestStream, Timer};
@@ -68,6 +68,7 @@ struct Shared {
     fleet: Arc<Fleet>,
     metrics: GatewayMetrics,
     lanes: Lanes<(PeerId, Option<String>)>,
+    peers: Lanes<PeerId>,
     slots: Slots,
     max_body: usize,
     clients: usize,
@@ -87,8 +88,9 @@ struct Slots {
     /// Those that were asked just now, slow ones and others: what they send shows as unread a moment later.
     slow_beginning: Arc<Semaphore>,
     beginning: Arc<Semaphore>,
-    /// Pages that are passed on piece by piece.
+    /// Pages that are passed on piece by piece, and those of slow peers among them.
     large: Arc<Semaphore>,
+    slow_large: Arc<Semaphore>,
 }
 
 /// How much longer than its time a beginning is waited for.
@@ -96,6 +98,12 @@ const LAST_WORD: Duration = Duration::from_millis(50);
 
 /// How many scrapes may be served or wait, for each place that there is.
 const IN_LINE: usize = 3;
+
+/// Scrapes of one page that are under way or wait for a place: those of several Prometheus servers, and of people. Who asks
+/// again before the page has come is to take nothing from others.
+const MAX_OF_PAGE: usize = 8;
+/// And those of all pages of one peer: each is a substream of the same connection, and an agent answers no more at once.
+const MAX_OF_PEER: usize = 32;
 
 /// While so much of pages has come and was not read, because scrapers do not, no further one is asked for.
 const MAX_UNREAD: usize = 12 << 20;
@@ -124,6 +132,7 @@ impl Scraper {
             slow_beginning: Arc::new(Semaphore::new(BEGINNING)),
             beginning: Arc::new(Semaphore::new(BEGINNING)),
             large: Arc::new(Semaphore::new(MAX_LARGE)),
+            slow_large: Arc::new(Semaphore::new(MAX_LARGE / 2)),
         };
         Self {
             shared: Arc::new(Shared {
@@ -132,6 +141,7 @@ impl Scraper {
                 fleet,
                 metrics,
                 lanes: Lanes::default(),
+                peers: Lanes::default(),
                 slots,
                 max_body: config.max_body_size,
                 clients: IN_LINE * max_scrapes,
@@ -185,12 +195,15 @@ impl Scraper {
     async fn begin(&self, peer: PeerId, want: Want, under_way: &mut UnderWay) -> Result<Page, Failure> {
         let (shared, deadline) = (&self.shared, under_way.deadline);
         let is_slow = shared.fleet.is_slow(&peer, &want);
+        under_way.is_slow = is_slow;
         under_way.holds.extend(shared.slots.line(is_slow)?);
         shared.fleet.check(&peer, &want)?;
         // An exporter that hangs takes nothing from those who want another one.
-        under_way.lane = Some(shared.lanes.enter((peer, want.exposed.clone())).ok_or_else(|| {
-            Failure::new(ScrapeOutcome::Busy, "too many scrapes of this page are under way; try again later")
-        })?);
+        let busy = |what| Failure::new(ScrapeOutcome::Busy, format!("too many scrapes of {what}; try again later"));
+        let lane = shared.lanes.enter((peer, want.exposed.clone()), MAX_OF_PAGE);
+        under_way.lane = Some(lane.ok_or_else(|| busy("this page are under way"))?);
+        let of_peer = shared.peers.enter(peer, MAX_OF_PEER);
+        under_way.of_peer = Some(of_peer.ok_or_else(|| busy("this peer are under way"))?);
         let (places, beginning) = shared.slots.take(is_slow, deadline, &shared.network).await?;
         under_way.holds.extend(places);
         let asked = *under_way.asked.insert(Instant::now());
@@ -247,7 +260,8 @@ impl Slots {
             let place = Arc::clone(&self.all).acquire_owned().await.ok();
             let beginning = if slow { &self.slow_beginning } else { &self.beginning };
             let beginning = Arc::clone(beginning).acquire_owned().await.ok();
-            while network.unread_pages() > MAX_UNREAD {
+            // Whatever slow ones leave unread, there is room for others.
+            while network.unread_pages() > if slow { MAX_UNREAD } else { 2 * MAX_UNREAD } {
                 tokio::time::sleep(UNREAD_PAUSE).await;
             }
             (slow_place.into_iter().chain(place).collect(), beginning)
@@ -255,12 +269,22 @@ impl Slots {
         tokio::time::timeout(patience, all).await.map_err(|_| Failure::new(ScrapeOutcome::Busy, BUSY))
     }
 
-    /// A place for a large page, of which the beginning has come.
+    /// A place for a large page, of which the beginning has come. One of a slow peer has one now or none: what it has sent
+    /// would lie unread as long as it is waited for.
     async fn take_large(&self, under_way: &mut UnderWay) -> Result<(), Failure> {
+        let busy = || {
+            let text = "too many large pages are under way at this gateway; try again later";
+            Failure::new(ScrapeOutcome::Busy, text)
+        };
+        if under_way.is_slow {
+            for places in [&self.slow_large, &self.large] {
+                under_way.holds.push(Arc::clone(places).try_acquire_owned().map_err(|_| busy())?);
+            }
+            return Ok(());
+        }
         let patience = under_way.deadline.saturating_duration_since(Instant::now()) / 2;
         let place = tokio::time::timeout(patience, Arc::clone(&self.large).acquire_owned()).await;
-        let text = "too many large pages are under way at this gateway; try again later";
-        under_way.holds.extend(place.map_err(|_| Failure::new(ScrapeOutcome::Busy, text))?.ok());
+        under_way.holds.extend(place.map_err(|_| busy())?.ok());
         Ok(())
     }
 }
@@ -282,7 +306,11 @@ pub(super) struct UnderWay {
     asked: Option<Instant>,
     /// How long it was waited for, once its page has begun.
     took: Option<Duration>,
+    /// Whether it takes part in what slow peers share.
+    is_slow: bool,
     lane: Option<Lane<(PeerId, Option<String>)>>,
+    /// So many of this peer's pages.
+    of_peer: Option<Lane<PeerId>>,
     holds: Vec<OwnedSemaphorePermit>,
     is_counted: bool,
 }
@@ -299,7 +327,9 @@ impl UnderWay {
             deadline: began + time,
             asked: None,
             took: None,
+            is_slow: false,
             lane: None,
+            of_peer: None,
             holds: Vec::new(),
             is_counted: false,
         }
@@ -334,6 +364,7 @@ impl UnderWay {
     /// Tells the fleet, unless it was not the peer's turn yet.
     fn tell(&mut self, outcome: ScrapeOutcome, bytes: usize, problem: Option<String>) {
         self.holds.clear();
+        self.of_peer = None;
         if self.lane.take().is_none() {
             return;
         }
@@ -348,6 +379,13 @@ impl UnderWay {
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
+        if self.is_counted {
+            return;
+        }
         self.count(ScrapeOutcome::Cancelled);
+        // The scraper had no patience left; whether the peer is to blame, the time tells.
+        if self.asked.is_some_and(|asked| self.took.unwrap_or_else(|| asked.elapsed()) > PROMPT) {
+            self.tell(ScrapeOutcome::Cancelled, 0, Some("the scraper went away before the page had come".into()));
+        }
     }
 }

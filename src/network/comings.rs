@@ -15,12 +15,12 @@ pub(super) struct Comings {
     left: u32,
     refilled: Instant,
     left_out: u64,
-    summarized: Option<Instant>,
+    summary_at: Option<Instant>,
 }
 
 impl Comings {
     pub(super) fn new(now: Instant) -> Self {
-        Self { left: AT_ONCE, refilled: now, left_out: 0, summarized: None }
+        Self { left: AT_ONCE, refilled: now, left_out: 0, summary_at: None }
     }
 
     /// Whether a line may be written, which it is then taken to be.
@@ -30,18 +30,22 @@ impl Comings {
         self.left = self.left.saturating_add(new).min(AT_ONCE);
         let has_one = self.left > 0;
         self.left -= u32::from(has_one);
-        self.left_out += u64::from(!has_one);
+        if !has_one {
+            self.left_out += 1;
+            self.summary_at.get_or_insert(now + SUMMARY_EVERY);
+        }
         has_one
     }
 
-    /// How many lines were left out, when it is time to tell.
-    pub(super) fn left_out(&mut self, now: Instant) -> Option<u64> {
-        let is_due = self.summarized.is_none_or(|summarized| now.duration_since(summarized) >= SUMMARY_EVERY);
-        if self.left_out == 0 || !is_due {
-            return None;
-        }
-        self.summarized = Some(now);
-        Some(std::mem::take(&mut self.left_out))
+    /// When it is time to tell how many lines were left out.
+    pub(super) fn summary_at(&self) -> Option<Instant> {
+        self.summary_at
+    }
+
+    /// How many lines were left out since the last call.
+    pub(super) fn take_left_out(&mut self) -> u64 {
+        self.summary_at = None;
+        std::mem::take(&mut self.left_out)
     }
 }
 
@@ -54,13 +58,12 @@ mod tests {
         let start = Instant::now();
         let mut comings = Comings::new(start);
         assert_eq!((0..1000).filter(|_| comings.take(start)).count(), 100);
-        assert_eq!(comings.left_out(start), Some(900));
         let later = |seconds| start + Duration::from_secs(seconds);
         assert_eq!((0..1000).filter(|_| comings.take(later(10))).count(), 10);
-        assert_eq!(comings.left_out(later(59)), None, "not yet");
-        assert_eq!(comings.left_out(later(60)), Some(990));
+        assert_eq!(comings.summary_at(), Some(later(60)));
+        assert_eq!(comings.take_left_out(), 900 + 990);
+        assert_eq!((comings.summary_at(), comings.take_left_out()), (None, 0));
         assert_eq!((0..1000).filter(|_| comings.take(later(86_400))).count(), 100);
-        assert_eq!(comings.left_out(later(86_401)), Some(900));
-        assert_eq!(comings.left_out(later(90_000)), None);
+        assert_eq!(comings.summary_at(), Some(later(86_460)));
     }
 }

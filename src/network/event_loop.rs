@@ -171,6 +171,7 @@ impl Driver {
         self.tell(Input::Tick);
         loop {
             let tick = self.peers.next_tick().map(tokio::time::Instant::from_std);
+            let summary = self.comings.summary_at();
             tokio::select! {
                 event = self.swarm.select_next_some() => self.on_event(event),
                 command = self.commands.recv() => match command {
@@ -191,6 +192,12 @@ impl Driver {
                 },
                 () = tokio::time::sleep_until(tick.unwrap_or_else(tokio::time::Instant::now)), if tick.is_some() => {
                     self.tell(Input::Tick);
+                }
+                () = tokio::time::sleep_until(summary.map_or_else(tokio::time::Instant::now, Into::into)),
+                    if summary.is_some() =>
+                {
+                    let left_out = self.comings.take_left_out();
+                    tracing::info!(left_out, "Peers come and go faster than is logged; log.level debug has all of it");
                 }
             }
         }
@@ -243,12 +250,7 @@ impl Driver {
 
     /// Whether the log tells that `peer` came or went. Of those that are dialed for the configuration it always does.
     fn may_tell(&mut self, peer: &PeerId) -> bool {
-        let now = Instant::now();
-        let may_tell = self.peers.is_target(peer) || self.comings.take(now);
-        if let Some(left_out) = self.comings.left_out(now) {
-            tracing::info!(left_out, "Peers come and go faster than is logged; log.level debug has all of it");
-        }
-        may_tell
+        self.peers.is_target(peer) || self.comings.take(Instant::now())
     }
 
     /// Out of descriptors, mostly: then every attempt of every stranger fails.

@@ -44,6 +44,9 @@ pub(super) const MAX_WAITING_TOGETHER: usize = 48 * 1024 * 1024;
 /// What a frame that waits takes in memory beside its bytes: its place in a queue (40 bytes) and an allocation.
 const FRAME_COST: usize = 80;
 
+/// What the frames of one stream of this side's may take beside their bytes: no honest peer cuts a page into that many.
+const MAX_CRUMBS: usize = 512 * 1024;
+
 /// How long a connection may take nothing of what waits for its socket, and how long its end may take.
 const MAX_BLOCKED: Duration = Duration::from_secs(30);
 const MAX_CLOSING: Duration = Duration::from_secs(5);
@@ -91,6 +94,8 @@ impl Budget {
 enum Verdict {
     #[error("the peer has sent more than {} MiB that nobody has read yet", MAX_WAITING >> 20)]
     TooMuch,
+    #[error("the peer cuts what it sends into frames of a few bytes")]
+    Crumbs,
     #[error("peers without a permission have sent more than {} MiB that nobody has read yet, and this one the most", MAX_WAITING_TOGETHER >> 20)]
     MostOfAll,
 }
@@ -184,9 +189,13 @@ impl Account {
         } else if let Some(waiting) = state.streams.get_mut(&frame.stream) {
             waiting.bytes += stored.bytes;
             waiting.frames += stored.frames;
+            let has_crumbs = waiting.frames * FRAME_COST > MAX_CRUMBS;
             if !self.counts(frame.stream) {
                 self.take_from_budget(&mut state, stored.cost());
                 self.asked(|asked| asked.fetch_add(stored.cost(), Ordering::Relaxed));
+                if has_crumbs {
+                    self.pronounce(&mut state, Verdict::Crumbs);
+                }
             }
         } else {
             self.take(&mut state, stored.cost(), true);
@@ -303,7 +312,7 @@ impl Account {
 
     /// Whether what comes on a stream counts for the budget.
     fn counts(&self, stream: u32) -> bool {
-        let is_ours = (stream % 2 == 1) == self.is_dialer;
+        let is_ours = stream != NO_STREAM && (stream % 2 == 1) == self.is_dialer;
         !(self.asked.is_some() && is_ours)
     }
 

@@ -179,7 +179,7 @@ async fn who_asks_for_everything_at_once_gets_some_and_delays_nobody() {
     let mut link = gateway.link_with_hello().await;
     // Substreams on which nothing is asked yet hold their places.
     let mut silent = Vec::new();
-    for _ in 0..20 {
+    for _ in 0..32 {
         silent.push(gateway.open_protocol(SCRAPE).await);
     }
     let mut answers = Vec::new();

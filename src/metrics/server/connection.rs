@@ -36,6 +36,9 @@ const AFTERWARDS: Duration = Duration::from_secs(1);
 /// How long a client may take nothing of an answer that comes bit by bit: it holds what others wait for.
 const STALLED: Duration = Duration::from_secs(5);
 
+/// What the kernel may take of an answer that the client has not: much more would hide for seconds that it reads.
+const SEND_BUFFER: usize = 256 * 1024;
+
 /// Serves one connection until the client leaves, a deadline passes, or `stop` says so.
 pub(super) async fn serve(stream: TcpStream, routes: Arc<Routes>, place: Arc<Place>, mut stop: watch::Receiver<bool>) {
     prepare(&stream, routes.limits.answer);
@@ -81,6 +84,7 @@ pub(super) async fn serve(stream: TcpStream, routes: Arc<Routes>, place: Arc<Pla
 fn prepare(stream: &TcpStream, patience: Duration) {
     // Without it a scrape can wait 40 ms for the other side's delayed acknowledgement.
     let _ = stream.set_nodelay(true);
+    let _ = socket2::SockRef::from(stream).set_send_buffer_size(SEND_BUFFER);
     // What was written when a connection is closed stays with the kernel, which otherwise goes on for
     // minutes with a client that takes none of it: as many answers as clients came and went.
     let _ = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(patience));

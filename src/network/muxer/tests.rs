@@ -113,6 +113,29 @@ fn what_opens_nothing_leaves_nothing() {
     assert_eq!((state.streams.len(), state.total, waiting(&budget)), (0, 0, 0));
 }
 
+/// What comes for scrapes is nobody's budget, and is bounded by what is asked for: in bytes, and so not by many times that.
+#[test]
+fn what_was_asked_for_is_counted_apart_and_does_not_come_in_crumbs() {
+    let asked = Arc::<AtomicUsize>::default();
+    let account = Account::new(None, false, Some(Arc::clone(&asked)));
+    account.opened(2);
+    let mut reading = Reading::of(&account);
+    reading.frame(&data(0, 2, 1000));
+    reading.frame(&data(1, 1, 1000)); // of the peer's own
+    assert_eq!(asked.load(Ordering::Relaxed), 1000 + FRAME_COST);
+    account.read(2, 1000);
+    assert_eq!(asked.load(Ordering::Relaxed), 0);
+    for _ in 0..=MAX_CRUMBS / FRAME_COST {
+        assert!(account.lock().verdict.is_none());
+        reading.frame(&data(0, 2, 1));
+    }
+    reading.frame(&data(0, 2, 1));
+    assert!(matches!(account.lock().verdict, Some(Verdict::Crumbs)));
+    assert!(asked.load(Ordering::Relaxed) > MAX_CRUMBS);
+    account.dropped(2);
+    assert_eq!(asked.load(Ordering::Relaxed), 0);
+}
+
 #[test]
 fn the_largest_is_told_to_go_and_no_more_than_needed() {
     let budget = budget(10_000);

@@ -17,9 +17,8 @@ use super::serving::serve;
 use crate::network::protocol::scrape::PROTOCOL;
 
 /// Scrapes of one connection that are answered at once; who opens more than twice as many is not answered.
-/// A gateway asks for the agent and each of the 16 exporters that it may have, one at a time each; the command line
-/// may ask beside it.
-const MAX_SERVING: usize = 20;
+/// A gateway asks for the agent and each of the 16 exporters that it may have, for each of a few Prometheus servers.
+const MAX_SERVING: usize = 32;
 
 /// Why there is no substream.
 #[derive(Debug)]
