@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -346,6 +347,43 @@ async fn stall(mut stream: SubstreamBox) {
     let _ = stream.write_all(&beginning).await;
     let _ = stream.flush().await;
     let _ = stream.read(&mut [0]).await;
+}
+
+/// Asks for a page, and reads until the connection ends; the status line.
+fn ask_and_read(scene: &Scene, id: &str, time: &str) -> String {
+    let mut stream = connect(scene.gateway.metrics_socket()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let headers = format!("Host: a\r\nAccept-Encoding: gzip\r\nConnection: close\r\n{TIME}: {time}");
+    write!(stream, "GET /peers/{id}/metrics HTTP/1.1\r\n{headers}\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _cut = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned()
+}
+
+/// It counted as prompt, since its beginning was, and took the places of those that are.
+#[test]
+fn a_page_that_stalls_behind_its_beginning_is_a_slow_one() {
+    let scene = Scene::set("  max_scrapes: 2\n");
+    let begun = Arc::<AtomicUsize>::default();
+    let [first, second] = ["first", "second"].map(|name| {
+        let begun = Arc::clone(&begun);
+        scene.hostile(named(name), move |stream| {
+            begun.fetch_add(1, Ordering::SeqCst);
+            stall(stream)
+        })
+    });
+    await_targets(&scene.gateway, 2);
+    for peer in [&first, &second] {
+        assert!(ask_and_read(&scene, &peer.id, "2").contains(" 200 "), "its beginning comes");
+    }
+    assert_eq!(outcomes(&scene.gateway, "timeout"), 2.0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| ask_and_read(&scene, &first.id, "10"));
+        eventually("the first one is asked again", || begun.load(Ordering::SeqCst) == 3);
+        // There are two places, and slow ones have one of them.
+        let status = ask_and_read(&scene, &second.id, "2");
+        assert!(status.contains(" 503 "), "{status}");
+    });
 }
 
 /// Each of fifteen strangers is seventeen targets. 4 KiB of each once unpacked to 4 MiB that were kept as long as the

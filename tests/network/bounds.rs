@@ -32,6 +32,9 @@ const SECONDS: u64 = 1;
 /// have not gone yet.
 const TOGETHER: u64 = 64 * MIB + 64 * MIB;
 
+/// How long after that a peer may take for the first time that it does what it does.
+const BEGINNING: Duration = Duration::from_secs(30);
+
 /// How often the good peer asks.
 const PACE: Duration = Duration::from_millis(20);
 
@@ -55,22 +58,24 @@ impl Target {
         Instant::now() < self.until
     }
 
+    /// Whether nothing was done yet, on a machine that is busy with other things.
+    fn is_waited_for(&self) -> bool {
+        self.done.load(Ordering::Relaxed) == 0 && Instant::now() < self.until + BEGINNING
+    }
+
     fn did(&self) {
         self.done.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Pushes until time is up, with a new connection whenever one ends.
+    /// Pushes until it is dropped, with a new connection whenever one ends.
     async fn keep_pushing(self, kind: Kind) {
         let key = Keypair::generate_ed25519();
-        while self.is_on() {
-            let push = kind(self.clone(), key.clone());
-            // A push that waits for an agent that has cut it off is over with the time; one that the agent refuses (a
-            // handshake that it does not finish) panics in the fixture, which is how this peer hears of it.
-            let push = tokio::spawn(push);
-            let abort = push.abort_handle();
-            if tokio::time::timeout_at(self.until.into(), push).await.is_err() {
-                abort.abort();
-            }
+        let mut pushing = tokio::task::JoinSet::new();
+        loop {
+            // What the agent refuses (a handshake that it does not finish) panics in the fixture, which is how this peer
+            // hears of it.
+            pushing.spawn(kind(self.clone(), key.clone()));
+            let _ended = pushing.join_next().await;
         }
     }
 }
@@ -360,7 +365,7 @@ async fn push(name: &str, kind: Kind, peers: usize, time: Duration) -> String {
         pushing.spawn(target.clone().keep_pushing(kind));
     }
     let (mut most, mut among) = (0, Vec::new());
-    while target.is_on() {
+    while target.is_on() || target.is_waited_for() {
         among.push(tokio::task::block_in_place(paced));
         most = most.max(descriptors(&agent));
     }
