@@ -37,7 +37,7 @@ struct Odd {
 }
 
 /// Pages as exporters make them, that a strict reader of the formats would refuse.
-const ODD: [Odd; 14] = [
+const ODD: [Odd; 15] = [
     odd("repeated", TEXT, "# TYPE a gauge\n# TYPE a gauge\na 1\n# HELP a A\n# HELP a A\na{x=\"1\"} 2\n", 2),
     odd("interleaved", TEXT, "# TYPE a counter\na{x=\"1\"} 1\n# TYPE b counter\nb 1\na{x=\"2\"} 2\n", 3),
     odd("untyped", TEXT, "a 1\nb 2\n", 2),
@@ -52,11 +52,12 @@ const ODD: [Odd; 14] = [
     odd(
         "partly",
         TEXT,
-        "# TYPE a histogram\na_bucket{le=\"+Inf\"} 1\na_sum 1\na_count 1\n# TYPE a_sum2 gauge\na_sum2 1\n",
+        "# TYPE a_bucket gauge\na_bucket 1\n# TYPE b histogram\nb_bucket{le=\"+Inf\"} 1\nb_sum 1\nb_count 1\n",
         4,
     ),
     odd("utf8", "text/plain; version=1.0.0; escaping=allow-utf-8", "{\"a.b\",\"c.d\"=\"1\"} 1\n", 1),
     // Refused, here as there.
+    odd("crlf", TEXT, "# TYPE a gauge\r\na 1\r\nb 2\r\n", 0),
     odd("endless", OPENMETRICS, "# TYPE a gauge\na 1\n", 0),
 ];
 
