@@ -1,8 +1,11 @@
 //! A gateway and its peers: real agents, each a process of its own.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
+
 use serde_json::Value;
 
-use crate::support::agent::{PATIENCE, TestAgent, connect, eventually};
+use crate::support::agent::{PATIENCE, TestAgent, connect, eventually, own_address};
 use crate::support::http::{self, Reply};
 
 /// What Prometheus 3 sends when it takes native histograms.
@@ -28,6 +31,24 @@ pub(crate) fn joining(agent: TestAgent, gateways: &[&TestAgent], name: &str, mor
     let access = format!("access: [{}]", rules.collect::<Vec<_>>().join(", "));
     let agent = agent.configured(&format!("node: {{name: {name}}}\n{access}\n{more}"));
     gateways.iter().fold(agent, |agent, gateway| agent.bootstrap(gateway))
+}
+
+/// An exporter that answers whoever asks for anything with this page, and with these headers beside its length, until the
+/// test process ends; its URL.
+pub(crate) fn exporter(headers: &'static str, page: String) -> String {
+    let listener = TcpListener::bind((own_address(), 0)).unwrap();
+    let url = format!("http://{}/metrics", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut lines = BufReader::new(&stream).lines();
+            while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+            let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{headers}Content-Length: {}", page.len());
+            // Whoever asked may be gone.
+            let _ = write!(stream, "{head}\r\n\r\n{page}");
+        }
+    });
+    url
 }
 
 /// The list that the gateway gives to Prometheus.

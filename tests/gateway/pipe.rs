@@ -235,7 +235,7 @@ fn real_exporters_give_through_the_gateway_what_they_give_beside_it() {
 #[test]
 fn what_came_plain_crosses_the_link_compressed() {
     let page = "# HELP a_rather_long_name Something.\n".repeat(1000);
-    let (gateway, exporter) = (gateway(""), plain_exporter(page.clone()));
+    let (gateway, exporter) = (gateway(""), super::fixture::exporter("", page.clone()));
     let edge = peer(&gateway, "edge", &format!("expose: [{{name: plain, url: \"{exporter}\", remote: true}}]\n"));
     await_targets(&gateway, 2);
     let path = format!("/peers/{}/exposed/plain/metrics", edge.peer_id());
@@ -256,23 +256,6 @@ fn unpacked(body: &[u8]) -> String {
     let mut text = String::new();
     flate2::read::GzDecoder::new(body).read_to_string(&mut text).unwrap();
     text
-}
-
-/// An exporter that sends this page as it is; its URL.
-fn plain_exporter(page: String) -> String {
-    let listener = TcpListener::bind((own_address(), 0)).unwrap();
-    let url = format!("http://{}/metrics", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut lines = BufReader::new(&stream).lines();
-            while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
-            let length = page.len();
-            // Whoever asked may be gone.
-            let _ = write!(stream, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{page}");
-        }
-    });
-    url
 }
 
 /// A page that is cut short looks cut, to HTTP/1.0 too, where a body of unknown length ends with the connection.

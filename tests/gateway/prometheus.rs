@@ -1,31 +1,13 @@
 //! What a real Prometheus 3 makes of a gateway when peers lie, leave and come back, and when gateways do.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::TcpListener;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use super::fixture::{await_targets, gateway, joining, peer, value};
+use super::fixture::{await_targets, exporter, gateway, joining, peer, value};
 use super::observer::{JOB, await_error, observe, observe_both, targets_of};
-use crate::support::agent::{TestAgent, eventually, own_address};
+use crate::support::agent::{TestAgent, eventually};
 use crate::support::scraper::Labels;
 
-/// An exporter that serves this page to whoever asks for anything, until the test process ends; its URL.
-fn exporter(page: &'static str) -> String {
-    let listener = TcpListener::bind((own_address(), 0)).unwrap();
-    let url = format!("http://{}/metrics", listener.local_addr().unwrap());
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut lines = BufReader::new(&stream).lines();
-            while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
-            let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/plain; version=0.0.4";
-            // Whoever asked may be gone.
-            let _ = write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{page}", page.len());
-        }
-    });
-    url
-}
+const TYPED: &str = "Content-Type: text/plain; version=0.0.4\r\n";
 
 fn labels(labels: &[(&str, &str)]) -> Labels {
     labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
@@ -36,7 +18,11 @@ fn a_page_cannot_take_the_labels_of_its_target() {
     let gateway = gateway("");
     let page = "# TYPE my_metric gauge\nmy_metric{instance=\"x\",job=\"y\",peer_name=\"z\",exposed=\"q\"} 1\n";
     let lie = "# TYPE up gauge\nup{instance=\"x\",job=\"peerscope\"} 7\n";
-    let exporters = format!("{{name: evil, url: \"{}\"}}, {{name: liar, url: \"{}\"}}", exporter(page), exporter(lie));
+    let exporters = format!(
+        "{{name: evil, url: \"{}\"}}, {{name: liar, url: \"{}\"}}",
+        exporter(TYPED, page.into()),
+        exporter(TYPED, lie.into())
+    );
     let edge = peer(&gateway, "edge", &format!("expose: [{exporters}]\n"));
     let other = peer(&gateway, "other", "");
     let prometheus = observe(&gateway);
