@@ -93,13 +93,13 @@ pub(super) struct Coming {
 }
 
 impl Coming {
-    pub(super) fn new(body: PageBody, len: u64, deadline: Instant, under_way: UnderWay) -> Self {
+    pub(super) fn new(body: PageBody, len: u64, under_way: UnderWay) -> Self {
         Self {
             body,
             left: len,
             got: 0,
             chunk: Vec::new(),
-            deadline: Box::pin(tokio::time::sleep_until(deadline.into())),
+            deadline: Box::pin(tokio::time::sleep_until(under_way.deadline.into())),
             waiting_since: None,
             under_way,
         }

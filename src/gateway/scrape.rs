@@ -167,7 +167,6 @@ impl Scraper {
     /// See [`Failure`]. What is found out when the body is on its way breaks that off.
     pub async fn scrape(&self, peer: PeerId, want: Want, time: Duration) -> Result<Scraped, Failure> {
         let mut under_way = UnderWay::new(Arc::clone(&self.shared), peer, want.exposed.clone(), time);
-        let deadline = under_way.deadline;
         let Page { content_type, gzip, len, body } = match self.begin(peer, want, &mut under_way).await {
             Ok(page) => page,
             Err(failure) => {
@@ -181,12 +180,8 @@ impl Scraper {
                 GuestBody::Whole(bytes)
             }
             Body::Coming(body) => {
-                if let Err(failure) = self.shared.slots.take_large(&mut under_way).await {
-                    under_way.failed(&failure);
-                    return Err(failure);
-                }
-                let coming = Coming::new(body, len, deadline, under_way);
-                GuestBody::Stream(GuestStream { len, until: deadline, chunks: Box::pin(coming) })
+                let until = under_way.deadline;
+                GuestBody::Stream(GuestStream { len, until, chunks: Box::pin(Coming::new(body, len, under_way)) })
             }
         };
         Ok(Scraped { content_type, gzip, body })
@@ -196,7 +191,7 @@ impl Scraper {
         let (shared, deadline) = (&self.shared, under_way.deadline);
         let is_slow = shared.fleet.is_slow(&peer, &want);
         under_way.is_slow = is_slow;
-        under_way.holds.extend(shared.slots.line(is_slow)?);
+        under_way.holds.push(shared.slots.line(is_slow)?);
         shared.fleet.check(&peer, &want)?;
         // An exporter that hangs takes nothing from those who want another one.
         let busy = |what| Failure::new(ScrapeOutcome::Busy, format!("too many scrapes of {what}; try again later"));
@@ -219,7 +214,12 @@ impl Scraper {
         if answered.is_ok() {
             under_way.took = Some(asked.elapsed());
         }
-        answered.unwrap_or_else(|_| Err(Failure::new(ScrapeOutcome::Timeout, "the peer did not answer in time")))
+        let late = |_| Err(Failure::new(ScrapeOutcome::Timeout, "the peer did not answer in time"));
+        let page = answered.unwrap_or_else(late)?;
+        if let Body::Coming(_) = page.body {
+            shared.slots.take_large(under_way).await?;
+        }
+        Ok(page)
     }
 
     /// Where the connections are: there what a peer sends wakes a task of the same runtime; here, on the endpoint's one
@@ -246,9 +246,9 @@ impl Scraper {
 
 impl Slots {
     /// A place among those who are served or wait, at once.
-    fn line(&self, slow: bool) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+    fn line(&self, slow: bool) -> Result<OwnedSemaphorePermit, Failure> {
         let line = if slow { &self.slow_line } else { &self.line };
-        Arc::clone(line).try_acquire_owned().map(Some).map_err(|_| Failure::new(ScrapeOutcome::Busy, BUSY))
+        Arc::clone(line).try_acquire_owned().map_err(|_| Failure::new(ScrapeOutcome::Busy, BUSY))
     }
 
     /// A place, and one among those that begin. They are waited for as long as half of the time is left, in the order of
@@ -301,7 +301,7 @@ pub(super) struct UnderWay {
     exposed: Option<String>,
     timer: Timer,
     began: Instant,
-    deadline: Instant,
+    pub(super) deadline: Instant,
     /// When the peer was asked.
     asked: Option<Instant>,
     /// How long it was waited for, once its page has begun.
@@ -361,6 +361,11 @@ impl UnderWay {
         }
     }
 
+    /// How long the peer was waited for, since it was asked.
+    fn took(&self) -> Option<Duration> {
+        self.took.or_else(|| Some(self.asked?.elapsed()))
+    }
+
     /// Tells the fleet, unless it was not the peer's turn yet.
     fn tell(&mut self, outcome: ScrapeOutcome, bytes: usize, problem: Option<String>) {
         self.holds.clear();
@@ -368,10 +373,8 @@ impl UnderWay {
         if self.lane.take().is_none() {
             return;
         }
-        let took = self.asked.map(|asked| Took {
-            took: self.took.unwrap_or_else(|| asked.elapsed()),
-            of: self.deadline.saturating_duration_since(asked),
-        });
+        let took = self.took().zip(self.asked);
+        let took = took.map(|(took, asked)| Took { took, of: self.deadline.saturating_duration_since(asked) });
         let last = LastScrape { at: Instant::now(), duration: self.began.elapsed(), bytes, outcome, problem };
         self.shared.fleet.scraped(&self.peer, self.exposed.as_deref(), took, last);
     }
@@ -384,7 +387,7 @@ impl Drop for UnderWay {
         }
         self.count(ScrapeOutcome::Cancelled);
         // The scraper had no patience left; whether the peer is to blame, the time tells.
-        if self.asked.is_some_and(|asked| self.took.unwrap_or_else(|| asked.elapsed()) > PROMPT) {
+        if self.took().is_some_and(|took| took > PROMPT) {
             self.tell(ScrapeOutcome::Cancelled, 0, Some("the scraper went away before the page had come".into()));
         }
     }

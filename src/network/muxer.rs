@@ -190,12 +190,8 @@ impl Account {
             waiting.bytes += stored.bytes;
             waiting.frames += stored.frames;
             let has_crumbs = waiting.frames * FRAME_COST > MAX_CRUMBS;
-            if !self.counts(frame.stream) {
-                self.take_from_budget(&mut state, stored.cost());
-                self.asked(|asked| asked.fetch_add(stored.cost(), Ordering::Relaxed));
-                if has_crumbs {
-                    self.pronounce(&mut state, Verdict::Crumbs);
-                }
+            if self.was_asked_for(&mut state, frame.stream, stored) && has_crumbs {
+                self.pronounce(&mut state, Verdict::Crumbs);
             }
         } else {
             self.take(&mut state, stored.cost(), true);
@@ -209,10 +205,7 @@ impl Account {
             Some((_, stored)) => stored,
             None => Stored::default(),
         };
-        if !self.counts(stream) {
-            self.take_from_budget(&mut state, stored.cost());
-            self.asked(|asked| asked.fetch_add(stored.cost(), Ordering::Relaxed));
-        }
+        self.was_asked_for(&mut state, stream, stored);
         state.streams.insert(stream, stored);
     }
 
@@ -228,19 +221,13 @@ impl Account {
             waiting.frames = 0;
         }
         let less = before - waiting.cost();
-        self.take(&mut state, less, self.counts(stream));
-        if !self.counts(stream) {
-            self.asked(|asked| asked.fetch_sub(less, Ordering::Relaxed));
-        }
+        self.take_from_stream(&mut state, stream, less);
     }
 
     fn dropped(&self, stream: u32) {
         let mut state = self.lock();
         if let Some(waiting) = state.streams.remove(&stream) {
-            self.take(&mut state, waiting.cost(), self.counts(stream));
-            if !self.counts(stream) {
-                self.asked(|asked| asked.fetch_sub(waiting.cost(), Ordering::Relaxed));
-            }
+            self.take_from_stream(&mut state, stream, waiting.cost());
         }
     }
 
@@ -316,22 +303,30 @@ impl Account {
         !(self.asked.is_some() && is_ours)
     }
 
-    fn asked(&self, change: impl FnOnce(&AtomicUsize) -> usize) {
-        if let Some(asked) = &self.asked {
-            change(asked);
+    /// What has come on a stream of this side's is nobody's budget any more, and is counted where that is.
+    fn was_asked_for(&self, state: &mut Waiting, stream: u32, stored: Stored) -> bool {
+        let Some(asked) = self.asked.as_ref().filter(|_| !self.counts(stream)) else { return false };
+        self.take_from_budget(state, stored.cost());
+        asked.fetch_add(stored.cost(), Ordering::Relaxed);
+        true
+    }
+
+    /// So much of a stream was read, or thrown away.
+    fn take_from_stream(&self, state: &mut Waiting, stream: u32, cost: usize) {
+        let counts = self.counts(stream);
+        self.take(state, cost, counts);
+        if let Some(asked) = self.asked.as_ref().filter(|_| !counts) {
+            asked.fetch_sub(cost, Ordering::Relaxed);
         }
     }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
-        let state = lock(&self.state);
+        // What was asked for is on streams, each of which holds this and takes its own off as it is dropped.
         if let Some(budget) = &self.budget {
-            budget.waiting.fetch_sub(state.of_strangers, Ordering::Relaxed);
+            budget.waiting.fetch_sub(lock(&self.state).of_strangers, Ordering::Relaxed);
         }
-        let asked = state.streams.iter().filter(|(stream, _)| !self.counts(**stream)).map(|(_, stored)| stored.cost());
-        let asked: usize = asked.sum();
-        self.asked(|count| count.fetch_sub(asked, Ordering::Relaxed));
     }
 }
 

@@ -80,6 +80,14 @@ impl Target {
     }
 }
 
+/// A peer that has a link, and refuses what the agent opens.
+async fn linked(target: &Target, key: &Keypair) -> (RawPeer, Link) {
+    let mut peer = RawPeer::dial_as(target, key).await;
+    peer.refuse_all();
+    let link = peer.link_with_hello().await;
+    (peer, link)
+}
+
 type Pushing = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Kind = fn(Target, Keypair) -> Pushing;
 
@@ -130,17 +138,13 @@ fn connections(target: Target, key: Keypair) -> Pushing {
 /// Comes, and goes at once.
 fn churn(target: Target, key: Keypair) -> Pushing {
     Box::pin(async move {
-        let mut peer = RawPeer::dial_as(&target, &key).await;
-        peer.refuse_all();
-        let _link = peer.link_with_hello().await;
+        let (_peer, _link) = linked(&target, &key).await;
         target.did();
     })
 }
 
 async fn ask_for_ever(target: Target, key: Keypair, body: fn() -> Option<RequestBody>, at_once: u64) {
-    let mut peer = RawPeer::dial_as(&target, &key).await;
-    peer.refuse_all();
-    let mut link = peer.link_with_hello().await;
+    let (_peer, mut link) = linked(&target, &key).await;
     for id in 1.. {
         link.send(&request(id, body())).await;
         if id >= at_once {
@@ -209,9 +213,7 @@ fn crumbs(target: Target, key: Keypair) -> Pushing {
 /// A large frame but for its last byte, on a link; and all substreams that there may be, each with half a proposal.
 fn substreams(target: Target, key: Keypair) -> Pushing {
     Box::pin(async move {
-        let mut peer = RawPeer::dial_as(&target, &key).await;
-        peer.refuse_all();
-        let mut link = peer.link_with_hello().await;
+        let (mut peer, mut link) = linked(&target, &key).await;
         let mut frame = Vec::new();
         protocol::encode(&request(1, put(1024 * 1024 - 64)), &mut frame);
         link.send_bytes(&frame[..frame.len() - 1]).await;
@@ -230,9 +232,7 @@ fn substreams(target: Target, key: Keypair) -> Pushing {
 /// Kademlia: who is near to this key?
 fn nearest(target: Target, key: Keypair) -> Pushing {
     Box::pin(async move {
-        let mut peer = RawPeer::dial_as(&target, &key).await;
-        peer.refuse_all();
-        let _link = peer.link_with_hello().await;
+        let (peer, _link) = linked(&target, &key).await;
         let mut stream = peer.open_protocol("/peerscope/kad/1").await;
         loop {
             let mut message = vec![36, 8, 4, 18, 32];
@@ -252,9 +252,7 @@ fn nearest(target: Target, key: Keypair) -> Pushing {
 /// Tells all the time who it is.
 fn identify_pushes(target: Target, key: Keypair) -> Pushing {
     Box::pin(async move {
-        let mut peer = RawPeer::dial_as(&target, &key).await;
-        peer.refuse_all();
-        let _link = peer.link_with_hello().await;
+        let (peer, _link) = linked(&target, &key).await;
         // `agentVersion`, all that the protocol lets through.
         let mut message = vec![0xfc, 0x1f, 0x32, 0xf9, 0x1f];
         message.extend([b'a'; 4089]);
@@ -275,9 +273,7 @@ fn identify_pushes(target: Target, key: Keypair) -> Pushing {
 /// Asks for metrics that it may not have.
 fn scrapes(target: Target, key: Keypair) -> Pushing {
     Box::pin(async move {
-        let mut peer = RawPeer::dial_as(&target, &key).await;
-        peer.refuse_all();
-        let _link = peer.link_with_hello().await;
+        let (peer, _link) = linked(&target, &key).await;
         let mut link = Link::new(peer.open_protocol(scrape::PROTOCOL.as_ref()).await);
         let ask = scrape::Ask { timeout_ms: 10_000, accept: "a".repeat(1024), gzip: true, exposed: String::new() };
         loop {

@@ -37,7 +37,7 @@ impl Body {
     /// Nobody takes the client's place while there is more to come.
     pub(super) fn keep(&mut self, answering: Answering) {
         if let Self::Stream(streamed) = self {
-            answering.streams_until(streamed.stream.until);
+            answering.stream_until(streamed.stream.until);
             streamed.answering = Some(answering);
         }
     }

@@ -57,7 +57,7 @@ impl Place {
         *self.streams_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stream(&self, until: Option<Instant>) {
+    fn set_streams_until(&self, until: Option<Instant>) {
         *self.streams_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }
 
@@ -72,15 +72,15 @@ pub(super) struct Answering(Arc<Place>);
 
 impl Answering {
     /// It comes bit by bit.
-    pub(super) fn streams_until(&self, until: Instant) {
-        self.0.stream(Some(until));
+    pub(super) fn stream_until(&self, until: Instant) {
+        self.0.set_streams_until(Some(until));
     }
 }
 
 impl Drop for Answering {
     fn drop(&mut self) {
         self.0.useful();
-        self.0.stream(None);
+        self.0.set_streams_until(None);
         self.0.answering.store(false, Ordering::Relaxed);
     }
 }
