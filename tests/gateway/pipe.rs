@@ -181,7 +181,8 @@ impl Drop for Real {
 impl Real {
     /// Runs the program that the variable names, on an address of this test's own.
     fn start(variable: &str, more: &[&str]) -> (Self, SocketAddr) {
-        let address = SocketAddr::from((own_address(), free_port(own_address())));
+        let ip = own_address();
+        let address = SocketAddr::from((ip, free_port(ip)));
         let program = std::env::var_os(variable).unwrap_or_else(|| panic!("{variable} is not set; run tests/tools.sh"));
         let mut command = Command::new(program);
         command.arg(format!("--web.listen-address={address}")).args(more).stdout(Stdio::null()).stderr(Stdio::null());

@@ -6,6 +6,7 @@ use libp2p::identity::Keypair;
 use peerscope::network::{BootstrapAddr, Config, Error};
 
 use super::fixture::{Agent, MAX_PAYLOAD, config, eventually, joining, pair, pong};
+use crate::support::port::ReservedPort;
 use crate::support::raw_peer::RawPeer;
 
 /// Both dial each other at the same moment: two connections at times, always one peer, and each can ask.
@@ -14,12 +15,12 @@ async fn dials_that_cross_always_end_connected() {
     let mut crossed = 0;
     for round in 0..25 {
         let keys = [Keypair::generate_ed25519(), Keypair::generate_ed25519()];
-        // Each needs the other's port before it listens, so each takes a free one first.
-        let ports = [free_port(), free_port()];
+        // Each needs the other's port before it listens.
+        let ports = [ReservedPort::new(), ReservedPort::new()];
         let one = |own: usize, other: usize| {
             let mut config = config();
-            config.listen = vec![format!("/ip4/127.0.0.1/tcp/{}", ports[own]).parse().unwrap()];
-            let address = format!("/ip4/127.0.0.1/tcp/{}", ports[other]).parse().unwrap();
+            config.listen = vec![format!("/ip4/127.0.0.1/tcp/{}", ports[own].number()).parse().unwrap()];
+            let address = format!("/ip4/127.0.0.1/tcp/{}", ports[other].number()).parse().unwrap();
             config.bootstrap = vec![BootstrapAddr { peer: keys[other].public().to_peer_id(), address }];
             Agent::try_start(config, MAX_PAYLOAD, keys[own].clone())
         };
@@ -38,10 +39,6 @@ async fn dials_that_cross_always_end_connected() {
         tokio::join!(first.stop(), second.stop());
     }
     println!("{crossed} of 25 rounds ended with two connections");
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
 }
 
 #[tokio::test]
@@ -85,8 +82,8 @@ async fn a_fifth_connection_of_one_peer_takes_the_place_of_the_most_silent() {
 
 #[tokio::test]
 async fn a_bootstrap_peer_that_is_away_is_found_when_it_comes() {
-    let (port, key) = (free_port(), Keypair::generate_ed25519());
-    let address = format!("/ip4/127.0.0.1/tcp/{port}");
+    let (port, key) = (ReservedPort::new(), Keypair::generate_ed25519());
+    let address = format!("/ip4/127.0.0.1/tcp/{}", port.number());
     let peer = key.public().to_peer_id();
     let bootstrap = vec![BootstrapAddr { peer, address: address.parse().unwrap() }];
     let agent = Agent::start(Config { bootstrap, ..config() }).await;

@@ -8,6 +8,7 @@ use peerscope::storage::{BackendKind, Config, Error, OpenError, RedisConfig, Red
 
 use super::contract;
 use crate::support;
+use crate::support::port::ReservedPort;
 use crate::support::redis::{RedisServer, eventually};
 
 /// An opened storage with what it reports to.
@@ -142,7 +143,8 @@ async fn tls_with_a_private_ca_keeps_the_contract_and_another_ca_is_refused() {
     let other_ca = write("other.pem", &make_certificates().ca);
     let certificate = write("server.pem", &certificates.certificate);
     let private_key = write("server.key", &certificates.key);
-    let tls_port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let reserved = ReservedPort::new();
+    let tls_port = reserved.number();
     let _server = RedisServer::start(&[
         "--tls-port",
         &tls_port.to_string(),

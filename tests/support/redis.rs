@@ -1,7 +1,7 @@
 //! Real Redis servers: one process each, on a free port, in a temporary directory.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,12 +9,16 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use super::port::ReservedPort;
+
 /// How long anything that these tests wait for may take on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A `redis-server` that is killed when this is dropped.
 pub(crate) struct RedisServer {
     pub(crate) port: u16,
+    bus: ReservedPort,
+    _port: ReservedPort,
     directory: TempDir,
     arguments: Vec<String>,
     child: Option<Child>,
@@ -30,8 +34,11 @@ impl RedisServer {
 
     /// Chooses the port and the directory, but starts nothing.
     pub(crate) fn prepare(arguments: &[&str]) -> Self {
+        let port = ReservedPort::new();
         Self {
-            port: free_port(),
+            port: port.number(),
+            bus: ReservedPort::new(),
+            _port: port,
             directory: tempfile::tempdir().unwrap(),
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
             child: None,
@@ -40,9 +47,12 @@ impl RedisServer {
 
     /// Starts a node of a cluster that knows no other node yet.
     fn start_cluster_node(arguments: &[&str]) -> Self {
-        let bus = free_port().to_string();
+        let mut node = Self::prepare(arguments);
+        let bus = node.bus.number().to_string();
         let cluster = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "1500"];
-        Self::start(&[&cluster, arguments].concat())
+        node.arguments.extend(cluster.map(str::to_owned));
+        node.restart();
+        node
     }
 
     /// Starts the process (again) on the same port and directory, and waits until it serves.
@@ -161,8 +171,8 @@ pub(crate) fn start_cluster_with(arguments: &[&str]) -> Vec<RedisServer> {
         let () = node.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(index + 1).to_string()]);
     }
     for node in &nodes[1..] {
-        let bus = &node.arguments[3];
-        let () = nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &node.port.to_string(), bus]);
+        let (port, bus) = (node.port.to_string(), node.bus.number().to_string());
+        let () = nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
     }
     await_cluster(&nodes);
     nodes
@@ -193,11 +203,6 @@ pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) 
         assert!(Instant::now() < deadline, "this did not happen within {DEADLINE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-}
-
-/// A port that nothing listens on. The system gives it out again only after many others.
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
 /// What a server answers to a PING on a connection of its own.
