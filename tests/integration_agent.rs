@@ -34,6 +34,8 @@ mod agent {
     #[cfg(feature = "metrics-prometheus")]
     mod redis;
     #[cfg(feature = "metrics-prometheus")]
+    mod redis_history;
+    #[cfg(feature = "metrics-prometheus")]
     mod runtime;
     mod secrets;
     #[cfg(feature = "metrics-prometheus")]

@@ -17,7 +17,6 @@ use crate::support::history::{self, Kind, Operation};
 use crate::support::proxy::Proxy;
 use crate::support::redis::{RedisServer, eventually, start_cluster_with};
 
-const SECONDS: u64 = 20;
 const KEYS: u64 = 2;
 const CLIENTS: usize = 3;
 
@@ -118,10 +117,6 @@ async fn disturb_node(node: &mut RedisServer) {
     tokio::time::sleep(Duration::from_millis(rand::random_range(50..500))).await;
 }
 
-fn seconds() -> u64 {
-    std::env::var("HISTORY_SECONDS").map_or(SECONDS, |seconds| seconds.parse().unwrap())
-}
-
 /// What outlasts the process.
 const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 const TIMEOUT: Duration = Duration::from_millis(200);
@@ -150,7 +145,7 @@ async fn history(rigs: &[Rig], mut disturb: impl AsyncFnMut()) -> Vec<Operation>
             clients.spawn(Arc::clone(&run).client(rig.storage.clone(), Arc::clone(&agent)));
         }
     }
-    while run.began.elapsed() < Duration::from_secs(seconds()) {
+    while run.began.elapsed() < Duration::from_secs(history::seconds()) {
         disturb().await;
     }
     for rig in rigs {
@@ -166,7 +161,7 @@ async fn history(rigs: &[Rig], mut disturb: impl AsyncFnMut()) -> Vec<Operation>
 
 fn summary(seen: &[Operation]) -> String {
     let unknown = seen.iter().filter(|operation| operation.kind == Kind::FailedWrite).count();
-    format!("{} operations in {} s, {unknown} of unknown outcome", seen.len(), seconds())
+    format!("{} operations in {} s, {unknown} of unknown outcome", seen.len(), history::seconds())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -218,7 +213,7 @@ async fn a_promotion_loses_what_the_replica_had_not_received() {
     let rig = Rig::open(RedisConfig { timeout: TIMEOUT, ..config(&[proxy.url()]) }).await.ready().await;
     let (mut acknowledged, mut lost, mut promotions) = (0, 0, 0);
     let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(seconds() / 2) {
+    while began.elapsed() < Duration::from_secs(history::seconds() / 2) {
         let () = replica.command(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
         eventually("it follows", || {
             let info: String = replica.command(&["INFO", "replication"]);

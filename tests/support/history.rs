@@ -39,6 +39,11 @@ struct Cluster {
     is_unknown: bool,
 }
 
+/// How long the making of a history goes on.
+pub(crate) fn seconds() -> u64 {
+    std::env::var("HISTORY_SECONDS").map_or(20, |seconds| seconds.parse().unwrap())
+}
+
 /// Whether each key is linearizable; if not, why.
 pub(crate) fn judge(history: &[Operation]) -> Result<(), String> {
     let mut keys: HashMap<u64, Vec<&Operation>> = HashMap::new();

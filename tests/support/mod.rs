@@ -9,6 +9,7 @@ pub(crate) mod http;
 #[cfg(feature = "metrics-prometheus")]
 pub(crate) mod metrics;
 pub(crate) mod nat;
+pub(crate) mod packets;
 pub(crate) mod port;
 pub(crate) mod process;
 pub(crate) mod proxy;

@@ -58,10 +58,10 @@ pub(crate) fn rules(rules: &str) {
 }
 
 /// A network namespace beside the test's own, which lasts as long as this.
-struct Namespace(Child);
+pub(super) struct Namespace(Child);
 
 impl Namespace {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut holder = Command::new("unshare")
             .args(["--net", "sh", "-c", "echo; exec cat"])
             .stdin(Stdio::piped())
@@ -74,16 +74,16 @@ impl Namespace {
         Self(holder)
     }
 
-    fn pid(&self) -> String {
+    pub(super) fn pid(&self) -> String {
         self.0.id().to_string()
     }
 
     /// What goes before a command that is to run in it; no process remains between.
-    fn enter(&self) -> Vec<String> {
+    pub(super) fn enter(&self) -> Vec<String> {
         ["nsenter", "--target", &self.pid(), "--net", "--"].map(str::to_owned).to_vec()
     }
 
-    fn shell(&self, script: &str) {
+    pub(super) fn shell(&self, script: &str) {
         let enter = self.enter();
         let mut command = Command::new(&enter[0]);
         command.args(&enter[1..]).arg("sh");
@@ -174,7 +174,7 @@ impl Nat {
 }
 
 /// Has a shell, started by `command`, run this script up to the first command of it that fails.
-fn shell(mut command: Command, script: &str) {
+pub(super) fn shell(mut command: Command, script: &str) {
     command.arg("-es");
     run(command, script);
 }
