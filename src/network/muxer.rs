@@ -38,8 +38,8 @@ const MAX_WINDOW: usize = MAX_STREAMS * yamux::DEFAULT_CREDIT as usize + 2 * 102
 const MAX_WAITING: usize = MAX_WINDOW + 8 * 1024 * 1024;
 
 /// What the peers without a permission may have waiting together, with [`FRAME_COST`]: so much that with what is copied on
-/// the way, and what the allocator keeps, they cost the process some 64 MiB.
-pub(super) const MAX_WAITING_TOGETHER: usize = 48 * 1024 * 1024;
+/// the way, and what those hold who have been told to go, they cost the process less than 64 MiB.
+pub(super) const MAX_WAITING_TOGETHER: usize = 32 * 1024 * 1024;
 
 /// What a frame that waits takes in memory beside its bytes: its place in a queue (40 bytes) and an allocation.
 const FRAME_COST: usize = 80;

@@ -363,10 +363,9 @@ pub struct FrameReader {
 }
 
 impl FrameReader {
-    /// Room for one read when no large frame is under way, in bytes. Small, since every peer has two of these.
+    /// Room for one read when no large frame is under way, in bytes, and for what comes behind one. Small, since every
+    /// peer has two of these.
     const IDLE_ROOM: usize = 4 * 1024;
-    /// The most room for one read behind what has come of a large frame, in bytes.
-    const BUSY_ROOM: usize = 64 * 1024;
 
     /// A reader of frames of at most `max_frame` bytes.
     pub fn new(max_frame: usize) -> Self {
@@ -385,10 +384,15 @@ impl FrameReader {
                 self.start = 0;
             }
             if self.end == self.buffer.len() {
-                // Doubling, but never past one frame with its length and one read.
-                let most = self.max_frame + MAX_VARINT + Self::BUSY_ROOM;
-                let len = (self.buffer.len() * 2).clamp(Self::IDLE_ROOM, most.max(self.end + 1));
-                self.buffer.resize(len, 0);
+                // At once as much as the frame takes: an allocator keeps what grew in steps in pieces of each step.
+                #[allow(clippy::cast_possible_truncation, reason = "not over max_frame, which is a usize")]
+                let whole = |(len, prefix)| prefix + u64::min(len, self.max_frame as u64) as usize;
+                let whole = length(&self.buffer).ok().flatten().map_or(self.end, whole);
+                let mut larger = vec![0; whole.max(self.end) + Self::IDLE_ROOM];
+                if let Some(front) = larger.get_mut(..self.end) {
+                    front.copy_from_slice(&self.buffer);
+                }
+                self.buffer = larger;
             }
         }
         self.buffer.get_mut(self.end..).unwrap_or_default()
@@ -506,7 +510,7 @@ mod tests {
         fn garbage_neither_panics_nor_grows_the_buffer(bytes in proptest::collection::vec(any::<u8>(), 0..5000), step in 1usize..5000) {
             let mut reader = FrameReader::new(100);
             let _either = read_all::<RequestFrame>(&mut reader, &bytes, step);
-            prop_assert!(reader.buffer.len() <= 100 + MAX_VARINT + FrameReader::BUSY_ROOM);
+            prop_assert!(reader.buffer.len() <= 100 + MAX_VARINT + FrameReader::IDLE_ROOM);
         }
     }
 

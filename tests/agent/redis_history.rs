@@ -233,10 +233,11 @@ fn history(server: &mut RedisServer, path: &Path) -> Vec<Operation> {
 fn what_clients_of_two_agents_behind_a_bad_network_see() {
     nat::apart("agent::redis_history::what_clients_of_two_agents_behind_a_bad_network_see", || {
         let path = Path::new();
-        let bind = format!("{} {NEAR}", Ipv4Addr::LOCALHOST);
+        let [lo, near] = [Ipv4Addr::LOCALHOST, NEAR].map(|address| address.to_string());
         let mut server = RedisServer::start(&[
             "--bind",
-            &bind,
+            &lo,
+            &near,
             "--protected-mode",
             "no",
             "--enable-debug-command",

@@ -30,7 +30,7 @@ const SECONDS: u64 = 1;
 
 /// What all strangers together cost (`docs/security.md`), and what those hold who were told to go and, on a busy machine,
 /// have not gone yet.
-const TOGETHER: u64 = 64 * MIB + 64 * MIB;
+const TOGETHER: u64 = 64 * MIB + 32 * MIB;
 
 /// How long after that a peer may take for the first time that it does what it does.
 const BEGINNING: Duration = Duration::from_secs(30);

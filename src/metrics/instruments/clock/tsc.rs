@@ -11,7 +11,7 @@ pub(super) fn is_reliable() -> bool {
 
 /// The counter's present value.
 ///
-/// The only `unsafe` of the crate. It pays: a timed event costs two readings, which take 29 ns in place of the 81 ns of the
+/// The only `unsafe` of the library. It pays: a timed event costs two readings, which take 29 ns in place of the 81 ns of the
 /// standard clock (`bench/README.md`, `record`).
 #[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
 #[inline]
