@@ -39,9 +39,39 @@ struct Cluster {
     is_unknown: bool,
 }
 
+/// Begins and ends of the writes that one agent has acknowledged, in the order of their ends.
+#[derive(Default)]
+pub(crate) struct Acknowledged(Vec<(u64, u64)>);
+
+impl Acknowledged {
+    pub(crate) fn push(&mut self, begin: u64, end: u64) {
+        let place = self.0.partition_point(|(_, other)| *other <= end);
+        self.0.insert(place, (begin, end));
+    }
+
+    /// By when a write that failed at `failed` was done, or never will be: something that was asked for later is
+    /// acknowledged.
+    pub(crate) fn settles(&self, failed: u64) -> u64 {
+        let after = self.0.partition_point(|(_, end)| *end <= failed);
+        self.0[after..].iter().find(|(begin, _)| *begin > failed).map_or(u64::MAX, |(_, end)| *end)
+    }
+}
+
 /// How long the making of a history goes on.
 pub(crate) fn seconds() -> u64 {
     std::env::var("HISTORY_SECONDS").map_or(20, |seconds| seconds.parse().unwrap())
+}
+
+/// Says what was seen, which has to be enough to tell anything, and has to be what one register a key can explain.
+#[track_caller]
+#[allow(clippy::print_stdout, reason = "how much was tried is what a long run is for")]
+pub(crate) fn check(seen: &[Operation]) {
+    let unknown = seen.iter().filter(|operation| operation.kind == Kind::FailedWrite).count();
+    println!("{} operations in {} s, {unknown} of unknown outcome", seen.len(), seconds());
+    assert!(seen.len() > 500 && unknown > 0, "{} operations, {unknown} of them unknown", seen.len());
+    if let Err(why) = judge(seen) {
+        panic!("{why}");
+    }
 }
 
 /// Whether each key is linearizable; if not, why.
@@ -134,7 +164,18 @@ pub(crate) fn read(text: &str) -> Vec<Operation> {
 }
 
 mod tests {
-    use super::{judge, read, write};
+    use super::{Acknowledged, judge, read, write};
+
+    #[test]
+    fn a_failed_write_is_settled_by_one_that_was_asked_for_later() {
+        let mut acknowledged = Acknowledged::default();
+        for (begin, end) in [(2, 3), (1, 9), (7, 20), (6, 8)] {
+            acknowledged.push(begin, end);
+        }
+        for (failed, settled) in [(0, 3), (1, 3), (2, 8), (5, 8), (6, 20), (7, u64::MAX)] {
+            assert_eq!(acknowledged.settles(failed), settled, "{failed}");
+        }
+    }
 
     #[test]
     fn what_one_register_can_explain() {

@@ -57,9 +57,8 @@ while True:
         # What goes out here was brought by this program.
         if kind == socket.PACKET_OUTGOING:
             continue
-        spared = port and source_port(frame) != port
         copies, longest = 1, 0
-        if not spared:
+        if not port or source_port(frame) == port:
             copies = 0 if random.randrange(100) < dropped else 2 if random.randrange(100) < duplicated else 1
             longest = delay / 1000
         for _ in range(copies):
