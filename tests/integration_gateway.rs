@@ -13,6 +13,7 @@ mod support;
 #[cfg(feature = "metrics-prometheus")]
 mod gateway {
     mod asking;
+    mod beside;
     mod contract;
     mod exposed;
     mod fixture;

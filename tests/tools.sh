@@ -6,15 +6,16 @@
 # - redis-server, redis-cli, nft and ip: installed by apt-get when they are missing and this is root (or
 #   sudo asks for no password); otherwise their Debian packages are unpacked into the tools folder. The
 #   server's binary comes from redis-tools: the package redis-server would add nothing but a service.
-# - prometheus with promtool, victoria-metrics, prometheus-node-exporter and prometheus-blackbox-exporter: always unpacked, never installed, so that no service
-#   starts. The same two of Prometheus 3, which Debian 12 does not have, come from Debian's suite sid by way
-#   of this machine's own apt source: lists and packages stay in the tools folder, the machine's apt sees
-#   none of it, and apt checks sid's signature as it checks any other.
+# - prometheus with promtool, victoria-metrics, prometheus-node-exporter, prometheus-blackbox-exporter, haproxy
+#   and dnsdist: always unpacked, never installed, so that no service starts. The same two of Prometheus 3,
+#   which Debian 12 does not have, come from Debian's suite sid by way of this machine's own apt source: lists
+#   and packages stay in the tools folder, the machine's apt sees none of it, and apt checks sid's signature
+#   as it checks any other.
 # - the Python package prometheus-client, whose OpenMetrics parser is the strictest: into the tools folder.
 #
 # The folder is $TEST_TOOLS_DIR, by default target/tools. A second run finds everything there. Who has a
 # program already names it: TEST_PROMETHEUS, TEST_PROMTOOL, TEST_PROMETHEUS_3, TEST_PROMTOOL_3,
-# TEST_VICTORIA_METRICS, TEST_NODE_EXPORTER, TEST_BLACKBOX_EXPORTER.
+# TEST_VICTORIA_METRICS, TEST_NODE_EXPORTER, TEST_BLACKBOX_EXPORTER, TEST_HAPROXY, TEST_DNSDIST.
 # Progress goes to stderr. What cannot be had ends the script with a message that says what to do.
 set -eu
 
@@ -67,6 +68,13 @@ unpack() {
     done
 }
 
+# needed PACKAGE: the package, and what it depends on and this machine does not have.
+needed() {
+    echo "$1"
+    apt-get install --simulate -qq --no-install-recommends "$1" |
+        awk -v package="$1" '$1 == "Inst" && $3 !~ /^\[/ && $2 != package { print $2 }'
+}
+
 missing=''
 { command -v redis-server && command -v redis-cli; } >/dev/null 2>&1 || missing="$missing redis-tools"
 command -v nft >/dev/null 2>&1 || missing="$missing nftables"
@@ -78,13 +86,9 @@ if [ -n "$missing" ]; then
         # shellcheck disable=SC2086
         $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >&2
     else
-        # With the libraries that not every Debian has.
         for package in $missing; do
-            case $package in
-                redis-tools) unpack redis-tools libjemalloc2 liblzf1 liblua5.1-0 lua-cjson lua-bitop ;;
-                nftables) unpack nftables libnftables1 libnftnl11 libjansson4 libedit2 ;;
-                iproute2) unpack iproute2 libelf1 libbpf1 libcap2 libmnl0 libxtables12 ;;
-            esac
+            # shellcheck disable=SC2046
+            unpack $(needed "$package")
         done
     fi
 fi
@@ -94,14 +98,27 @@ if ! command -v redis-server >/dev/null 2>&1; then
     ln -sf "$(command -v redis-check-rdb)" "$tools/root/usr/bin/redis-server"
 fi
 
-# runs PROGRAM: it is there and whole, and the libraries of this machine are new enough for it.
-runs() { [ -x "$1" ] && "$1" --version >/dev/null 2>&1; }
+# libraries: where those in the tools folder are, into the variable of that name.
+libraries() {
+    libraries=''
+    for directory in "$tools"/root/usr/lib/*-linux-gnu "$tools"/root/lib/*-linux-gnu; do
+        if [ -d "$directory" ]; then libraries="$libraries:$directory"; fi
+    done
+}
 
-# have PROGRAM VARIABLE PACKAGE: unpacks the package when the program does not run yet.
+# runs PROGRAM [FLAG]: it is there and whole, and the libraries of this machine are new enough for it.
+runs() {
+    libraries
+    [ -x "$1" ] && LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}$libraries" "$1" "${2:---version}" >/dev/null 2>&1
+}
+
+# have PROGRAM VARIABLE PACKAGE [FLAG]: unpacks the package when the program does not run yet. FLAG has it tell its version.
 have() {
-    runs "$1" && return
-    unpack "$3" || say "apt-get cannot download $3"
-    runs "$1" || give_up "no $1 that runs here" \
+    runs "$1" "${4:-}" && return
+    update
+    # shellcheck disable=SC2046
+    unpack $(needed "$3") || say "apt-get cannot download $3"
+    runs "$1" "${4:-}" || give_up "no $1 that runs here" \
         "put the program of the Debian package $3 on this machine, and its path into $2"
 }
 
@@ -115,6 +132,10 @@ node_exporter=${TEST_NODE_EXPORTER:-$tools/root/usr/bin/prometheus-node-exporter
 blackbox_exporter=${TEST_BLACKBOX_EXPORTER:-$tools/root/usr/bin/prometheus-blackbox-exporter}
 have "$node_exporter" TEST_NODE_EXPORTER prometheus-node-exporter
 have "$blackbox_exporter" TEST_BLACKBOX_EXPORTER prometheus-blackbox-exporter
+haproxy=${TEST_HAPROXY:-$tools/root/usr/sbin/haproxy}
+dnsdist=${TEST_DNSDIST:-$tools/root/usr/bin/dnsdist}
+have "$haproxy" TEST_HAPROXY haproxy -v
+have "$dnsdist" TEST_DNSDIST dnsdist
 
 # sid_source DIRECTORY: this machine's first apt source of a Debian release, with its address, its keys and
 # its other options, but for the suite sid. Prints the file that it wrote.
@@ -235,10 +256,7 @@ if ! PYTHONPATH="$tools/python" python3 -c 'import prometheus_client.openmetrics
 fi
 
 echo "export PATH=\"\$PATH:/usr/sbin:/sbin:$path\""
-libraries=''
-for directory in "$tools"/root/usr/lib/*-linux-gnu "$tools"/root/lib/*-linux-gnu; do
-    [ -d "$directory" ] && libraries="$libraries:$directory"
-done
+libraries
 [ -z "$libraries" ] || echo "export LD_LIBRARY_PATH=\"\${LD_LIBRARY_PATH:-}$libraries\""
 echo "export TEST_PROMTOOL=\"$promtool\""
 echo "export TEST_PROMETHEUS=\"$prometheus\""
@@ -247,4 +265,6 @@ echo "export TEST_PROMTOOL_3=\"$promtool_3\""
 echo "export TEST_VICTORIA_METRICS=\"$victoria\""
 echo "export TEST_NODE_EXPORTER=\"$node_exporter\""
 echo "export TEST_BLACKBOX_EXPORTER=\"$blackbox_exporter\""
+echo "export TEST_HAPROXY=\"$haproxy\""
+echo "export TEST_DNSDIST=\"$dnsdist\""
 echo "export TEST_PYTHONPATH=\"$tools/python\""

@@ -19,7 +19,7 @@ pub(crate) fn printed(gateway: &TestAgent) -> String {
 }
 
 /// `printed` with `suffix` behind the names of its jobs, and with intervals for tests.
-pub(crate) fn hurried(printed: &str, suffix: &str) -> String {
+pub(crate) fn hurried(program: Program, printed: &str, suffix: &str) -> String {
     let mut config = printed.to_owned();
     let mut replace = |from: &str, to: &str| {
         assert_eq!(config.matches(from).count(), 1, "{from} in {printed}");
@@ -28,7 +28,7 @@ pub(crate) fn hurried(printed: &str, suffix: &str) -> String {
     replace("scrape_interval: 15s", "scrape_interval: 1s");
     replace("scrape_timeout: 10s", "scrape_timeout: 900ms");
     replace("refresh_interval: 30s", "refresh_interval: 1s");
-    let options = Program::Prometheus3.job().replace(", ", "\n    ");
+    let options = program.job().replace(", ", "\n    ");
     replace("job_name: peerscope\n", &format!("job_name: peerscope{suffix}\n    {options}\n"));
     replace(
         "job_name: peerscope-gateway\n",
@@ -39,14 +39,14 @@ pub(crate) fn hurried(printed: &str, suffix: &str) -> String {
 
 /// A Prometheus of this gateway.
 pub(crate) fn observe(gateway: &TestAgent) -> Scraper {
-    Scraper::start_with(Program::Prometheus3, &hurried(&printed(gateway), ""))
+    Scraper::start_with(Program::Prometheus3, &hurried(Program::Prometheus3, &printed(gateway), ""))
 }
 
 /// A Prometheus of the peers of two gateways: [`JOB`] goes through the first, and `peerscope-2` through the second.
 pub(crate) fn observe_both(first: &TestAgent, second: &TestAgent) -> Scraper {
-    let more = hurried(&printed(second), "-2");
+    let more = hurried(Program::Prometheus3, &printed(second), "-2");
     let more = more.strip_prefix("scrape_configs:\n").unwrap();
-    Scraper::start_with(Program::Prometheus3, &(hurried(&printed(first), "") + more))
+    Scraper::start_with(Program::Prometheus3, &(hurried(Program::Prometheus3, &printed(first), "") + more))
 }
 
 /// promtool has nothing against what the gateway's command prints, and finds the gateway's peers with it.

@@ -68,6 +68,8 @@ impl Program {
                 .arg(format!("-promscrape.config={}", config.display()))
                 .arg(format!("-storageDataPath={}", data.display()))
                 .arg(format!("-httpListenAddr={address}"))
+                // Prometheus has options that it does not know, and must not stop at.
+                .args(["-promscrape.config.strictParse=false", "-promscrape.httpSDCheckInterval=1s"])
                 // What was scraped shows at once, and not after half a minute.
                 .args(["-search.latencyOffset=0s", "-search.disableCache", "-memory.allowedBytes=256MB"]),
         };
