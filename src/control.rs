@@ -13,7 +13,7 @@
 //! | `DELETE /v1/keys/KEY` | [`Deleted`] |
 //!
 //! `KEY` is percent-encoded. `?peer=PEER_ID` asks that peer instead of this agent's own store. Every
-//! failure is a [`Failure`] with a fitting status.
+//! failure is a [`ErrorResponse`] with a fitting status.
 
 mod routes;
 
@@ -33,6 +33,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
+use crate::files;
 use crate::metrics::{AgentInfo, Exposer, Health, UrlReader};
 use crate::network::{Direction, Network};
 use crate::storage::Storage;
@@ -66,7 +67,7 @@ const MAX_PATH: usize = 107;
 
 /// Why the control socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum ControlError {
     /// The system allows no socket path of this length.
     #[error(
         "the control socket's path {} has {} bytes, and the system allows {MAX_PATH}; choose a shorter node.data_dir",
@@ -89,9 +90,9 @@ pub enum Error {
 /// # Errors
 ///
 /// When the system allows no socket path of that length.
-pub fn socket_path(data_dir: &Path) -> Result<PathBuf, Error> {
+pub fn socket_path(data_dir: &Path) -> Result<PathBuf, ControlError> {
     let path = data_dir.join(SOCKET_NAME);
-    if path.as_os_str().len() > MAX_PATH { Err(Error::PathTooLong(path)) } else { Ok(path) }
+    if path.as_os_str().len() > MAX_PATH { Err(ControlError::PathTooLong(path)) } else { Ok(path) }
 }
 
 /// What the API works on.
@@ -110,7 +111,6 @@ pub struct Api {
     /// What makes its metrics page, for the control socket alone: it takes no place from a scraper.
     pub exposer: Exposer,
     /// Its scraper of peers, when it is a gateway.
-    #[cfg(feature = "metrics-prometheus")]
     pub gateway: Option<crate::gateway::Scraper>,
     /// Where its endpoint is.
     pub metrics_url: UrlReader,
@@ -219,7 +219,7 @@ pub struct Deleted {
 
 /// The answer when something failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
+pub struct ErrorResponse {
     /// A word for programs: `not_found`, `bad_request`, `refused`, `too_large`, `busy`, `timeout`,
     /// `unreachable`, `unavailable`, `disk_full`, `storage`, `metrics`, `link_lost`, `peer`, `no_metrics`, `no_gateway`,
     /// `scrape`.
@@ -250,11 +250,11 @@ impl ControlServer {
     /// # Errors
     ///
     /// When the path is too long or the socket cannot be made.
-    pub fn bind(data_dir: &Path, api: Api) -> Result<Self, Error> {
+    pub fn bind(data_dir: &Path, api: Api) -> Result<Self, ControlError> {
         let path = socket_path(data_dir)?;
         match Socket::bind(&path) {
             Ok(socket) => Ok(Self { socket, path, api: Arc::new(api) }),
-            Err(source) => Err(Error::Io { path, source }),
+            Err(source) => Err(ControlError::Io { path, source }),
         }
     }
 
@@ -321,11 +321,7 @@ impl Socket {
     fn bind(path: &Path) -> io::Result<Self> {
         // Made under another name and moved when it listens. The mode comes before the name, so that there is no moment
         // at which others may open it, and nothing is changed that somebody else put there.
-        let draft = path.with_extension("new");
-        match std::fs::remove_file(&draft) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        let draft = files::draft(path)?;
         let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
         rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o600))?;
         socket.bind(&socket2::SockAddr::unix(&draft)?)?;

@@ -29,15 +29,13 @@ pub use self::config::{Exposed, ExposedName};
 pub use self::error::{FetchCause, FetchError};
 pub use self::url::ExposedUrl;
 use self::url::Host;
+use crate::metrics::{MAX_ACCEPT, Page};
 
 /// The most exporters that one agent hands out.
 pub const MAX_EXPOSED: usize = 16;
 
 /// The longest head of an exporter's answer, in bytes, and the most that is read ahead of its body.
 const MAX_HEAD: usize = 64 << 10;
-
-/// The longest `Accept` that is passed on, in bytes. Prometheus 3 sends about 500.
-const MAX_ACCEPT: usize = 4 << 10;
 
 /// The most addresses of a name that are tried.
 const MAX_ADDRESSES: usize = 8;
@@ -47,7 +45,7 @@ const SCRAPE_TIMEOUT: HeaderName = HeaderName::from_static("x-prometheus-scrape-
 
 /// What the scraper wants.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted<'a> {
+pub struct FetchOptions<'a> {
     /// Its `Accept` header, passed on as it is; when empty, none is sent.
     pub accept: &'a str,
     /// Whether it takes gzip.
@@ -56,41 +54,30 @@ pub struct Wanted<'a> {
     pub timeout: Duration,
 }
 
-/// What an exporter answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fetched {
-    /// Its `Content-Type`: up to 256 bytes of visible ASCII and spaces; empty when there is none.
-    pub content_type: String,
-    /// Whether the body is compressed by gzip; only where that was wanted.
-    pub gzip: bool,
-    /// The body, as it was sent.
-    pub body: Bytes,
-}
-
 /// Fetches the page of one exporter over a connection of its own, which is closed when the future ends or is
-/// dropped.
+/// dropped. Its `Content-Type` is at most 256 bytes of visible ASCII and spaces; it is compressed only if that was asked for.
 ///
 /// # Errors
 ///
 /// When the exporter cannot be reached, is too slow, sends more than `max_body` bytes, or answers with anything
 /// but a whole `200 OK`.
-pub async fn fetch(target: &Exposed, wanted: Wanted<'_>, max_body: usize) -> Result<Fetched, FetchError> {
-    let fetched = timeout(wanted.timeout, attempt(target, wanted, max_body)).await;
-    fetched.unwrap_or(Err(FetchCause::Deadline(wanted.timeout))).map_err(|cause| FetchError::new(target, cause))
+pub async fn fetch(target: &Exposed, options: FetchOptions<'_>, max_body: usize) -> Result<Page, FetchError> {
+    let fetched = timeout(options.timeout, attempt(target, options, max_body)).await;
+    fetched.unwrap_or(Err(FetchCause::Deadline(options.timeout))).map_err(|cause| FetchError::new(target, cause))
 }
 
-async fn attempt(target: &Exposed, wanted: Wanted<'_>, max_body: usize) -> Result<Fetched, FetchCause> {
+async fn attempt(target: &Exposed, options: FetchOptions<'_>, max_body: usize) -> Result<Page, FetchCause> {
     let started = Instant::now();
     // Before anything is sent, so that a scraper's mistake is not the exporter's.
-    let accept = accept(wanted.accept)?;
-    let stream = connect(&addresses(target).await?, wanted.timeout).await?;
+    let accept = accept(options.accept)?;
+    let stream = connect(&addresses(target).await?, options.timeout).await?;
     // The buffer alone would let through a longer head that happens to come at once.
     let mut client = Builder::new();
     let client = client.max_buf_size(MAX_HEAD).max_header_size(MAX_HEAD);
     let (sender, connection) = client.handshake(TokioIo::new(stream)).await.map_err(FetchCause::of)?;
-    let left = wanted.timeout.saturating_sub(started.elapsed());
-    let request = request(&target.url, accept, wanted.gzip, left);
-    let mut exchange = pin!(exchange(sender, request, wanted.gzip, max_body));
+    let left = options.timeout.saturating_sub(started.elapsed());
+    let request = request(&target.url, accept, options.gzip, left);
+    let mut exchange = pin!(exchange(sender, request, options.gzip, max_body));
     // Both in this future, so that nothing is left behind when it is dropped.
     tokio::select! {
         fetched = &mut exchange => fetched,
@@ -104,10 +91,10 @@ async fn exchange(
     request: Request<Empty<Bytes>>,
     gzip_wanted: bool,
     max_body: usize,
-) -> Result<Fetched, FetchCause> {
+) -> Result<Page, FetchCause> {
     let (head, body) = sender.send_request(request).await.map_err(FetchCause::of)?.into_parts();
     let (content_type, gzip) = answer::head(&head, gzip_wanted)?;
-    Ok(Fetched { content_type, gzip, body: answer::body(body, max_body).await? })
+    Ok(Page { content_type, gzip, body: answer::body(body, max_body).await? })
 }
 
 fn accept(text: &str) -> Result<Option<HeaderValue>, FetchCause> {

@@ -104,9 +104,10 @@ fn both_ways<F: prost::Message + Default + PartialEq + std::fmt::Debug>(bytes: &
 /// the same bytes.
 #[cfg(feature = "metrics-prometheus")]
 pub fn scrape(data: &[u8]) {
-    use crate::metrics::exposition::{Wanted, accepts_gzip, negotiate, prefers_json};
+    use crate::metrics::accept::accepts_gzip;
+    use crate::metrics::exposition::{FamilyFilter, negotiate, prefers_json};
     let Ok(text) = std::str::from_utf8(data) else { return };
-    let answer = || (negotiate(text), accepts_gzip(text), prefers_json(text), Wanted::from_query(Some(text)));
+    let answer = || (negotiate(text), accepts_gzip(text), prefers_json(text), FamilyFilter::from_query(Some(text)));
     assert_eq!(answer(), answer());
     // A coding that is refused outright is never chosen.
     assert!(!accepts_gzip(&format!("{},gzip;q=0,x-gzip;q=0", text.replace(['"', ';', ','], ""))));

@@ -1,12 +1,14 @@
 //! The agent's key: made on the first start, kept in one file that only its owner may read, and never
 //! replaced. Losing or changing it would make the agent a stranger to its peers.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::fs::OpenOptions;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use libp2p::identity::Keypair;
+
+use crate::files;
 
 /// The name of the key file in the data directory.
 pub const FILE_NAME: &str = "identity.key";
@@ -16,7 +18,7 @@ const MAX_SECRET: u64 = 4096;
 
 /// Why the key cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum IdentityError {
     /// The file cannot be used; it was left as it is.
     #[error("cannot use the identity key {}: {problem}", .path.display())]
     Unusable {
@@ -79,10 +81,12 @@ pub enum SecretError {
 /// # Errors
 ///
 /// When the file is damaged or readable by others (it is left as it is), or cannot be made.
-pub fn load_or_create(data_dir: &Path) -> Result<Keypair, Error> {
+pub fn load_or_create(data_dir: &Path) -> Result<Keypair, IdentityError> {
     let path = data_dir.join(FILE_NAME);
     match load(&path) {
-        Err(Error::Unusable { problem: SecretError::Io(error), .. }) if error.kind() == io::ErrorKind::NotFound => {
+        Err(IdentityError::Unusable { problem: SecretError::Io(error), .. })
+            if error.kind() == io::ErrorKind::NotFound =>
+        {
             create(&path)
         }
         loaded => loaded,
@@ -94,9 +98,9 @@ pub fn load_or_create(data_dir: &Path) -> Result<Keypair, Error> {
 /// # Errors
 ///
 /// When there is none, or when it is damaged or readable by others.
-pub fn load(path: &Path) -> Result<Keypair, Error> {
-    let bytes = read_secret(path).map_err(|problem| Error::Unusable { path: path.to_owned(), problem })?;
-    let damaged = |reason: &str| Error::Damaged { path: path.to_owned(), reason: reason.into() };
+pub fn load(path: &Path) -> Result<Keypair, IdentityError> {
+    let bytes = read_secret(path).map_err(|problem| IdentityError::Unusable { path: path.to_owned(), problem })?;
+    let damaged = |reason: &str| IdentityError::Damaged { path: path.to_owned(), reason: reason.into() };
     if bytes.is_empty() {
         return Err(damaged("it is empty"));
     }
@@ -106,36 +110,16 @@ pub fn load(path: &Path) -> Result<Keypair, Error> {
     Ok(key)
 }
 
-/// Writes a new key under another name first and links it into place: a crash on the way leaves no
-/// half-written key behind, and of two agents that start at once one wins and the other reads its key.
-fn create(path: &Path) -> Result<Keypair, Error> {
-    let error = |source| Error::Create { path: path.to_owned(), source };
+/// Writes a new key. Of two agents that start at once one wins, and the other reads its key.
+fn create(path: &Path) -> Result<Keypair, IdentityError> {
+    let error = |source| IdentityError::Create { path: path.to_owned(), source };
     let key = Keypair::generate_ed25519();
     let bytes = key.to_protobuf_encoding().map_err(|e| error(io::Error::other(e)))?;
-    let draft = path.with_extension("new");
-    // What a crash left behind was never anybody's key. The caller holds the lock on the directory.
-    if let Err(source) = std::fs::remove_file(&draft)
-        && source.kind() != io::ErrorKind::NotFound
-    {
-        return Err(error(source));
-    }
-    let written = write_private(&draft, &bytes).and_then(|()| std::fs::hard_link(&draft, path));
-    let removed = std::fs::remove_file(&draft);
-    match written {
+    match files::create(path, &bytes) {
+        Ok(()) => Ok(key),
         Err(source) if source.kind() == io::ErrorKind::AlreadyExists => load(path),
         Err(source) => Err(error(source)),
-        Ok(()) => removed.and_then(|()| sync_folder(path)).map(|()| key).map_err(error),
     }
-}
-
-fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
-fn sync_folder(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 /// Reads a file that holds a secret, when nobody may that this process does not share it with anyway: its owner, the

@@ -21,6 +21,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod expose;
+mod files;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod gateway;

@@ -24,6 +24,7 @@ mod agent {
     mod disk;
     #[cfg(feature = "metrics-prometheus")]
     mod everything;
+    mod limits;
     mod load;
     #[cfg(feature = "metrics-prometheus")]
     mod log;

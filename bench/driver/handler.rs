@@ -2,13 +2,15 @@
 //! No socket, no cryptography, no task switch: the least that a message can cost, so the largest share that recording
 //! can have.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use libp2p::PeerId;
 use peerscope::config::{AccessRule, Config, PeerSelector, Permission};
+use peerscope::metrics::Exposer;
 use peerscope::network::RequestHandler as _;
 use peerscope::network::protocol::{FrameReader, Request, RequestBody, RequestFrame, ResponseFrame, encode};
-use peerscope::node::{Access, Handler, Scraped};
+use peerscope::node::{Access, Handler, ScrapeSources};
 
 use super::{PAYLOAD, Result, collector, key, one_thread, per_operation, storage};
 
@@ -20,7 +22,8 @@ pub(super) fn run(get: bool, count: usize) -> Result<f64> {
         let (storage, _dir) = storage::open(metrics.clone()).await?;
         let peer = PeerId::random();
         let rule = AccessRule { peer: PeerSelector::Peer(peer), allow: vec![Permission::Get] };
-        let handler = Handler::new(Access::new(&[rule]), storage.clone(), metrics, Scraped::new(&Config::default()));
+        let sources = ScrapeSources::new(&Config::default(), Exposer::new(Arc::default(), metrics.clone(), 1), None);
+        let handler = Handler::new(Access::new(&[rule]), storage.clone(), metrics, sources);
         let mut exchange = Exchange { handler, peer, reader: FrameReader::new(1 << 20), output: Vec::new() };
         let requests = wire(get);
         for request in requests.iter().cycle().take(WARM_UP) {

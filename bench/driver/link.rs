@@ -9,10 +9,10 @@ use bytes::Bytes;
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
 use peerscope::config::{AccessRule, PeerSelector, Permission};
-use peerscope::metrics::{AgentInfo, Health, MetricsCollector, Registry};
+use peerscope::metrics::{AgentInfo, Exposer, Health, MetricsCollector, Registry};
 use peerscope::network::protocol::{Request, Response};
 use peerscope::network::{BootstrapAddr, Config, ListenAddr, Network, RequestError};
-use peerscope::node::{Access, Handler, Scraped};
+use peerscope::node::{Access, Handler, ScrapeSources};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -38,17 +38,18 @@ pub(super) fn run(runtime: &Runtime, get: bool, in_flight: usize, count: usize) 
 /// What a node is made of, but for its identity's file, its sockets for people and its `process_*` metrics: the last are
 /// read through the vDSO in a way that Valgrind does not support.
 async fn agent(config: Config) -> Result<(Network, PeerId, TempDir)> {
-    let mut registry = Registry::default();
+    let registry = Registry::default();
     let agent = AgentInfo { peer_id: "bench".into(), name: "bench".into() };
-    let metrics = MetricsCollector::new(&mut registry, &agent);
+    let metrics = MetricsCollector::new(&registry, &agent);
     let (storage, dir) = storage::open(metrics.clone()).await?;
     let rule = AccessRule { peer: PeerSelector::Any, allow: vec![Permission::Get] };
-    let scraped = Scraped::new(&peerscope::config::Config::default());
-    let handler = Arc::new(Handler::new(Access::new(&[rule]), storage, metrics.clone(), scraped));
+    let exposer = Exposer::new(Arc::default(), metrics.clone(), 1);
+    let sources = ScrapeSources::new(&peerscope::config::Config::default(), exposer, None);
+    let handler = Arc::new(Handler::new(Access::new(&[rule]), storage, metrics.clone(), sources));
     let keypair = Keypair::generate_ed25519();
     let peer = keypair.public().to_peer_id();
     let (network, driver) =
-        Network::bind(&config, keypair, 1 << 20, handler, metrics, &mut registry, Health::default()).await?;
+        Network::bind(&config, keypair, 1 << 20, handler, metrics, &registry, Health::default()).await?;
     tokio::spawn(driver.run());
     Ok((network, peer, dir))
 }

@@ -63,7 +63,7 @@ fn two_threads() -> Result<Runtime> {
 }
 
 fn collector() -> MetricsCollector {
-    MetricsCollector::new(&mut Registry::default(), &AgentInfo { peer_id: "bench".into(), name: "bench".into() })
+    MetricsCollector::new(&Registry::default(), &AgentInfo { peer_id: "bench".into(), name: "bench".into() })
 }
 
 fn key(number: usize) -> bytes::Bytes {

@@ -4,7 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 
 use clap::Args;
 
-use super::{Failure, print, print_json, run};
+use super::{CommandError, print, print_json, run};
 use crate::config::Config;
 use crate::panics;
 use crate::storage::{self, BackendKind, Checked};
@@ -18,16 +18,16 @@ pub(super) struct Check {
     store_itself: bool,
 }
 
-pub(super) fn run(config: &Config, check: &Check, json: bool) -> Result<(), Failure> {
+pub(super) fn run(config: &Config, check: &Check, json: bool) -> Result<(), CommandError> {
     if check.store_itself {
         return store(config, json);
     }
     if json { print_json(config) } else { print(config.to_yaml_masked().as_bytes()) }
 }
 
-fn store(config: &Config, json: bool) -> Result<(), Failure> {
+fn store(config: &Config, json: bool) -> Result<(), CommandError> {
     if config.storage.backend != BackendKind::Local {
-        return Err(Failure::usage("--store checks the embedded store, and storage.backend is redis"));
+        return Err(CommandError::usage("--store checks the embedded store, and storage.backend is redis"));
     }
     let terminal = std::io::stderr().is_terminal();
     let tell = |read: u64, all: u64| {
@@ -48,13 +48,13 @@ fn store(config: &Config, json: bool) -> Result<(), Failure> {
     if terminal {
         let _closed = write!(std::io::stderr(), "\r\x1b[K");
     }
-    let checked = checked.map_err(|error| Failure::failed(error.to_string()))?;
+    let checked = checked.map_err(|error| CommandError::failed(error.to_string()))?;
     if json {
         print_json(&checked)?;
     } else {
         print(describe(&checked).as_bytes())?;
     }
-    if checked.is_good() { Ok(()) } else { Err(Failure::failed("the store is damaged; restore it from a backup")) }
+    if checked.is_good() { Ok(()) } else { Err(CommandError::failed("the store is damaged; restore it from a backup")) }
 }
 
 const MEBIBYTE: u64 = 1024 * 1024;

@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::Failure;
+use super::CommandError;
 use crate::config::Config;
 use crate::control::{self, SOCKET_NAME};
 
@@ -23,30 +23,30 @@ const QUICK: Duration = Duration::from_secs(5);
 
 /// What the agent answered.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct Reply {
     pub(super) status: StatusCode,
     pub(super) body: Bytes,
 }
 
-impl Answer {
-    pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+impl Reply {
+    pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, CommandError> {
         serde_json::from_slice(&self.body).map_err(|error| {
-            Failure::failed(format!("the agent's answer is not understood ({error}); is it of this version?"))
+            CommandError::failed(format!("the agent's answer is not understood ({error}); is it of this version?"))
         })
     }
 }
 
 /// Asks the agent of this configuration. An answer that is no success becomes the failure it says,
 /// except 404, which is the caller's to judge.
-pub(super) fn ask(config: &Config, method: Method, target: &str, body: Bytes) -> Result<Answer, Failure> {
+pub(super) fn ask(config: &Config, method: Method, target: &str, body: Bytes) -> Result<Reply, CommandError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
+    let runtime = runtime.map_err(|error| CommandError::failed(format!("cannot start the runtime: {error}")))?;
     let dir = &config.node.data_dir;
     let limit = if target.starts_with("/v1/keys/") || target.contains("?peer=") { SLOW } else { QUICK };
     let answer = runtime.block_on(async {
         tokio::time::timeout(limit, exchange(dir, method, target, body)).await.unwrap_or_else(|_| {
             let socket = dir.join(SOCKET_NAME);
-            Err(Failure::unavailable(format!(
+            Err(CommandError::unavailable(format!(
                 "the agent at {} did not answer within {limit:?}: it is running, but it hangs",
                 socket.display()
             )))
@@ -55,30 +55,30 @@ pub(super) fn ask(config: &Config, method: Method, target: &str, body: Bytes) ->
     if answer.status.is_success() || answer.status == StatusCode::NOT_FOUND {
         return Ok(answer);
     }
-    Err(Failure::failed(answer.json::<control::Failure>()?.error))
+    Err(CommandError::failed(answer.json::<control::ErrorResponse>()?.error))
 }
 
-async fn exchange(dir: &Path, method: Method, target: &str, body: Bytes) -> Result<Answer, Failure> {
-    let socket = control::socket_path(dir).map_err(|error| Failure::unavailable(error.to_string()))?;
+async fn exchange(dir: &Path, method: Method, target: &str, body: Bytes) -> Result<Reply, CommandError> {
+    let socket = control::socket_path(dir).map_err(|error| CommandError::unavailable(error.to_string()))?;
     let stream = UnixStream::connect(&socket).await.map_err(|error| {
         let dir = dir.display();
         match error.kind() {
-            ErrorKind::NotFound | ErrorKind::ConnectionRefused => Failure::unavailable(format!(
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => CommandError::unavailable(format!(
                 "no agent is running on the data directory {dir}; start one with: peerscope run --data-dir {dir}"
             )),
-            _ => Failure::unavailable(format!("cannot reach the agent at {}: {error}", socket.display())),
+            _ => CommandError::unavailable(format!("cannot reach the agent at {}: {error}", socket.display())),
         }
     })?;
     let lost = |error: hyper::Error| {
-        Failure::unavailable(format!("the agent went away, or does not let this user in: {error}"))
+        CommandError::unavailable(format!("the agent went away, or does not let this user in: {error}"))
     };
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
     let connection = tokio::spawn(connection);
     let request = Request::builder().method(method).uri(target).header(hyper::header::HOST, "peerscope");
-    let request = request.body(Full::new(body)).map_err(|error| Failure::failed(error.to_string()))?;
+    let request = request.body(Full::new(body)).map_err(|error| CommandError::failed(error.to_string()))?;
     let answer = sender.send_request(request).await.map_err(lost)?;
     let status = answer.status();
     let body = answer.into_body().collect().await.map_err(lost)?.to_bytes();
     connection.abort();
-    Ok(Answer { status, body })
+    Ok(Reply { status, body })
 }

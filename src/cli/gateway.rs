@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use clap::{Args, Subcommand};
 
-use super::{Failure, print};
+use super::{CommandError, print};
 use crate::config::Config;
 use crate::gateway;
 
@@ -27,10 +27,10 @@ enum Command {
     },
 }
 
-pub(super) fn run(config: &Config, gateway: &Gateway) -> Result<(), Failure> {
+pub(super) fn run(config: &Config, gateway: &Gateway) -> Result<(), CommandError> {
     let Command::PrometheusConfig { address, job } = &gateway.command;
     if !config.gateway.enabled {
-        return Err(Failure::failed(
+        return Err(CommandError::failed(
             "this configuration is no gateway's; set gateway.enabled to true (or PEERSCOPE_GATEWAY__ENABLED=true)",
         ));
     }
@@ -40,11 +40,13 @@ pub(super) fn run(config: &Config, gateway: &Gateway) -> Result<(), Failure> {
         && !["null", "true", "false", "yes", "no", "on", "off", "y", "n"].contains(&job.to_lowercase().as_str());
     if !is_text {
         let rule = "must begin with a letter, may only contain letters, digits and - _ . and be no word of YAML";
-        return Err(Failure::usage(format!("--job: `{job}` {rule}")));
+        return Err(CommandError::usage(format!("--job: `{job}` {rule}")));
     }
     let address = match address {
         Some(address) if is_address(address) => address.clone(),
-        Some(address) => return Err(Failure::usage(format!("--address: `{address}` is not of the form HOST:PORT"))),
+        Some(address) => {
+            return Err(CommandError::usage(format!("--address: `{address}` is not of the form HOST:PORT")));
+        }
         None => own_address(config)?,
     };
     let max_peers = match config.gateway.peers.named() {
@@ -63,10 +65,10 @@ fn is_address(text: &str) -> bool {
 }
 
 /// Where the endpoint listens, as far as that can be reached from elsewhere.
-fn own_address(config: &Config) -> Result<String, Failure> {
+fn own_address(config: &Config) -> Result<String, CommandError> {
     let (ip, port) = (config.metrics.address, config.metrics.port);
     if port == 0 {
-        return Err(Failure::failed(
+        return Err(CommandError::failed(
             "metrics.port is 0, so the port is known only when it runs; give --address HOST:PORT",
         ));
     }

@@ -4,17 +4,20 @@ use std::io::ErrorKind;
 
 use serde_json::json;
 
-use super::{Failure, print, print_json};
+use super::{CommandError, print, print_json};
 use crate::config::Config;
-use crate::identity::{self, Error, SecretError};
+use crate::identity::{self, IdentityError, SecretError};
 
-pub(super) fn run(config: &Config, as_json: bool) -> Result<(), Failure> {
+pub(super) fn run(config: &Config, as_json: bool) -> Result<(), CommandError> {
     let path = config.node.data_dir.join(identity::FILE_NAME);
     let key = identity::load(&path).map_err(|error| match &error {
-        Error::Unusable { problem: SecretError::Io(io), .. } if io.kind() == ErrorKind::NotFound => Failure::failed(
-            format!("there is no identity in {} yet; `peerscope run` makes one", config.node.data_dir.display()),
-        ),
-        _ => Failure::failed(error.to_string()),
+        IdentityError::Unusable { problem: SecretError::Io(io), .. } if io.kind() == ErrorKind::NotFound => {
+            CommandError::failed(format!(
+                "there is no identity in {} yet; `peerscope run` makes one",
+                config.node.data_dir.display()
+            ))
+        }
+        _ => CommandError::failed(error.to_string()),
     })?;
     let peer_id = key.public().to_peer_id();
     if as_json {

@@ -8,7 +8,7 @@ use hyper::{Method, StatusCode};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 
-use super::{Failure, PeerFlag, client, print, print_json};
+use super::{CommandError, PeerFlag, client, print, print_json};
 use crate::config::Config;
 use crate::control;
 use crate::storage;
@@ -40,7 +40,7 @@ pub(super) struct Delete {
     peer: PeerFlag,
 }
 
-pub(super) fn get(config: &Config, get: &Get, as_json: bool) -> Result<(), Failure> {
+pub(super) fn get(config: &Config, get: &Get, as_json: bool) -> Result<(), CommandError> {
     let answer = client::ask(config, Method::GET, &target(&get.key, &get.peer), Bytes::new())?;
     if answer.status == StatusCode::NOT_FOUND {
         return Err(not_found(&get.key));
@@ -61,7 +61,7 @@ pub(super) fn get(config: &Config, get: &Get, as_json: bool) -> Result<(), Failu
     }
 }
 
-pub(super) fn put(config: &Config, put: &Put, as_json: bool) -> Result<(), Failure> {
+pub(super) fn put(config: &Config, put: &Put, as_json: bool) -> Result<(), CommandError> {
     let value = match put.value.as_str() {
         "-" => read_value()?,
         value => Bytes::copy_from_slice(value.as_bytes()),
@@ -71,7 +71,7 @@ pub(super) fn put(config: &Config, put: &Put, as_json: bool) -> Result<(), Failu
     if as_json { print_json(&json!({ "key": put.key, "size": size })) } else { Ok(()) }
 }
 
-pub(super) fn delete(config: &Config, delete: &Delete, as_json: bool) -> Result<(), Failure> {
+pub(super) fn delete(config: &Config, delete: &Delete, as_json: bool) -> Result<(), CommandError> {
     let answer = client::ask(config, Method::DELETE, &target(&delete.key, &delete.peer), Bytes::new())?;
     let control::Deleted { deleted } = answer.json()?;
     if as_json {
@@ -82,10 +82,10 @@ pub(super) fn delete(config: &Config, delete: &Delete, as_json: bool) -> Result<
 
 /// Standard input, up to one byte more than any agent takes: that one then says what its limit is. The
 /// limit in this command's own configuration need not be the running agent's, so nothing is cut off at it.
-fn read_value() -> Result<Bytes, Failure> {
+fn read_value() -> Result<Bytes, CommandError> {
     let mut value = Vec::new();
     let read = io::stdin().lock().take(storage::LARGEST_VALUE as u64 + 1).read_to_end(&mut value);
-    read.map_err(|error| Failure::failed(format!("cannot read the value from standard input: {error}")))?;
+    read.map_err(|error| CommandError::failed(format!("cannot read the value from standard input: {error}")))?;
     Ok(value.into())
 }
 
@@ -97,6 +97,6 @@ fn target(key: &str, peer: &PeerFlag) -> String {
     }
 }
 
-fn not_found(key: &str) -> Failure {
-    Failure::failed(format!("there is no key {key:?}"))
+fn not_found(key: &str) -> CommandError {
+    CommandError::failed(format!("there is no key {key:?}"))
 }

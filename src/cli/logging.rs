@@ -11,7 +11,7 @@ use tracing_subscriber::fmt;
 
 pub(super) use self::queue::LastLines;
 use self::queue::{Notice, Queue};
-use super::Failure;
+use super::CommandError;
 use crate::config::{LogConfig, LogFormat};
 use crate::metrics::MissingLines;
 use crate::panics;
@@ -21,11 +21,11 @@ const MAX_TEXT: usize = 16 * 1024;
 
 /// From now on what is logged, and every panic, goes to standard error without anybody waiting for it. `missing` counts
 /// the lines that could not be written.
-pub(super) fn init(config: &LogConfig, missing: MissingLines) -> Result<LastLines, Failure> {
+pub(super) fn init(config: &LogConfig, missing: MissingLines) -> Result<LastLines, CommandError> {
     // A handle of its own, without the lock of the one that everybody shares.
     let out = rustix::io::dup(io::stderr()).map(|out| Patient(out.into()));
     let started = out.map_err(io::Error::from).and_then(|out| Queue::start(out, notice(config.format), missing));
-    let (queue, last) = started.map_err(|error| Failure::failed(format!("cannot start the log: {error}")))?;
+    let (queue, last) = started.map_err(|error| CommandError::failed(format!("cannot start the log: {error}")))?;
     let builder = fmt().with_env_filter(config.level.filter()).with_writer(queue.clone()).with_target(false);
     match config.format {
         LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).init(),

@@ -5,7 +5,7 @@ use clap::Args;
 use hyper::Method;
 use serde_json::json;
 
-use super::{Common, Failure, client, print, print_json};
+use super::{CommandError, Common, client, print, print_json};
 use crate::metrics::{catalogue, labels};
 use crate::network::PeerIdText;
 
@@ -22,7 +22,7 @@ pub(super) struct Flags {
     exposed: Option<String>,
 }
 
-pub(super) fn run(common: &Common, flags: &Flags) -> Result<(), Failure> {
+pub(super) fn run(common: &Common, flags: &Flags) -> Result<(), CommandError> {
     if !flags.catalogue {
         // The exposition is a format of its own; `--json` changes nothing about it.
         let target = match (&flags.peer, &flags.exposed) {

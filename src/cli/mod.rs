@@ -89,12 +89,12 @@ enum Command {
 
 /// Why a command failed: what is true and what to do next, and the exit code that says so.
 #[derive(Debug)]
-pub struct Failure {
+pub struct CommandError {
     code: u8,
     message: String,
 }
 
-impl Failure {
+impl CommandError {
     fn failed(message: impl Into<String>) -> Self {
         Self { code: exit::FAILED, message: message.into() }
     }
@@ -112,8 +112,8 @@ impl Failure {
     }
 }
 
-impl From<config::Error> for Failure {
-    fn from(error: config::Error) -> Self {
+impl From<config::ConfigError> for CommandError {
+    fn from(error: config::ConfigError) -> Self {
         Self { code: exit::CONFIG, message: error.to_string() }
     }
 }
@@ -147,7 +147,7 @@ fn say(message: String) {
     let _not_read = done.recv_timeout(Duration::from_secs(1));
 }
 
-fn dispatch(cli: Cli) -> Result<(), Failure> {
+fn dispatch(cli: Cli) -> Result<(), CommandError> {
     let Cli { common, command } = cli;
     match command {
         Command::Run(flags) => run::run(&flags.checked(common.load(&flags)?)?),
@@ -170,11 +170,11 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
 
 impl Common {
     /// The configuration from file, environment and these flags.
-    fn load(&self, flags: &run::Flags) -> Result<Config, Failure> {
+    fn load(&self, flags: &run::Flags) -> Result<Config, CommandError> {
         let mut overrides = flags.overrides();
         if let Some(dir) = &self.data_dir {
             let Some(dir) = dir.to_str() else {
-                return Err(Failure {
+                return Err(CommandError {
                     code: exit::USAGE,
                     message: format!("--data-dir: {} is not UTF-8", dir.display()),
                 });
@@ -185,7 +185,7 @@ impl Common {
         Ok(Config::load(&sources)?)
     }
 
-    fn plain(&self) -> Result<Config, Failure> {
+    fn plain(&self) -> Result<Config, CommandError> {
         self.load(&run::Flags::default())
     }
 }
@@ -199,17 +199,17 @@ struct PeerFlag {
 }
 
 /// Writes to standard output, byte for byte.
-fn print(bytes: &[u8]) -> Result<(), Failure> {
+fn print(bytes: &[u8]) -> Result<(), CommandError> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
         // `peerscope metrics | head` is no error.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.map_err(|error| Failure::output(&error)),
+        result => result.map_err(|error| CommandError::output(&error)),
     }
 }
 
-fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
-    let mut text = serde_json::to_vec(value).map_err(|error| Failure::failed(error.to_string()))?;
+fn print_json(value: &impl serde::Serialize) -> Result<(), CommandError> {
+    let mut text = serde_json::to_vec(value).map_err(|error| CommandError::failed(error.to_string()))?;
     text.push(b'\n');
     print(&text)
 }

@@ -6,12 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::Method;
 
-use super::{Failure, client, print};
+use super::{CommandError, client, print};
 use crate::config::Config;
 use crate::control::Peer;
 use crate::network::Direction;
 
-pub(super) fn run(config: &Config, json: bool) -> Result<(), Failure> {
+pub(super) fn run(config: &Config, json: bool) -> Result<(), CommandError> {
     let answer = client::ask(config, Method::GET, "/v1/peers", Bytes::new())?;
     let peers: Vec<Peer> = answer.json()?;
     if json {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use sd_notify::NotifyState;
 
-use super::{Failure, descriptors, logging};
+use super::{CommandError, descriptors, logging};
 use crate::config::Config;
 use crate::metrics::{Health, MissingLines};
 use crate::node::Node;
@@ -50,9 +50,9 @@ pub(super) struct Flags {
 
 impl Flags {
     /// Refuses a flag that would have no effect.
-    pub(super) fn checked(&self, config: Config) -> Result<Config, Failure> {
+    pub(super) fn checked(&self, config: Config) -> Result<Config, CommandError> {
         if !self.redis_url.is_empty() && config.storage.backend == BackendKind::Local {
-            return Err(Failure::usage(
+            return Err(CommandError::usage(
                 "--redis-url has no effect while the data is in the local store; add --storage redis",
             ));
         }
@@ -91,7 +91,7 @@ pub(super) fn text(value: &str) -> String {
     serde_json::Value::from(value).to_string()
 }
 
-pub(super) fn run(config: &Config) -> Result<(), Failure> {
+pub(super) fn run(config: &Config) -> Result<(), CommandError> {
     let missing = MissingLines::default();
     // To the end of this function, when everything was said.
     let last_lines = logging::init(&config.log, missing.clone())?;
@@ -101,21 +101,23 @@ pub(super) fn run(config: &Config) -> Result<(), Failure> {
         exits.wait();
         super::exit::FAILED
     });
-    let signals = signals.map_err(|error| Failure::failed(format!("cannot watch signals: {error}")))?;
+    let signals = signals.map_err(|error| CommandError::failed(format!("cannot watch signals: {error}")))?;
     let storage = &config.storage;
     if storage.backend == BackendKind::Local && storage.redis.urls != storage::RedisConfig::default().urls {
         tracing::warn!("storage.redis.urls has no effect while storage.backend is local");
     }
     descriptors::raise(&config.network, if config.gateway.enabled { 3 * config.gateway.max_scrapes } else { 0 });
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("peerscope").build();
-    let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
+    let runtime = runtime.map_err(|error| CommandError::failed(format!("cannot start the runtime: {error}")))?;
     // The kernel gives a signal to the first thread if it can, and that is lost on one that hangs. So this one only waits.
     let result = std::thread::scope(|scope| {
         let run = || runtime.block_on(agent(config, signals, &missing));
         let agent = std::thread::Builder::new().name("agent".into()).spawn_scoped(scope, run);
-        let agent = agent.map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?;
+        let agent = agent.map_err(|error| CommandError::failed(format!("cannot start a thread: {error}")))?;
         // A panic was logged.
-        agent.join().unwrap_or_else(|_| Err(Failure::failed("the agent has failed, which is a defect worth a report")))
+        agent
+            .join()
+            .unwrap_or_else(|_| Err(CommandError::failed("the agent has failed, which is a defect worth a report")))
     });
     // Everything has ended or had its time; nothing that hangs on a disk may hold the exit.
     runtime.shutdown_background();
@@ -123,9 +125,9 @@ pub(super) fn run(config: &Config) -> Result<(), Failure> {
     result
 }
 
-async fn agent(config: &Config, mut signals: Signals, missing: &MissingLines) -> Result<(), Failure> {
+async fn agent(config: &Config, mut signals: Signals, missing: &MissingLines) -> Result<(), CommandError> {
     let node = tokio::select! {
-        node = Node::bind(config, missing) => node.map_err(|error| Failure::failed(error.to_string()))?,
+        node = Node::bind(config, missing) => node.map_err(|error| CommandError::failed(error.to_string()))?,
         signal = signals.first() => {
             tracing::info!("{signal} while starting: stopped");
             return Ok(());
@@ -143,7 +145,7 @@ async fn agent(config: &Config, mut signals: Signals, missing: &MissingLines) ->
     let served = node.serve(async {
         let _ = stopping.send(stop.await);
     });
-    served.await.map_err(|error| Failure::failed(error.to_string()))?;
+    served.await.map_err(|error| CommandError::failed(error.to_string()))?;
     if let Ok(since) = stopped.await {
         tracing::info!("Stopped after {:?}", since.elapsed());
     }

@@ -6,11 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::Method;
 
-use super::{Failure, client, print};
+use super::{CommandError, client, print};
 use crate::config::Config;
 use crate::control::Status;
 
-pub(super) fn run(config: &Config, json: bool) -> Result<(), Failure> {
+pub(super) fn run(config: &Config, json: bool) -> Result<(), CommandError> {
     let answer = client::ask(config, Method::GET, "/v1/status", Bytes::new())?;
     let status: Status = answer.json()?;
     if json {

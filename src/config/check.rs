@@ -11,8 +11,8 @@ use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use redis::{ConnectionAddr, ConnectionInfo};
 
-use super::error::{Origin, Problem};
-use super::tree::{Node, Step};
+use super::error::{ConfigProblem, Origin};
+use super::tree::{Step, YamlNode};
 use super::{AccessRule, Config, NodeConfig};
 use crate::expose::{Exposed, MAX_EXPOSED};
 use crate::gateway::{self, PeerList};
@@ -29,7 +29,7 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(3600);
 const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Everything that is wrong with a configuration whose single values are all valid.
-pub(super) fn check(config: &Config, tree: &Node, metrics_built_in: bool) -> Vec<Problem> {
+pub(super) fn check(config: &Config, tree: &YamlNode, metrics_built_in: bool) -> Vec<ConfigProblem> {
     let mut check = Check { tree, problems: Vec::new() };
     check.node(&config.node);
     check.metrics(&config.metrics, metrics_built_in);
@@ -47,8 +47,8 @@ pub(super) fn check(config: &Config, tree: &Node, metrics_built_in: bool) -> Vec
 }
 
 struct Check<'a> {
-    tree: &'a Node,
-    problems: Vec<Problem>,
+    tree: &'a YamlNode,
+    problems: Vec<ConfigProblem>,
 }
 
 impl Check<'_> {
@@ -304,7 +304,7 @@ impl Check<'_> {
     }
 
     fn refuse(&mut self, key: &str, message: impl Into<String>) {
-        self.problems.push(Problem::new(self.origin(key), key, message));
+        self.problems.push(ConfigProblem::new(self.origin(key), key, message));
     }
 
     /// Where `key` was written, or else what contains it.

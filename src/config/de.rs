@@ -6,21 +6,21 @@ use std::fmt::{self, Display};
 use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Expected, IntoDeserializer, Unexpected, Visitor};
 
-use super::error::{Origin, Problem, nearest};
+use super::error::{ConfigProblem, Origin, nearest};
 use super::layers::{env_name, known_keys};
-use super::tree::{Entry, Node, Step, Value, dotted};
+use super::tree::{Entry, Step, Value, YamlNode, dotted};
 use crate::units::{NOT_SHOWN, may_be_secret, one_line, quoted};
 
 /// The longest message, in characters. Some types repeat what they could not read, however long it is.
 const LONGEST_MESSAGE: usize = 400;
 
-pub(super) fn decode<'a, T: Deserialize<'a>>(tree: &'a Node) -> Result<T, Failure> {
+pub(super) fn decode<'a, T: Deserialize<'a>>(tree: &'a YamlNode) -> Result<T, DecodeError> {
     T::deserialize(NodeDeserializer(tree)).map_err(|failure| failure.at(&tree.origin))
 }
 
 /// The first thing that could not be decoded.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct DecodeError {
     /// From the innermost step outwards.
     path: Vec<Step>,
     origin: Option<Origin>,
@@ -34,7 +34,7 @@ enum Kind {
     MissingKey(&'static str),
 }
 
-impl Failure {
+impl DecodeError {
     fn at(mut self, origin: &Origin) -> Self {
         self.origin.get_or_insert_with(|| origin.clone());
         self
@@ -42,7 +42,7 @@ impl Failure {
 
     /// Notes the value that this is about. The types of other modules repeat what they could not
     /// read: a Redis URL that was put in the wrong place is taken out of their message again.
-    fn about(mut self, node: &Node) -> Self {
+    fn about(mut self, node: &YamlNode) -> Self {
         if let (None, Kind::Other(message)) = (&self.origin, &mut self.kind) {
             let written = match &node.value {
                 Value::Scalar { text, .. } => Some(text),
@@ -62,7 +62,7 @@ impl Failure {
 
     /// Marks the node that this is about as rejected, so that decoding can go on without it. Gives
     /// the problem to report, unless it only follows from an earlier one.
-    pub(super) fn take_out_of(self, tree: &mut Node) -> Option<Problem> {
+    pub(super) fn take_out_of(self, tree: &mut YamlNode) -> Option<ConfigProblem> {
         let path: Vec<Step> = self.path.into_iter().rev().collect();
         let mut node = &mut *tree;
         for step in &path {
@@ -85,7 +85,7 @@ impl Failure {
             Kind::MissingKey(key) => format!("`{key}` is missing"),
             Kind::UnknownKey(key, expected) => unknown_key(&key, &origin, expected),
         };
-        Some(Problem::new(origin, dotted(&path), message))
+        Some(ConfigProblem::new(origin, dotted(&path), message))
     }
 }
 
@@ -108,7 +108,7 @@ fn unknown_key(key: &str, origin: &Origin, expected: &[&'static str]) -> String 
     }
 }
 
-impl de::Error for Failure {
+impl de::Error for DecodeError {
     fn custom<T: Display>(message: T) -> Self {
         Self { path: Vec::new(), origin: None, kind: Kind::Other(message.to_string()) }
     }
@@ -145,29 +145,29 @@ impl de::Error for Failure {
     }
 }
 
-impl Display for Failure {
+impl Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.kind)
     }
 }
 
-impl std::error::Error for Failure {}
+impl std::error::Error for DecodeError {}
 
 #[derive(Clone, Copy)]
-struct NodeDeserializer<'a>(&'a Node);
+struct NodeDeserializer<'a>(&'a YamlNode);
 
 impl<'a> NodeDeserializer<'a> {
-    fn wrong(self, needed: impl Display) -> Failure {
+    fn wrong(self, needed: impl Display) -> DecodeError {
         let message = match &self.0.value {
             Value::Unreadable(why) => format!("{why}; {needed} is needed"),
             _ => format!("found {}; {needed} is needed", self.0.describe()),
         };
-        <Failure as de::Error>::custom(message).at(&self.0.origin)
+        <DecodeError as de::Error>::custom(message).at(&self.0.origin)
     }
 
     /// What a key that wants text gets: numbers and truth values as they were written, and from
     /// variables and flags the whole text, so that `peerscope:` needs no quotes there.
-    fn text(self) -> Result<&'a str, Failure> {
+    fn text(self) -> Result<&'a str, DecodeError> {
         match (&self.0.value, &self.0.raw) {
             (Value::Scalar { text, plain: false }, _) => Ok(text),
             (_, Some(raw)) => Ok(raw),
@@ -208,7 +208,7 @@ fn integer(text: &str) -> Option<i128> {
 
 macro_rules! integers {
     ($($method:ident $visit:ident $type:ty;)*) => {$(
-        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
             let needed = || format!("a whole number from {} to {}", <$type>::MIN, <$type>::MAX);
             let number = self.number().ok_or_else(|| self.wrong(needed()))?;
             visitor.$visit(<$type>::try_from(number).map_err(|_| self.wrong(needed()))?)
@@ -217,9 +217,9 @@ macro_rules! integers {
 }
 
 impl<'de> de::Deserializer<'de> for NodeDeserializer<'de> {
-    type Error = Failure;
+    type Error = DecodeError;
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         match &self.0.value {
             Value::List(items) => visitor.visit_seq(Items { items: items.iter().enumerate() }),
             Value::Map(entries) => visitor.visit_map(Entries { entries: entries.iter(), value: None }),
@@ -237,7 +237,7 @@ impl<'de> de::Deserializer<'de> for NodeDeserializer<'de> {
         }
     }
 
-    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         visitor.visit_bool(self.truth().ok_or_else(|| self.wrong("true or false"))?)
     }
 
@@ -246,19 +246,19 @@ impl<'de> de::Deserializer<'de> for NodeDeserializer<'de> {
         deserialize_u8 visit_u8 u8; deserialize_u16 visit_u16 u16; deserialize_u32 visit_u32 u32; deserialize_u64 visit_u64 u64;
     }
 
-    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         visitor.visit_str(self.text()?)
     }
 
-    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         self.deserialize_str(visitor)
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         if self.0.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
     }
 
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         match &self.0.value {
             Value::List(items) => visitor.visit_seq(Items { items: items.iter().enumerate() }),
             _ => Err(self.wrong("a list, such as [] or one `- item` a line,")),
@@ -271,7 +271,7 @@ impl<'de> de::Deserializer<'de> for NodeDeserializer<'de> {
         _: &'static str,
         _: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Failure> {
+    ) -> Result<V::Value, DecodeError> {
         match &self.0.value {
             _ if self.0.rejected || self.0.is_null() => visitor.visit_map(Entries { entries: [].iter(), value: None }),
             Value::Map(entries) => visitor.visit_map(Entries { entries: entries.iter(), value: None }),
@@ -284,11 +284,11 @@ impl<'de> de::Deserializer<'de> for NodeDeserializer<'de> {
         _: &'static str,
         _: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Failure> {
-        visitor.visit_enum(self.text()?.into_deserializer()).map_err(|failure: Failure| failure.at(&self.0.origin))
+    ) -> Result<V::Value, DecodeError> {
+        visitor.visit_enum(self.text()?.into_deserializer()).map_err(|failure: DecodeError| failure.at(&self.0.origin))
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Failure> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, DecodeError> {
         visitor.visit_newtype_struct(self)
     }
 
@@ -298,13 +298,13 @@ impl<'de> de::Deserializer<'de> for NodeDeserializer<'de> {
 }
 
 struct Items<'a> {
-    items: std::iter::Enumerate<std::slice::Iter<'a, Node>>,
+    items: std::iter::Enumerate<std::slice::Iter<'a, YamlNode>>,
 }
 
 impl<'de> de::SeqAccess<'de> for Items<'de> {
-    type Error = Failure;
+    type Error = DecodeError;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Failure> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, DecodeError> {
         match self.items.find(|(_, node)| !node.rejected) {
             None => Ok(None),
             Some((index, node)) => seed
@@ -321,20 +321,20 @@ struct Entries<'a> {
 }
 
 impl<'de> de::MapAccess<'de> for Entries<'de> {
-    type Error = Failure;
+    type Error = DecodeError;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Failure> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, DecodeError> {
         self.value = self.entries.find(|entry| !entry.node.rejected);
         match self.value {
             None => Ok(None),
             Some(entry) => seed
                 .deserialize(entry.key.as_str().into_deserializer())
                 .map(Some)
-                .map_err(|failure: Failure| failure.at(&entry.key_origin).within(Step::Key(entry.key.clone()))),
+                .map_err(|failure: DecodeError| failure.at(&entry.key_origin).within(Step::Key(entry.key.clone()))),
         }
     }
 
-    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Failure> {
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, DecodeError> {
         let Some(entry) = self.value.take() else {
             return Err(de::Error::custom("a value was asked for before its key"));
         };

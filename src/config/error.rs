@@ -6,39 +6,39 @@ use std::sync::Arc;
 /// How many problems one report lists. Past it a file is no configuration, and the rest would not help.
 pub(super) const MAX_PROBLEMS: usize = 50;
 
-/// Why a configuration was refused: one [`Problem`] or several, one a line.
+/// Why a configuration was refused: one [`ConfigProblem`] or several, one a line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", lines(.problems))]
-pub struct Error {
-    problems: Vec<Problem>,
+pub struct ConfigError {
+    problems: Vec<ConfigProblem>,
 }
 
-impl Error {
-    pub(super) fn new(mut problems: Vec<Problem>) -> Self {
+impl ConfigError {
+    pub(super) fn new(mut problems: Vec<ConfigProblem>) -> Self {
         problems.truncate(MAX_PROBLEMS);
         problems.sort_by(|a, b| a.origin.cmp(&b.origin));
         Self { problems }
     }
 
     /// What was found, in the order of the file, then of the environment, then of the flags.
-    pub fn problems(&self) -> &[Problem] {
+    pub fn problems(&self) -> &[ConfigProblem] {
         &self.problems
     }
 }
 
-impl From<Problem> for Error {
-    fn from(problem: Problem) -> Self {
+impl From<ConfigProblem> for ConfigError {
+    fn from(problem: ConfigProblem) -> Self {
         Self::new(vec![problem])
     }
 }
 
-fn lines(problems: &[Problem]) -> String {
+fn lines(problems: &[ConfigProblem]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct ConfigProblem {
     /// Where the value or key was written.
     pub origin: Origin,
     /// The dotted key, such as `network.listen[1]`; empty when it is about the source as a whole.
@@ -47,7 +47,7 @@ pub struct Problem {
     pub message: String,
 }
 
-impl Problem {
+impl ConfigProblem {
     pub(super) fn new(origin: Origin, key: impl Into<String>, message: impl Into<String>) -> Self {
         Self { origin, key: key.into(), message: message.into() }
     }
@@ -58,7 +58,7 @@ impl Problem {
     }
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ConfigProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.origin)?;
         // A variable or flag already says which key it sets.

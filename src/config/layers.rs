@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::error::{Error, Origin, Problem, Source};
+use super::error::{ConfigError, ConfigProblem, Origin, Source};
 use super::node::default_data_dir;
-use super::tree::{self, Entry, MAX_BYTES, MAX_DEPTH, Node, Step, Value};
+use super::tree::{self, Entry, MAX_BYTES, MAX_DEPTH, Step, Value, YamlNode};
 use super::{Config, Sources};
 
 /// What the names of our variables begin with.
@@ -21,7 +21,7 @@ const FILE_VARIABLE: &str = "PEERSCOPE_CONFIG";
 /// # Errors
 ///
 /// When the file cannot be read or is no YAML.
-pub(super) fn assemble(sources: &Sources) -> Result<(Node, Vec<Problem>), Error> {
+pub(super) fn assemble(sources: &Sources) -> Result<(YamlNode, Vec<ConfigProblem>), ConfigError> {
     let mut problems = Vec::new();
     let variable = |name: &str| sources.env.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_os_str());
 
@@ -29,12 +29,13 @@ pub(super) fn assemble(sources: &Sources) -> Result<(Node, Vec<Problem>), Error>
     let mut tree = match sources.file.as_ref().or(named.as_ref()) {
         Some(path) => {
             let name = path.display().to_string();
-            let text = read(path).map_err(|problem| Problem::new(Origin::File(name.as_str().into()), "", problem))?;
+            let text =
+                read(path).map_err(|problem| ConfigProblem::new(Origin::File(name.as_str().into()), "", problem))?;
             let (tree, found) = tree::parse(&text, &Source::File(name.into()))?;
             problems = found;
             tree
         }
-        None => Node::new(Value::Map(Vec::new()), Origin::Default),
+        None => YamlNode::new(Value::Map(Vec::new()), Origin::Default),
     };
 
     // Sorted, so that a whole section comes before one key of it.
@@ -51,7 +52,7 @@ pub(super) fn assemble(sources: &Sources) -> Result<(Node, Vec<Problem>), Error>
         let origin = Origin::Env { name: name.as_str().into(), key: key.clone() };
         match value.to_str() {
             Some(value) => lay_over(&mut tree, &key, value, origin, &mut problems),
-            None => problems.push(Problem::new(origin, key, "the value is not valid UTF-8")),
+            None => problems.push(ConfigProblem::new(origin, key, "the value is not valid UTF-8")),
         }
     }
     for (key, value, flag) in &sources.flags {
@@ -62,7 +63,7 @@ pub(super) fn assemble(sources: &Sources) -> Result<(Node, Vec<Problem>), Error>
     if data_dir.iter().try_fold(&tree, |node, step| node.child(step)).is_none() {
         // The default follows the environment that was given, not the process's own.
         if let Some(path) = default_data_dir(variable).to_str() {
-            let value = Node::new(Value::Scalar { text: path.to_owned(), plain: false }, Origin::Default);
+            let value = YamlNode::new(Value::Scalar { text: path.to_owned(), plain: false }, Origin::Default);
             let node = nest(["node", "data_dir"], value);
             // Where `node` is no mapping, decoding says so; the default adds nothing to that.
             merge(&mut tree, node, &mut Vec::new());
@@ -109,20 +110,20 @@ fn read(path: &Path) -> Result<String, String> {
 }
 
 /// Sets the dotted `key` to a value given as YAML.
-fn lay_over(tree: &mut Node, key: &str, value: &str, origin: Origin, problems: &mut Vec<Problem>) {
+fn lay_over(tree: &mut YamlNode, key: &str, value: &str, origin: Origin, problems: &mut Vec<ConfigProblem>) {
     let keys: Vec<&str> = key.split('.').collect();
     if keys.len() > MAX_DEPTH {
-        problems.push(Problem::new(origin, key, "sets no known key"));
+        problems.push(ConfigProblem::new(origin, key, "sets no known key"));
         return;
     }
     let mut node = match tree::parse(value, &Source::Value(origin.clone())) {
         Ok((node, found)) => {
-            problems.extend(found.into_iter().map(|problem| Problem { key: key.to_owned(), ..problem }));
+            problems.extend(found.into_iter().map(|problem| ConfigProblem { key: key.to_owned(), ..problem }));
             node
         }
         Err(error) => {
             let why = error.problems().first().map(|problem| problem.message.clone()).unwrap_or_default();
-            Node::new(Value::Unreadable(why), origin.clone())
+            YamlNode::new(Value::Unreadable(why), origin.clone())
         }
     };
     // Nothing at all reads as an empty mapping in a file; here it is an empty value.
@@ -134,19 +135,19 @@ fn lay_over(tree: &mut Node, key: &str, value: &str, origin: Origin, problems: &
 }
 
 /// `node` as the only content of the mappings that lead to it.
-fn nest<'a>(keys: impl IntoIterator<Item = &'a str, IntoIter: DoubleEndedIterator>, node: Node) -> Node {
+fn nest<'a>(keys: impl IntoIterator<Item = &'a str, IntoIter: DoubleEndedIterator>, node: YamlNode) -> YamlNode {
     keys.into_iter().rev().fold(node, |node, key| {
         let origin = node.origin.clone();
-        Node::new(Value::Map(vec![Entry { key: key.to_owned(), key_origin: origin.clone(), node }]), origin)
+        YamlNode::new(Value::Map(vec![Entry { key: key.to_owned(), key_origin: origin.clone(), node }]), origin)
     })
 }
 
 /// Lays `over` on `base`: mappings key by key, everything else as a whole. The recursion is as deep
 /// as a tree may be.
-fn merge(base: &mut Node, over: Node, problems: &mut Vec<Problem>) {
+fn merge(base: &mut YamlNode, over: YamlNode, problems: &mut Vec<ConfigProblem>) {
     let null = base.is_null();
     match (&mut base.value, over) {
-        (Value::Map(existing), Node { value: Value::Map(entries), .. }) => {
+        (Value::Map(existing), YamlNode { value: Value::Map(entries), .. }) => {
             for entry in entries {
                 match existing.iter_mut().find(|e| e.key == entry.key) {
                     Some(found) => merge(&mut found.node, entry.node, problems),
@@ -155,7 +156,7 @@ fn merge(base: &mut Node, over: Node, problems: &mut Vec<Problem>) {
             }
         }
         // A mapping without a text of its own only leads to the key that is set.
-        (_, Node { value: Value::Map(_), raw: None, origin, .. }) if !null => {
+        (_, YamlNode { value: Value::Map(_), raw: None, origin, .. }) if !null => {
             let message = match &base.origin {
                 Origin::Default => format!("what contains this key is {}, not a mapping", base.describe()),
                 place => format!("what contains this key is {} ({place}), not a mapping", base.describe()),
@@ -165,7 +166,7 @@ fn merge(base: &mut Node, over: Node, problems: &mut Vec<Problem>) {
                 Origin::Flag { key, .. } => (*key).to_owned(),
                 _ => String::new(),
             };
-            problems.push(Problem::new(origin, key, message));
+            problems.push(ConfigProblem::new(origin, key, message));
         }
         (_, over) => *base = over,
     }

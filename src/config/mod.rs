@@ -3,7 +3,7 @@
 //! Raw input becomes valid types here and nowhere else. The file is parsed into a small tree whose
 //! every node knows where it came from (`tree.rs`); environment and flags are laid over it
 //! (`layers.rs`); serde reads the sections from it (`de.rs`); what only makes sense together is
-//! checked at the end (`check.rs`). Every [`Problem`] names its origin.
+//! checked at the end (`check.rs`). Every [`ConfigProblem`] names its origin.
 
 mod access;
 mod check;
@@ -21,10 +21,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use self::access::{AccessRule, PeerSelector, Permission};
-pub use self::error::{Error, Origin, Problem};
+pub use self::error::{ConfigError, ConfigProblem, Origin};
 pub use self::log::{LogConfig, LogFormat, LogLevel};
 pub use self::node::NodeConfig;
-use self::tree::Node;
+use self::tree::YamlNode;
 use crate::{expose, gateway, metrics, network, storage};
 
 /// Everything that can be configured. Each module owns its section.
@@ -67,7 +67,7 @@ impl Config {
     /// # Errors
     ///
     /// All problems found, each with its origin.
-    pub fn load(sources: &Sources) -> Result<Self, Error> {
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
         let (tree, problems) = layers::assemble(sources)?;
         Self::decode(tree, problems)
     }
@@ -77,7 +77,7 @@ impl Config {
     /// # Errors
     ///
     /// All problems found, each with its position.
-    pub fn from_yaml(name: &str, text: &str) -> Result<Self, Error> {
+    pub fn from_yaml(name: &str, text: &str) -> Result<Self, ConfigError> {
         let (tree, problems) = tree::parse(text, &error::Source::File(name.into()))?;
         Self::decode(tree, problems)
     }
@@ -89,11 +89,11 @@ impl Config {
 
     /// Decodes, and for as long as something is wrong notes it, takes it out of the tree and decodes
     /// again: so one run shows all mistakes.
-    fn decode(mut tree: Node, mut problems: Vec<Problem>) -> Result<Self, Error> {
+    fn decode(mut tree: YamlNode, mut problems: Vec<ConfigProblem>) -> Result<Self, ConfigError> {
         let config = loop {
             match de::decode::<Self>(&tree) {
                 Ok(config) => break config,
-                Err(_) if problems.len() >= error::MAX_PROBLEMS => return Err(Error::new(problems)),
+                Err(_) if problems.len() >= error::MAX_PROBLEMS => return Err(ConfigError::new(problems)),
                 Err(failure) => problems.extend(failure.take_out_of(&mut tree)),
             }
         };
@@ -105,7 +105,7 @@ impl Config {
                 problems.push(problem);
             }
         }
-        if problems.is_empty() { Ok(config) } else { Err(Error::new(problems)) }
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError::new(problems)) }
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Tag};
 
-use super::error::{Error, MAX_PROBLEMS, Origin, Problem, Source};
+use super::error::{ConfigError, ConfigProblem, MAX_PROBLEMS, Origin, Source};
 use crate::units::quoted;
 
 /// The largest text read, in bytes. Some thousand access rules fit.
@@ -17,7 +17,7 @@ pub(super) const MAX_DEPTH: usize = 32;
 const MAX_NODES: usize = 200_000;
 
 #[derive(Debug, Clone)]
-pub(super) struct Node {
+pub(super) struct YamlNode {
     pub(super) value: Value,
     pub(super) origin: Origin,
     /// The text of a variable or flag as it was given: what a key that wants text gets.
@@ -33,7 +33,7 @@ pub(super) enum Value {
         text: String,
         plain: bool,
     },
-    List(Vec<Node>),
+    List(Vec<YamlNode>),
     Map(Vec<Entry>),
     /// A variable or flag that is no YAML, and why; still fine for a key that wants text.
     Unreadable(String),
@@ -43,7 +43,7 @@ pub(super) enum Value {
 pub(super) struct Entry {
     pub(super) key: String,
     pub(super) key_origin: Origin,
-    pub(super) node: Node,
+    pub(super) node: YamlNode,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub(super) enum Step {
     Index(usize),
 }
 
-impl Node {
+impl YamlNode {
     pub(super) fn new(value: Value, origin: Origin) -> Self {
         Self { value, origin, raw: None, rejected: false }
     }
@@ -125,9 +125,9 @@ pub(super) fn dotted<'a>(steps: impl IntoIterator<Item = &'a Step>) -> String {
 /// # Errors
 ///
 /// When the text is no YAML, or goes beyond a bound.
-pub(super) fn parse(text: &str, source: &Source) -> Result<(Node, Vec<Problem>), Error> {
+pub(super) fn parse(text: &str, source: &Source) -> Result<(YamlNode, Vec<ConfigProblem>), ConfigError> {
     if text.len() > MAX_BYTES {
-        return Err(Problem::new(source.whole(), "", format!("is larger than {MAX_BYTES} bytes")).into());
+        return Err(ConfigProblem::new(source.whole(), "", format!("is larger than {MAX_BYTES} bytes")).into());
     }
     let mut builder =
         Builder { source, open: Vec::new(), root: None, anchors: HashMap::new(), nodes: 0, problems: Vec::new() };
@@ -138,11 +138,11 @@ pub(super) fn parse(text: &str, source: &Source) -> Result<(Node, Vec<Problem>),
             } else {
                 ""
             };
-            Problem::new(source.at(*error.marker()), "", format!("this is no valid YAML: {}{hint}", error.info()))
+            ConfigProblem::new(source.at(*error.marker()), "", format!("this is no valid YAML: {}{hint}", error.info()))
         })?;
         builder.event(event, span.start)?;
     }
-    let root = builder.root.unwrap_or_else(|| Node::new(Value::Map(Vec::new()), source.whole()));
+    let root = builder.root.unwrap_or_else(|| YamlNode::new(Value::Map(Vec::new()), source.whole()));
     Ok((root, builder.problems))
 }
 
@@ -150,15 +150,15 @@ pub(super) fn parse(text: &str, source: &Source) -> Result<(Node, Vec<Problem>),
 struct Builder<'a> {
     source: &'a Source,
     open: Vec<Open>,
-    root: Option<Node>,
-    anchors: HashMap<usize, Node>,
+    root: Option<YamlNode>,
+    anchors: HashMap<usize, YamlNode>,
     nodes: usize,
-    problems: Vec<Problem>,
+    problems: Vec<ConfigProblem>,
 }
 
 /// A list or mapping whose end has not come yet.
 struct Open {
-    node: Node,
+    node: YamlNode,
     anchor: usize,
     /// In a mapping: the key whose value comes next.
     key: Option<(String, Origin)>,
@@ -167,12 +167,12 @@ struct Open {
 }
 
 impl Builder<'_> {
-    fn event(&mut self, event: Event<'_>, at: Marker) -> Result<(), Problem> {
+    fn event(&mut self, event: Event<'_>, at: Marker) -> Result<(), ConfigProblem> {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let string = self.check_tag(tag.as_deref(), at)?;
                 let plain = style == ScalarStyle::Plain && !string;
-                let node = Node::new(Value::Scalar { text: text.into_owned(), plain }, self.source.at(at));
+                let node = YamlNode::new(Value::Scalar { text: text.into_owned(), plain }, self.source.at(at));
                 self.close(node, anchor, at)
             }
             Event::SequenceStart(anchor, tag) => self.open(Value::List(Vec::new()), anchor, tag.as_deref(), at),
@@ -192,7 +192,7 @@ impl Builder<'_> {
                 None => Err(self.problem(at, "this alias refers to what contains it")),
             },
             Event::DocumentStart(_) if self.root.is_some() => {
-                Err(Problem::new(self.source.at(at), "", "a second document begins here; one is allowed"))
+                Err(ConfigProblem::new(self.source.at(at), "", "a second document begins here; one is allowed"))
             }
             Event::DocumentStart(_) | Event::DocumentEnd | Event::StreamStart | Event::StreamEnd | Event::Nothing => {
                 Ok(())
@@ -200,7 +200,7 @@ impl Builder<'_> {
         }
     }
 
-    fn open(&mut self, value: Value, anchor: usize, tag: Option<&Tag>, at: Marker) -> Result<(), Problem> {
+    fn open(&mut self, value: Value, anchor: usize, tag: Option<&Tag>, at: Marker) -> Result<(), ConfigProblem> {
         self.check_tag(tag, at)?;
         if self.open.last().is_some_and(Open::wants_key) {
             return Err(self.problem(at, "a key must be a text"));
@@ -208,12 +208,17 @@ impl Builder<'_> {
         if self.open.len() >= MAX_DEPTH {
             return Err(self.problem(at, too_deep()));
         }
-        self.open.push(Open { node: Node::new(value, self.source.at(at)), anchor, key: None, seen: HashMap::new() });
+        self.open.push(Open {
+            node: YamlNode::new(value, self.source.at(at)),
+            anchor,
+            key: None,
+            seen: HashMap::new(),
+        });
         Ok(())
     }
 
     /// A node is complete: it becomes a key or value of what is open, or the root.
-    fn close(&mut self, mut node: Node, anchor: usize, at: Marker) -> Result<(), Problem> {
+    fn close(&mut self, mut node: YamlNode, anchor: usize, at: Marker) -> Result<(), ConfigProblem> {
         self.charge(1, at)?;
         if anchor > 0 {
             self.charge(node.count(), at)?;
@@ -257,7 +262,7 @@ impl Builder<'_> {
             _ => String::new(),
         };
         if self.problems.len() < MAX_PROBLEMS {
-            self.problems.push(Problem::new(
+            self.problems.push(ConfigProblem::new(
                 origin,
                 dotted(&path),
                 format!("this key is here a second time; remove it or the first one{first}"),
@@ -266,7 +271,7 @@ impl Builder<'_> {
     }
 
     /// Whether the tag makes a text of anything. Tags that mean something else are refused.
-    fn check_tag(&self, tag: Option<&Tag>, at: Marker) -> Result<bool, Problem> {
+    fn check_tag(&self, tag: Option<&Tag>, at: Marker) -> Result<bool, ConfigProblem> {
         match tag {
             None => Ok(false),
             Some(tag) if tag.is_yaml_core_schema() => Ok(tag.suffix == "str"),
@@ -274,7 +279,7 @@ impl Builder<'_> {
         }
     }
 
-    fn charge(&mut self, nodes: usize, at: Marker) -> Result<(), Problem> {
+    fn charge(&mut self, nodes: usize, at: Marker) -> Result<(), ConfigProblem> {
         self.nodes = self.nodes.saturating_add(nodes);
         if self.nodes > MAX_NODES {
             return Err(
@@ -284,8 +289,8 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn problem(&self, at: Marker, message: impl Into<String>) -> Problem {
-        Problem::new(self.source.at(at), dotted(&self.path()), message)
+    fn problem(&self, at: Marker, message: impl Into<String>) -> ConfigProblem {
+        ConfigProblem::new(self.source.at(at), dotted(&self.path()), message)
     }
 
     /// The path of the node that comes next.
@@ -305,7 +310,7 @@ impl Open {
     }
 }
 
-fn depth(node: &Node) -> usize {
+fn depth(node: &YamlNode) -> usize {
     match node.value {
         Value::List(_) | Value::Map(_) => 1 + node.children().map(depth).max().unwrap_or(0),
         _ => 0,

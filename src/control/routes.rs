@@ -1,6 +1,5 @@
 //! What the control API answers to what.
 
-#[cfg(feature = "metrics-prometheus")]
 mod gateway;
 
 use std::time::Duration;
@@ -13,32 +12,31 @@ use hyper::{Method, Request, Response, StatusCode};
 use libp2p::PeerId;
 use percent_encoding::percent_decode_str;
 
-use super::{Api, ComponentStatus, Deleted, Failure, Peer, Status};
-use crate::metrics::all_ready;
+use super::{Api, ComponentStatus, Deleted, ErrorResponse, Peer, Status};
+use crate::metrics::{BUILT_IN, all_ready};
 use crate::network::RequestError;
 use crate::network::protocol::{self, ErrorCode};
-use crate::storage;
+use crate::storage::{self, StorageError};
 
-type Answer = Response<Full<Bytes>>;
+type ApiResponse = Response<Full<Bytes>>;
 
 /// How long a client may take to send a value.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a metrics page may take to be made, as at the endpoint.
-#[cfg(feature = "metrics-prometheus")]
 const MAKING: Duration = Duration::from_secs(20);
 
 /// How long the network's event loop may take to answer.
 const TURN: Duration = Duration::from_secs(3);
 
 /// What went wrong, with the status that says so.
-struct Problem {
+struct ApiError {
     status: StatusCode,
     code: &'static str,
     error: String,
 }
 
-impl Problem {
+impl ApiError {
     fn new(status: StatusCode, code: &'static str, error: impl Into<String>) -> Self {
         Self { status, code, error: error.into() }
     }
@@ -49,13 +47,13 @@ impl Problem {
 }
 
 impl Api {
-    pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> ApiResponse {
         self.route(request).await.unwrap_or_else(|problem| {
-            json(problem.status, &Failure { code: problem.code.into(), error: problem.error })
+            json(problem.status, &ErrorResponse { code: problem.code.into(), error: problem.error })
         })
     }
 
-    async fn route(&self, request: Request<Incoming>) -> Result<Answer, Problem> {
+    async fn route(&self, request: Request<Incoming>) -> Result<ApiResponse, ApiError> {
         let path = request.uri().path().to_owned();
         match (request.method(), path.as_str()) {
             (&Method::GET, "/v1/status") => Ok(json(StatusCode::OK, &self.status().await)),
@@ -63,7 +61,7 @@ impl Api {
                 Ok(peers) => Ok(json(StatusCode::OK, &peers)),
                 Err(_) => {
                     let error = "the network does not answer; see `peerscope status`";
-                    Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", error))
+                    Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", error))
                 }
             },
             (&Method::GET, "/v1/metrics") => self.metrics(&request).await,
@@ -75,7 +73,7 @@ impl Api {
             }
             (_, "/v1/status" | "/v1/peers" | "/v1/metrics") => Ok(method_not_allowed("GET")),
             (_, path) if path.starts_with("/v1/keys/") => Ok(method_not_allowed("GET, PUT, DELETE")),
-            _ => Err(Problem::new(StatusCode::NOT_FOUND, "bad_request", format!("there is no {path} here"))),
+            _ => Err(ApiError::new(StatusCode::NOT_FOUND, "bad_request", format!("there is no {path} here"))),
         }
     }
 
@@ -115,16 +113,13 @@ impl Api {
             link: info.link,
             gateway: None,
         });
-        #[cfg(feature = "metrics-prometheus")]
-        return gateway::with_members(connected.collect(), self.gateway.as_ref());
-        #[cfg(not(feature = "metrics-prometheus"))]
-        connected.collect()
+        gateway::with_members(connected.collect(), self.gateway.as_ref())
     }
 
-    async fn key(&self, key: Bytes, peer: Option<PeerId>, request: Request<Incoming>) -> Result<Answer, Problem> {
+    async fn key(&self, key: Bytes, peer: Option<PeerId>, request: Request<Incoming>) -> Result<ApiResponse, ApiError> {
         let found = |value: Option<Bytes>| match value {
             Some(value) => Ok(bytes(value)),
-            None => Err(Problem::new(StatusCode::NOT_FOUND, "not_found", "there is no such key")),
+            None => Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is no such key")),
         };
         let method = request.method().clone();
         let value = if method == Method::PUT { self.body(request).await? } else { Bytes::new() };
@@ -146,7 +141,7 @@ impl Api {
                     protocol::Response::Value(value) => found(value),
                     protocol::Response::Stored => Ok(no_content()),
                     protocol::Response::Deleted(deleted) => Ok(json(StatusCode::OK, &Deleted { deleted })),
-                    protocol::Response::Pong(_) => Err(Problem::new(
+                    protocol::Response::Pong(_) => Err(ApiError::new(
                         StatusCode::BAD_GATEWAY,
                         "peer",
                         format!("the peer answered a {expected} with a pong"),
@@ -156,7 +151,7 @@ impl Api {
         }
     }
 
-    async fn body(&self, request: Request<Incoming>) -> Result<Bytes, Problem> {
+    async fn body(&self, request: Request<Incoming>) -> Result<Bytes, ApiError> {
         let limit = self.storage.max_value_size();
         let mut body = request.into_body();
         match tokio::time::timeout(BODY_TIMEOUT, Limited::new(&mut body, limit).collect()).await {
@@ -164,39 +159,34 @@ impl Api {
             Ok(Err(error)) if error.is::<LengthLimitError>() => {
                 let _ = tokio::time::timeout(BODY_TIMEOUT, discard(&mut body)).await;
                 let error = format!("the value has more than the {limit} bytes that storage.max_value_size allows");
-                Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", error))
+                Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", error))
             }
-            Ok(Err(error)) => Err(Problem::bad_request(format!("the value did not arrive: {error}"))),
-            Err(_) => Err(Problem::bad_request(format!("the value did not arrive within {BODY_TIMEOUT:?}"))),
+            Ok(Err(error)) => Err(ApiError::bad_request(format!("the value did not arrive: {error}"))),
+            Err(_) => Err(ApiError::bad_request(format!("the value did not arrive within {BODY_TIMEOUT:?}"))),
         }
     }
 
-    #[cfg(feature = "metrics-prometheus")]
-    async fn metrics(&self, request: &Request<Incoming>) -> Result<Answer, Problem> {
+    async fn metrics(&self, request: &Request<Incoming>) -> Result<ApiResponse, ApiError> {
         use crate::metrics::ExposeError as E;
-        use crate::metrics::exposition::Wanted;
+        if !BUILT_IN {
+            let error = "this agent was built without metrics (cargo feature metrics-prometheus)";
+            return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, "no_metrics", error));
+        }
         let accept = request.headers().get(hyper::header::ACCEPT).and_then(|accept| accept.to_str().ok());
         let accept = accept.unwrap_or_default();
-        if let Some(wanted) = gateway::Wanted::from_query(request.uri().query())? {
-            return gateway::metrics(self.gateway.as_ref(), wanted, accept).await;
+        if let Some(query) = gateway::PageQuery::from_query(request.uri().query())? {
+            return gateway::metrics(self.gateway.as_ref(), query, accept).await;
         }
-        let wanted = Wanted::from_query(request.uri().query());
-        let page = self.exposer.expose(accept, wanted, false, MAKING).await.map_err(|error| {
+        let page = self.exposer.expose(accept, request.uri().query(), false, MAKING).await.map_err(|error| {
             let (status, code) = match error {
                 E::Busy(_) => (StatusCode::TOO_MANY_REQUESTS, "busy"),
                 E::Late(_) => (StatusCode::GATEWAY_TIMEOUT, "timeout"),
                 E::Failed | E::NotBuiltIn => (StatusCode::INTERNAL_SERVER_ERROR, "metrics"),
             };
-            Problem::new(status, code, error.to_string())
+            ApiError::new(status, code, error.to_string())
         })?;
-        Ok(with_type(page.body, HeaderValue::from_static(page.content_type)))
-    }
-
-    #[cfg(not(feature = "metrics-prometheus"))]
-    #[allow(clippy::unused_async, reason = "the same shape as with the feature")]
-    async fn metrics(&self, _: &Request<Incoming>) -> Result<Answer, Problem> {
-        let error = "this agent was built without metrics (cargo feature metrics-prometheus)";
-        Err(Problem::new(StatusCode::NOT_IMPLEMENTED, "no_metrics", error))
+        let content_type = page.content_type_header();
+        Ok(with_type(page.body, content_type.unwrap_or_else(|| HeaderValue::from_static("text/plain"))))
     }
 }
 
@@ -212,18 +202,18 @@ async fn discard(body: &mut Incoming) {
 }
 
 /// The `peer` of a query string.
-fn peer(query: Option<&str>) -> Result<Option<PeerId>, Problem> {
+fn peer(query: Option<&str>) -> Result<Option<PeerId>, ApiError> {
     let Some(query) = query.filter(|query| !query.is_empty()) else { return Ok(None) };
     let Some(text) = query.strip_prefix("peer=") else {
-        return Err(Problem::bad_request(format!("`?{query}` is not understood; only ?peer=PEER_ID is")));
+        return Err(ApiError::bad_request(format!("`?{query}` is not understood; only ?peer=PEER_ID is")));
     };
-    let peer = text.parse().map_err(|_| Problem::bad_request(format!("`{text}` is not a PeerId")))?;
+    let peer = text.parse().map_err(|_| ApiError::bad_request(format!("`{text}` is not a PeerId")))?;
     Ok(Some(peer))
 }
 
-impl From<storage::Error> for Problem {
-    fn from(error: storage::Error) -> Self {
-        use storage::Error as E;
+impl From<StorageError> for ApiError {
+    fn from(error: StorageError) -> Self {
+        use StorageError as E;
         let (status, code) = match &error {
             E::KeyEmpty => (StatusCode::BAD_REQUEST, "bad_request"),
             E::KeyTooLarge { .. } | E::ValueTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
@@ -238,7 +228,7 @@ impl From<storage::Error> for Problem {
     }
 }
 
-impl From<RequestError> for Problem {
+impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         use RequestError as E;
         let (status, code) = match &error {
@@ -265,7 +255,7 @@ impl From<RequestError> for Problem {
     }
 }
 
-fn json(status: StatusCode, value: &impl serde::Serialize) -> Answer {
+fn json(status: StatusCode, value: &impl serde::Serialize) -> ApiResponse {
     // The types of this module serialise; if one did not, an empty object would still be JSON.
     let body = serde_json::to_vec(value).unwrap_or_else(|_| b"{}".to_vec());
     let mut answer = with_type(body.into(), HeaderValue::from_static("application/json"));
@@ -273,24 +263,24 @@ fn json(status: StatusCode, value: &impl serde::Serialize) -> Answer {
     answer
 }
 
-fn bytes(value: Bytes) -> Answer {
+fn bytes(value: Bytes) -> ApiResponse {
     with_type(value, HeaderValue::from_static("application/octet-stream"))
 }
 
-fn with_type(body: Bytes, content_type: HeaderValue) -> Answer {
+fn with_type(body: Bytes, content_type: HeaderValue) -> ApiResponse {
     let mut answer = Response::new(Full::new(body));
     answer.headers_mut().insert(CONTENT_TYPE, content_type);
     answer
 }
 
-fn no_content() -> Answer {
+fn no_content() -> ApiResponse {
     let mut answer = Response::new(Full::new(Bytes::new()));
     *answer.status_mut() = StatusCode::NO_CONTENT;
     answer
 }
 
-fn method_not_allowed(allowed: &'static str) -> Answer {
-    let failure = Failure { code: "bad_request".into(), error: format!("only {allowed} is answered here") };
+fn method_not_allowed(allowed: &'static str) -> ApiResponse {
+    let failure = ErrorResponse { code: "bad_request".into(), error: format!("only {allowed} is answered here") };
     let mut answer = json(StatusCode::METHOD_NOT_ALLOWED, &failure);
     answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     answer

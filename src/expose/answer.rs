@@ -1,5 +1,7 @@
 //! What of an exporter's answer is passed on.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::StatusCode;
@@ -8,12 +10,10 @@ use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, TRANSFER_ENCODING
 use hyper::http::response::Parts;
 
 use super::FetchCause;
-
-/// The longest content type that is passed on, in bytes. The longest that Prometheus knows has 117.
-const MAX_CONTENT_TYPE: usize = 256;
+use crate::metrics::MAX_CONTENT_TYPE;
 
 /// The content type, and whether the body is compressed by gzip.
-pub(super) fn head(head: &Parts, gzip_wanted: bool) -> Result<(String, bool), FetchCause> {
+pub(super) fn head(head: &Parts, gzip_wanted: bool) -> Result<(Option<Cow<'static, str>>, bool), FetchCause> {
     if head.status.is_redirection() {
         // It may lead anywhere, and only what is configured is handed out.
         return Err(FetchCause::Redirect(head.status));
@@ -43,14 +43,17 @@ fn gzip(headers: &HeaderMap) -> Result<bool, FetchCause> {
     }
 }
 
-/// Empty where there is none that can stand in a header. Prometheus knows what to make of that
+fn is_visible(byte: u8) -> bool {
+    matches!(byte, b' '..=b'~')
+}
+
+/// `None` where there is none that can stand in a header. Prometheus knows what to make of that
 /// (`fallback_scrape_protocol`), and of one that is wrong.
-fn content_type(headers: &HeaderMap) -> String {
+fn content_type(headers: &HeaderMap) -> Option<Cow<'static, str>> {
     let mut types = headers.get_all(CONTENT_TYPE).iter();
     let one = types.next().filter(|_| types.next().is_none()).and_then(|one| one.to_str().ok());
-    one.filter(|one| one.len() <= MAX_CONTENT_TYPE && one.bytes().all(|b| matches!(b, b' '..=b'~')))
-        .unwrap_or_default()
-        .into()
+    let one = one.filter(|one| (1..=MAX_CONTENT_TYPE).contains(&one.len()) && one.bytes().all(is_visible));
+    one.map(|one| one.to_owned().into())
 }
 
 pub(super) async fn body(mut body: Incoming, max: usize) -> Result<Bytes, FetchCause> {
@@ -86,7 +89,7 @@ pub fn fuzz(data: &[u8]) {
     }
     for gzip_wanted in [false, true] {
         if let Ok((content_type, gzip)) = head(&answer, gzip_wanted) {
-            assert!(content_type.len() <= MAX_CONTENT_TYPE && content_type.bytes().all(|b| matches!(b, b' '..=b'~')));
+            assert!(content_type.is_none_or(|text| text.len() <= MAX_CONTENT_TYPE && text.bytes().all(is_visible)));
             assert!(gzip_wanted || !gzip);
         }
     }

@@ -49,7 +49,7 @@ pub enum FetchCause {
     /// Any other status than 200.
     #[error("answered {0}")]
     Status(StatusCode),
-    /// A coding other than gzip, or gzip where it was not wanted.
+    /// A coding other than gzip, or gzip where it was not options.
     #[error("answered in an encoding that it was not asked for")]
     Encoding,
     /// The body is longer than so many bytes.

@@ -6,13 +6,13 @@ mod urls;
 
 use tokio::io::AsyncWriteExt as _;
 
-use self::server::{MAX_BODY, WANTED, answering, asked, closed, exposed, fetched, listener, ok, refused, told};
+use self::server::{MAX_BODY, OPTIONS, answering, asked, closed, exposed, fetched, listener, ok, refused, told};
 use super::*;
 
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-fn page(gzip: bool, body: &'static [u8]) -> Fetched {
-    Fetched { content_type: TEXT.into(), gzip, body: body.into() }
+fn page(gzip: bool, body: &'static [u8]) -> Page {
+    Page { content_type: Some(TEXT.into()), gzip, body: body.into() }
 }
 
 #[tokio::test]
@@ -39,7 +39,7 @@ async fn pages_come_as_they_were_sent() {
 async fn the_exporter_is_told_what_the_scraper_wants() {
     let answer = || ok(&format!("Content-Type: {TEXT}\r\nContent-Length: 0\r\n"), b"");
     let (address, served) = answering(answer()).await;
-    fetch(&exposed(address), WANTED, MAX_BODY).await.unwrap();
+    fetch(&exposed(address), OPTIONS, MAX_BODY).await.unwrap();
     let head = served.await.unwrap();
     let (before, rest) = head.split_once("x-prometheus-scrape-timeout-seconds: ").unwrap();
     let (seconds, after) = rest.split_once("\r\n").unwrap();
@@ -55,7 +55,7 @@ async fn the_exporter_is_told_what_the_scraper_wants() {
     assert!((1.0..=20.0).contains(&seconds), "{seconds}");
 
     let (address, served) = answering(answer()).await;
-    fetch(&exposed(address), Wanted { accept: "", gzip: false, ..WANTED }, MAX_BODY).await.unwrap();
+    fetch(&exposed(address), FetchOptions { accept: "", gzip: false, ..OPTIONS }, MAX_BODY).await.unwrap();
     let head = served.await.unwrap();
     assert!(head.contains("\r\naccept-encoding: identity\r\n") && !head.contains("\r\naccept: "), "{head}");
 }
@@ -88,12 +88,12 @@ async fn a_content_type_is_passed_on_where_it_can_stand_in_a_header() {
     let answer = |value: &[u8]| {
         [b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nContent-Type: ".as_slice(), value, b"\r\n\r\n"].concat()
     };
-    assert_eq!(fetched(ok("Content-Length: 4\r\n", b"up 1")).await.unwrap().content_type, "");
+    assert_eq!(fetched(ok("Content-Length: 4\r\n", b"up 1")).await.unwrap().content_type, None);
     for value in [b" ".as_slice(), b"text/pl\xe4in", b"text/plain\tx", &[b'x'; 257], b"a/b\r\nContent-Type: c/d"] {
-        assert_eq!(fetched(answer(value)).await.unwrap().content_type, "");
+        assert_eq!(fetched(answer(value)).await.unwrap().content_type, None);
     }
     for value in ["text/html", "what?", &"x".repeat(256)] {
-        assert_eq!(fetched(answer(value.as_bytes())).await.unwrap().content_type, value);
+        assert_eq!(fetched(answer(value.as_bytes())).await.unwrap().content_type.as_deref(), Some(value));
     }
 }
 
@@ -111,7 +111,7 @@ async fn an_encoding_that_was_not_asked_for_is_refused() {
     }
     let gzip = ok(&format!("Content-Type: {TEXT}\r\nContent-Encoding: gzip\r\nContent-Length: 0\r\n"), b"");
     let (address, _) = answering(gzip).await;
-    assert_eq!(told(fetch(&exposed(address), Wanted { gzip: false, ..WANTED }, MAX_BODY).await), encoding);
+    assert_eq!(told(fetch(&exposed(address), FetchOptions { gzip: false, ..OPTIONS }, MAX_BODY).await), encoding);
 }
 
 #[tokio::test]
@@ -149,14 +149,14 @@ async fn an_answer_that_is_not_whole_is_none() {
 async fn an_exporter_that_is_not_there_is_told_from_one_that_is_elsewhere() {
     let (listener, address) = listener().await;
     drop(listener);
-    let error = fetch(&exposed(address), WANTED, MAX_BODY).await.unwrap_err();
+    let error = fetch(&exposed(address), OPTIONS, MAX_BODY).await.unwrap_err();
     assert_eq!(error.to_string(), "the exporter `node` cannot be reached: connection refused");
     assert_eq!(error.detail(), format!("{error} (http://{address}/metrics: Connection refused (os error 111))"));
 
     let mut target = exposed(address);
     for url in ["http://10.0.0.1/m", "http://host.invalid/m", "http://[::ffff:127.0.0.1]/m", "http://0.0.0.0/m"] {
         target.url = url.parse().unwrap();
-        let error = told(fetch(&target, WANTED, MAX_BODY).await);
+        let error = told(fetch(&target, OPTIONS, MAX_BODY).await);
         assert_eq!(error, "is not on this machine, and its entry does not say `remote: true`");
     }
 }
@@ -167,7 +167,7 @@ async fn localhost_is_this_machine() {
     let (address, served) = answering(ok(&format!("Content-Type: {TEXT}\r\nContent-Length: 0\r\n"), b"")).await;
     let mut target = exposed(address);
     target.url = format!("http://localhost:{}/metrics", address.port()).parse().unwrap();
-    fetch(&target, WANTED, MAX_BODY).await.unwrap();
+    fetch(&target, OPTIONS, MAX_BODY).await.unwrap();
     assert!(served.await.unwrap().contains(&format!("\r\nhost: localhost:{}\r\n", address.port())));
     assert_eq!(
         addresses(&target).await.unwrap(),
@@ -201,14 +201,14 @@ async fn every_address_has_its_share_of_the_time() {
     let time = Duration::from_millis(800);
     let connected = timeout(time, connect(&[refusing, swallowing, good], time)).await.expect("time was left");
     assert_eq!(connected.unwrap().peer_addr().unwrap(), good);
-    let wanted = Wanted { timeout: Duration::from_millis(200), ..WANTED };
-    assert_eq!(told(fetch(&exposed(swallowing), wanted, MAX_BODY).await), "cannot be reached: timed out");
+    let options = FetchOptions { timeout: Duration::from_millis(200), ..OPTIONS };
+    assert_eq!(told(fetch(&exposed(swallowing), options, MAX_BODY).await), "cannot be reached: timed out");
 }
 
 #[tokio::test]
 async fn a_fetch_that_is_dropped_closes_its_connection() {
     let (listener, address) = listener().await;
-    let fetching = tokio::spawn(async move { fetch(&exposed(address), WANTED, MAX_BODY).await });
+    let fetching = tokio::spawn(async move { fetch(&exposed(address), OPTIONS, MAX_BODY).await });
     let (_, mut stream) = asked(&listener).await;
     stream.write_all(&ok(&format!("Content-Type: {TEXT}\r\nContent-Length: 9\r\n"), b"up 1")).await.unwrap();
     fetching.abort();

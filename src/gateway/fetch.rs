@@ -8,26 +8,17 @@ use bytes::Bytes;
 use futures::{FutureExt as _, Stream};
 use tokio::time::Sleep;
 
-use super::scrape::{Failure, UnderWay};
-use crate::metrics::Broken;
+use super::scrape::{ScrapeFailure, UnderWay};
 use crate::metrics::labels::ScrapeOutcome;
-use crate::network::{IncomingPage, PageBody, ScrapeError};
+use crate::metrics::{Broken, Page};
+use crate::network::{PageBody, ScrapeError};
 
 /// A page of up to so many bytes is passed on as a whole: one answer, one write, and a failure has a status.
 const SMALL: usize = 64 << 10;
 /// How much of a larger one is held at a time.
 const CHUNK: usize = 16 << 10;
 
-/// A page whose bytes are there, or follow.
-#[derive(Debug)]
-pub(super) struct Page {
-    /// `None` when the peer says none, or what cannot stand in a header.
-    pub(super) content_type: Option<String>,
-    pub(super) gzip: bool,
-    pub(super) len: u64,
-    pub(super) body: Body,
-}
-
+/// The bytes of a page, or where they come from.
 #[derive(Debug)]
 pub(super) enum Body {
     Whole(Bytes),
@@ -36,29 +27,33 @@ pub(super) enum Body {
 
 /// Looks at what a peer announces, and reads all of a small page.
 pub(super) async fn begin(
-    incoming: IncomingPage,
+    incoming: Page<PageBody>,
     wants_gzip: bool,
     max_body: usize,
     deadline: Instant,
-) -> Result<Page, Failure> {
-    let IncomingPage { content_type, gzip, len, body } = incoming;
+) -> Result<Page<Body>, ScrapeFailure> {
+    let Page { content_type, gzip, body } = incoming;
+    let len = body.left();
     if gzip && !wants_gzip {
-        return Err(Failure::new(ScrapeOutcome::Invalid, "the page is compressed, and the scraper does not take gzip"));
+        return Err(ScrapeFailure::new(
+            ScrapeOutcome::Invalid,
+            "the page is compressed, and the scraper does not take gzip",
+        ));
     }
     if len > max_body as u64 {
         let text = format!("the page has {len} bytes; gateway.max_body_size allows {max_body} bytes");
-        return Err(Failure::new(ScrapeOutcome::TooLarge, text));
+        return Err(ScrapeFailure::new(ScrapeOutcome::TooLarge, text));
     }
-    let can_stand = !content_type.is_empty() && content_type.bytes().all(|byte| matches!(byte, b' '..=b'~'));
-    let content_type = can_stand.then_some(content_type);
+    // It becomes a header.
+    let content_type = content_type.filter(|text| text.bytes().all(|byte| matches!(byte, b' '..=b'~')));
     let body = match usize::try_from(len) {
         Ok(len) if len <= SMALL => Body::Whole(whole(body, len, deadline).await?),
         _ => Body::Coming(body),
     };
-    Ok(Page { content_type, gzip, len, body })
+    Ok(Page { content_type, gzip, body })
 }
 
-async fn whole(mut body: PageBody, len: usize, deadline: Instant) -> Result<Bytes, Failure> {
+async fn whole(mut body: PageBody, len: usize, deadline: Instant) -> Result<Bytes, ScrapeFailure> {
     let mut page = vec![0; len];
     let mut read = 0;
     let reading = async {
@@ -73,17 +68,17 @@ async fn whole(mut body: PageBody, len: usize, deadline: Instant) -> Result<Byte
     }
 }
 
-fn incomplete(got: u64) -> Failure {
+fn incomplete(got: u64) -> ScrapeFailure {
     let text = format!("the page was not complete in time; {got} bytes of it had come");
-    Failure::new(ScrapeOutcome::Timeout, text)
+    ScrapeFailure::new(ScrapeOutcome::Timeout, text)
 }
 
 /// The bytes of a large page: what the scraper has not taken yet stays with the peer. Ends with an error when not all of
 /// them come in time.
 pub(super) struct Coming {
     body: PageBody,
-    left: u64,
-    got: u64,
+    len: u64,
+    has_failed: bool,
     deadline: Pin<Box<Sleep>>,
     /// Room for what comes next.
     chunk: Vec<u8>,
@@ -93,11 +88,11 @@ pub(super) struct Coming {
 }
 
 impl Coming {
-    pub(super) fn new(body: PageBody, len: u64, under_way: UnderWay) -> Self {
+    pub(super) fn new(body: PageBody, under_way: UnderWay) -> Self {
         Self {
+            len: body.left(),
             body,
-            left: len,
-            got: 0,
+            has_failed: false,
             chunk: Vec::new(),
             deadline: Box::pin(tokio::time::sleep_until(under_way.deadline.into())),
             waiting_since: None,
@@ -112,8 +107,8 @@ impl Coming {
         }
     }
 
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Failure>> {
-        self.chunk.resize(CHUNK.min(usize::try_from(self.left).unwrap_or(CHUNK)), 0);
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, ScrapeFailure>> {
+        self.chunk.resize(CHUNK.min(usize::try_from(self.body.left()).unwrap_or(CHUNK)), 0);
         match self.body.poll_read(cx, &mut self.chunk) {
             Poll::Ready(read) => {
                 self.waited();
@@ -125,7 +120,7 @@ impl Coming {
                 self.waiting_since.get_or_insert_with(Instant::now);
                 futures::ready!(self.deadline.poll_unpin(cx));
                 self.waited();
-                Poll::Ready(Err(incomplete(self.got)))
+                Poll::Ready(Err(incomplete(self.len - self.body.left())))
             }
         }
     }
@@ -142,20 +137,18 @@ impl Stream for Coming {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        if this.left == 0 {
+        if this.has_failed || this.body.left() == 0 {
             return Poll::Ready(None);
         }
         Poll::Ready(Some(match futures::ready!(this.poll_read(cx)) {
             Ok(bytes) => {
-                this.left -= bytes.len() as u64;
-                this.got += bytes.len() as u64;
-                if this.left == 0 {
-                    this.under_way.complete(this.got);
+                if this.body.left() == 0 {
+                    this.under_way.complete(this.len);
                 }
                 Ok(bytes)
             }
             Err(failure) => {
-                this.left = 0;
+                this.has_failed = true;
                 this.under_way.failed(&failure);
                 Err(Broken(failure.text))
             }
@@ -164,7 +157,7 @@ impl Stream for Coming {
 }
 
 /// What a failure of the network means for a scrape.
-pub(super) fn lost(error: ScrapeError) -> Failure {
+pub(super) fn lost(error: ScrapeError) -> ScrapeFailure {
     use crate::network::protocol::ErrorCode;
     let outcome = match &error {
         ScrapeError::NotConnected => ScrapeOutcome::Disconnected,
@@ -184,5 +177,5 @@ pub(super) fn lost(error: ScrapeError) -> Failure {
         ScrapeError::Remote(remote) => format!("the peer says: {remote}"),
         error => error.to_string(),
     };
-    Failure::new(outcome, text)
+    ScrapeFailure::new(outcome, text)
 }

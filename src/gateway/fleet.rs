@@ -1,14 +1,15 @@
 //! The peers of a gateway, shared by everybody who needs to know them.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 use super::members::{LastScrape, Member, Members, Standing, Took};
-use super::scrape::{Failure, Want};
+use super::scrape::ScrapeFailure;
 use super::{Config, known};
 use crate::metrics::GatewayMetrics;
 use crate::metrics::labels::{Label as _, PeerState, ScrapeOutcome};
@@ -62,10 +63,10 @@ impl Fleet {
 
     /// Writes what the next run is to know, when it has changed. Blocks on the disk.
     pub fn save(&self) {
-        let Some(known) = self.lock().take_changed() else { return };
+        let Some(known) = self.members.lock().take_changed() else { return };
         if let Err(error) = known::save(&self.file, &known) {
             tracing::warn!("cannot write {}: {error}; trying again", self.file.display());
-            self.lock().set_changed();
+            self.members.lock().set_changed();
         }
     }
 
@@ -81,17 +82,17 @@ impl Fleet {
 
     /// The peers that the configuration names.
     pub fn named(&self) -> Vec<PeerId> {
-        self.lock().iter().filter(|(_, member)| member.named).map(|(peer, _)| *peer).collect()
+        self.members.lock().iter().filter(|(_, member)| member.named).map(|(peer, _)| *peer).collect()
     }
 
     /// Everyone that is known, in the order of their PeerIds.
     pub fn members(&self) -> Vec<(PeerId, Member)> {
-        self.lock().iter().map(|(peer, member)| (*peer, member.clone())).collect()
+        self.members.lock().iter().map(|(peer, member)| (*peer, member.clone())).collect()
     }
 
     /// Those who are targets; or how much longer it takes to hear of them.
     pub(super) fn targets(&self) -> Result<Vec<(PeerId, Member)>, Duration> {
-        let members = self.lock();
+        let members = self.members.lock();
         match members.settling(Instant::now()) {
             Some(left) => Err(left),
             // Copied, so that nobody waits while the list is written out.
@@ -104,13 +105,12 @@ impl Fleet {
 
     /// Why `peer` cannot be scraped now.
     pub fn problem(&self, peer: &PeerId) -> Option<String> {
-        let itself = Want { exposed: None, accept: String::new(), gzip: false };
-        self.check(peer, &itself).err().map(|failure| failure.text)
+        self.check(peer, None).err().map(|failure| failure.text)
     }
 
-    /// Whether `peer` can be asked for what is wanted; otherwise why not.
-    pub(super) fn check(&self, peer: &PeerId, want: &Want) -> Result<(), Failure> {
-        let members = self.lock();
+    /// Whether `peer` can be asked for its page, or for that of the exporter behind it; otherwise why not.
+    pub(super) fn check(&self, peer: &PeerId, exposed: Option<&str>) -> Result<(), ScrapeFailure> {
+        let members = self.members.lock();
         let Some(member) = members.get(peer) else {
             let text = if members.takes_any() {
                 "this gateway knows no such peer: it has never connected, or left too long ago (peerscope peers lists \
@@ -118,15 +118,16 @@ impl Fleet {
             } else {
                 "gateway.peers does not name this peer"
             };
-            return Err(Failure::new(ScrapeOutcome::NotFound, text));
+            return Err(ScrapeFailure::new(ScrapeOutcome::NotFound, text));
         };
         match &member.standing {
-            Standing::Unseen => {
-                Err(Failure::new(ScrapeOutcome::Disconnected, "the peer has not connected since the gateway started"))
-            }
+            Standing::Unseen => Err(ScrapeFailure::new(
+                ScrapeOutcome::Disconnected,
+                "the peer has not connected since the gateway started",
+            )),
             Standing::Departed { since, cause } => {
                 let text = format!("the peer is not connected; it left {} ago ({cause})", shown(since.elapsed()));
-                Err(Failure::new(ScrapeOutcome::Disconnected, text))
+                Err(ScrapeFailure::new(ScrapeOutcome::Disconnected, text))
             }
             Standing::Refusing { .. } => {
                 let text = format!(
@@ -134,41 +135,37 @@ impl Fleet {
                      access: [{{peer: {}, allow: [scrape]}}]",
                     self.local
                 );
-                Err(Failure::new(ScrapeOutcome::Refused, text))
+                Err(ScrapeFailure::new(ScrapeOutcome::Refused, text))
             }
             Standing::Connected { .. } if !member.admitted => {
                 let text = "the peer has just come and is no target yet (gateway.max_peers, newcomers a second)";
-                Err(Failure::new(ScrapeOutcome::NotFound, text))
+                Err(ScrapeFailure::new(ScrapeOutcome::NotFound, text))
             }
-            Standing::Connected { .. } => match &want.exposed {
-                Some(name) if !member.exposed.contains(name) => {
-                    Err(Failure::new(ScrapeOutcome::NotFound, format!("the peer exposes no `{name}`")))
+            Standing::Connected { .. } => match exposed {
+                Some(name) if !member.exposed.iter().any(|exposed| exposed == name) => {
+                    Err(ScrapeFailure::new(ScrapeOutcome::NotFound, format!("the peer exposes no `{name}`")))
                 }
                 _ => Ok(()),
             },
         }
     }
 
-    /// Whether what is wanted of `peer` took all its time when it was wanted last, or never was wanted.
-    pub(super) fn is_slow(&self, peer: &PeerId, want: &Want) -> bool {
-        self.lock().get(peer).is_none_or(|member| member.is_slow(want.exposed.as_deref()))
+    /// Whether this page took all its time when it was asked for last, or never was asked for.
+    pub(super) fn is_slow(&self, peer: &PeerId, exposed: Option<&str>) -> bool {
+        self.members.lock().get(peer).is_none_or(|member| member.is_slow(exposed))
     }
 
     /// What became of a scrape of `peer`.
     pub(super) fn scraped(&self, peer: &PeerId, exposed: Option<&str>, took: Option<Took>, last: LastScrape) {
-        self.lock().scraped(peer, exposed, took, last);
+        self.members.lock().scraped(peer, exposed, took, last);
     }
 
     fn change(&self, change: impl FnOnce(&mut Members)) {
-        let mut members = self.lock();
+        let mut members = self.members.lock();
         change(&mut members);
         for &state in PeerState::ALL {
             self.metrics.set_peers(state, members.count(state));
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Members> {
-        self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

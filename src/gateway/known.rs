@@ -3,14 +3,14 @@
 //!
 //! The file is a help and no more. One that cannot be read is left out, one that cannot be written is tried again.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::files;
 use crate::network::PeerIdText;
 
 /// The file in the data directory.
@@ -73,19 +73,9 @@ pub(super) fn load(file: &Path) -> Vec<Known> {
     }
 }
 
-/// Writes all of it beside the file and then in its place, so that there is always a whole one.
+/// Writes all of it.
 pub(super) fn save(file: &Path, known: &[Known]) -> io::Result<()> {
-    let draft = file.with_extension("new");
-    let text = serde_json::to_vec(known).map_err(io::Error::other)?;
-    // Made anew, so that nothing that stands in its place is written through.
-    match fs::remove_file(&draft) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    out.write_all(&text)?;
-    out.sync_all()?;
-    fs::rename(&draft, file)
+    files::replace(file, &serde_json::to_vec(known).map_err(io::Error::other)?)
 }
 
 #[cfg(test)]
@@ -109,7 +99,7 @@ mod tests {
         save(&file, std::slice::from_ref(&known)).unwrap();
         assert_eq!(load(&file), std::slice::from_ref(&known));
         assert!((100..200).contains(&known.departed_for().as_secs()));
-        fs::write(&file, "[{\"peer\":").unwrap();
+        std::fs::write(&file, "[{\"peer\":").unwrap();
         assert_eq!(load(&file), []);
     }
 }

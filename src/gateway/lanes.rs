@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 /// The scrapes under way, by what they are for.
 #[derive(Debug)]
 pub(super) struct Lanes<K>(Arc<Mutex<HashMap<K, usize>>>);
@@ -17,7 +18,7 @@ impl<K> Default for Lanes<K> {
 impl<K: Clone + Eq + Hash> Lanes<K> {
     /// A place for a scrape of this, until it is dropped; `None` when there are `most` already.
     pub(super) fn enter(&self, key: K, most: usize) -> Option<Lane<K>> {
-        let mut lanes = lock(&self.0);
+        let mut lanes = self.0.lock();
         let under_way = lanes.entry(key.clone()).or_default();
         if *under_way >= most {
             return None;
@@ -36,7 +37,7 @@ pub(super) struct Lane<K: Eq + Hash> {
 
 impl<K: Eq + Hash> Drop for Lane<K> {
     fn drop(&mut self) {
-        let mut lanes = lock(&self.lanes);
+        let mut lanes = self.lanes.lock();
         if let Some(under_way) = lanes.get_mut(&self.key) {
             *under_way -= 1;
             if *under_way == 0 {
@@ -44,10 +45,6 @@ impl<K: Eq + Hash> Drop for Lane<K> {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -64,6 +61,6 @@ mod tests {
         held.push(lanes.enter("a", 8).unwrap());
         assert!(lanes.enter("a", 8).is_none());
         drop(held);
-        assert!(lock(&lanes.0).is_empty());
+        assert!(lanes.0.lock().is_empty());
     }
 }

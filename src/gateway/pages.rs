@@ -8,10 +8,11 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use libp2p::PeerId;
 
 use super::fleet::shown;
-use super::{Failure, Scraped, Scraper, Want, discovery};
-use crate::metrics::exposition::{accepts_gzip, gzip};
+use super::{ScrapeFailure, Scraper, discovery};
+use crate::metrics::accept::{accepts_gzip, gzip, joined};
 use crate::metrics::labels::{HttpCode, ScrapeOutcome};
-use crate::metrics::{GuestAnswer, GuestBody, GuestPages, joined};
+use crate::metrics::{GuestAnswer, GuestBody, GuestPages, Page};
+use crate::network::ScrapeRequest;
 use crate::network::protocol::scrape::MAX_ACCEPT;
 
 /// Where Prometheus says how long it waits, in seconds.
@@ -117,27 +118,26 @@ impl Pages {
         let Ok(peer) = peer.parse::<PeerId>() else {
             return refusal(HttpCode::NotFound, format!("`{}` is not a PeerId", peer.escape_default()));
         };
-        let want = Want {
+        let request = ScrapeRequest {
             exposed: exposed.map(str::to_owned),
             accept: accept(headers),
             gzip: accepts_gzip(&joined(headers, &header::ACCEPT_ENCODING)),
+            timeout: time(headers),
         };
-        match self.scraper.scrape(peer, want, time(headers)).await {
+        match self.scraper.scrape(peer, request).await {
             Ok(scraped) => page(scraped),
-            Err(Failure { outcome, text }) => of_a_peer(refusal(code(outcome), text)),
+            Err(ScrapeFailure { outcome, text }) => of_a_peer(refusal(code(outcome), text)),
         }
     }
 }
 
-fn page(Scraped { content_type, gzip, body }: Scraped) -> GuestAnswer {
+fn page(page: Page<GuestBody>) -> GuestAnswer {
     let mut headers = vec![(header::VARY, HeaderValue::from_static("Accept, Accept-Encoding"))];
-    // Visible ASCII, by the contract of `Scraped`.
-    let content_type = content_type.and_then(|text| HeaderValue::from_str(&text).ok());
-    headers.extend(content_type.map(|content_type| (header::CONTENT_TYPE, content_type)));
-    if gzip {
+    headers.extend(page.content_type_header().map(|value| (header::CONTENT_TYPE, value)));
+    if page.gzip {
         headers.push((header::CONTENT_ENCODING, HeaderValue::from_static("gzip")));
     }
-    of_a_peer(GuestAnswer { code: HttpCode::Ok, reason: None, headers, body })
+    of_a_peer(GuestAnswer { code: HttpCode::Ok, reason: None, headers, body: page.body })
 }
 
 /// What a peer says may call itself HTML, and stands on the origin of the operator's own pages: a browser that is sent

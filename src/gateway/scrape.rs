@@ -8,47 +8,25 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
-use super::fetch::{self, Body, Coming, Page};
+use super::fetch::{self, Body, Coming};
 use super::lanes::{Lane, Lanes};
 use super::members::{LastScrape, PROMPT, Took};
 use super::{Config, Fleet};
 use crate::metrics::labels::ScrapeOutcome;
-use crate::metrics::{GatewayMetrics, GuestBody, GuestStream, Timer};
+use crate::metrics::{GatewayMetrics, GuestBody, GuestStream, Page, Timer};
 use crate::network::{Network, ScrapeRequest};
-
-/// What a scraper wants of a peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Want {
-    /// The exporter behind the peer; `None` for the peer itself.
-    pub exposed: Option<String>,
-    /// The scraper's `Accept`.
-    pub accept: String,
-    /// Whether the scraper takes gzip.
-    pub gzip: bool,
-}
-
-/// A peer's page.
-#[derive(Debug)]
-pub struct Scraped {
-    /// Its `Content-Type`: visible ASCII and spaces; `None` when the peer says none, or what cannot stand in a header.
-    pub content_type: Option<String>,
-    /// Whether the body is compressed by gzip.
-    pub gzip: bool,
-    /// The page, as it came or as it comes.
-    pub body: GuestBody,
-}
 
 /// Why there is no page.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
-pub struct Failure {
+pub struct ScrapeFailure {
     /// What became of it. Never [`ScrapeOutcome::Ok`].
     pub outcome: ScrapeOutcome,
     /// One sentence for people.
     pub text: String,
 }
 
-impl Failure {
+impl ScrapeFailure {
     pub(super) fn new(outcome: ScrapeOutcome, text: impl Into<String>) -> Self {
         Self { outcome, text: text.into() }
     }
@@ -57,11 +35,11 @@ impl Failure {
 /// Scrapes peers. Cloning shares all bounds.
 #[derive(Debug, Clone)]
 pub struct Scraper {
-    shared: Arc<Shared>,
+    shared: Arc<ScraperState>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ScraperState {
     network: Network,
     /// The network's, where pages begin.
     runtime: Handle,
@@ -135,7 +113,7 @@ impl Scraper {
             slow_large: Arc::new(Semaphore::new(MAX_LARGE / 2)),
         };
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(ScraperState {
                 network,
                 runtime: Handle::current(),
                 fleet,
@@ -159,15 +137,15 @@ impl Scraper {
         &self.shared.fleet
     }
 
-    /// Fetches what is wanted of `peer`, now and not from any cache, within `time`, the last byte included. Dropped, here
-    /// or with the body, it ends at the peer, too.
+    /// Fetches a page of `peer`, now and not from any cache, within the request's timeout, the last byte included. Dropped,
+    /// here or with the body, it ends at the peer, too. Its content type is visible ASCII and spaces.
     ///
     /// # Errors
     ///
-    /// See [`Failure`]. What is found out when the body is on its way breaks that off.
-    pub async fn scrape(&self, peer: PeerId, want: Want, time: Duration) -> Result<Scraped, Failure> {
-        let mut under_way = UnderWay::new(Arc::clone(&self.shared), peer, want.exposed.clone(), time);
-        let Page { content_type, gzip, len, body } = match self.begin(peer, want, &mut under_way).await {
+    /// See [`ScrapeFailure`]. What is found out when the body is on its way breaks that off.
+    pub async fn scrape(&self, peer: PeerId, request: ScrapeRequest) -> Result<Page<GuestBody>, ScrapeFailure> {
+        let mut under_way = UnderWay::new(Arc::clone(&self.shared), peer, &request);
+        let Page { content_type, gzip, body } = match self.begin(peer, request, &mut under_way).await {
             Ok(page) => page,
             Err(failure) => {
                 under_way.failed(&failure);
@@ -176,26 +154,32 @@ impl Scraper {
         };
         let body = match body {
             Body::Whole(bytes) => {
-                under_way.complete(len);
+                under_way.complete(bytes.len() as u64);
                 GuestBody::Whole(bytes)
             }
             Body::Coming(body) => {
-                let until = under_way.deadline;
-                GuestBody::Stream(GuestStream { len, until, chunks: Box::pin(Coming::new(body, len, under_way)) })
+                let (until, len) = (under_way.deadline, body.left());
+                GuestBody::Stream(GuestStream { len, until, chunks: Box::pin(Coming::new(body, under_way)) })
             }
         };
-        Ok(Scraped { content_type, gzip, body })
+        Ok(Page { content_type, gzip, body })
     }
 
-    async fn begin(&self, peer: PeerId, want: Want, under_way: &mut UnderWay) -> Result<Page, Failure> {
+    async fn begin(
+        &self,
+        peer: PeerId,
+        request: ScrapeRequest,
+        under_way: &mut UnderWay,
+    ) -> Result<Page<Body>, ScrapeFailure> {
         let (shared, deadline) = (&self.shared, under_way.deadline);
-        let is_slow = shared.fleet.is_slow(&peer, &want);
+        let is_slow = shared.fleet.is_slow(&peer, request.exposed.as_deref());
         under_way.is_slow = is_slow;
         under_way.holds.push(shared.slots.line(is_slow)?);
-        shared.fleet.check(&peer, &want)?;
+        shared.fleet.check(&peer, request.exposed.as_deref())?;
         // An exporter that hangs takes nothing from those who want another one.
-        let busy = |what| Failure::new(ScrapeOutcome::Busy, format!("too many scrapes of {what}; try again later"));
-        let lane = shared.lanes.enter((peer, want.exposed.clone()), MAX_OF_PAGE);
+        let busy =
+            |what| ScrapeFailure::new(ScrapeOutcome::Busy, format!("too many scrapes of {what}; try again later"));
+        let lane = shared.lanes.enter((peer, request.exposed.clone()), MAX_OF_PAGE);
         under_way.lane = Some(lane.ok_or_else(|| busy("this page are under way"))?);
         let of_peer = shared.peers.enter(peer, MAX_OF_PEER);
         under_way.of_peer = Some(of_peer.ok_or_else(|| busy("this peer are under way"))?);
@@ -203,7 +187,7 @@ impl Scraper {
         under_way.holds.extend(places);
         let asked = *under_way.asked.insert(Instant::now());
         // A little later than the peer, which knows better what was missing.
-        let asking = tokio::time::timeout_at((deadline + LAST_WORD).into(), self.ask(peer, want, deadline));
+        let asking = tokio::time::timeout_at((deadline + LAST_WORD).into(), self.ask(peer, request, deadline));
         let mut asking = std::pin::pin!(asking);
         let early = tokio::time::timeout(SOON, asking.as_mut()).await;
         drop(beginning);
@@ -214,7 +198,7 @@ impl Scraper {
         if answered.is_ok() {
             under_way.took = Some(asked.elapsed());
         }
-        let late = |_| Err(Failure::new(ScrapeOutcome::Timeout, "the peer did not answer in time"));
+        let late = |_| Err(ScrapeFailure::new(ScrapeOutcome::Timeout, "the peer did not answer in time"));
         let page = answered.unwrap_or_else(late)?;
         if let Body::Coming(_) = page.body {
             shared.slots.take_large(under_way).await?;
@@ -224,36 +208,35 @@ impl Scraper {
 
     /// Where the connections are: there what a peer sends wakes a task of the same runtime; here, on the endpoint's one
     /// thread, every piece would be a system call.
-    async fn ask(&self, peer: PeerId, want: Want, deadline: Instant) -> Result<Page, Failure> {
+    async fn ask(&self, peer: PeerId, request: ScrapeRequest, deadline: Instant) -> Result<Page<Body>, ScrapeFailure> {
         let shared = Arc::clone(&self.shared);
         let mut tasks = JoinSet::new();
         tasks.spawn_on(
             async move {
-                let Want { exposed, accept, gzip } = want;
-                let timeout = deadline.saturating_duration_since(Instant::now());
-                let request = ScrapeRequest { exposed, accept, gzip, timeout };
+                // Some of the time has passed.
+                let request = ScrapeRequest { timeout: deadline.saturating_duration_since(Instant::now()), ..request };
                 let incoming = shared.network.scrape(peer, &request).await.map_err(fetch::lost)?;
-                fetch::begin(incoming, gzip, shared.max_body, deadline).await
+                fetch::begin(incoming, request.gzip, shared.max_body, deadline).await
             },
             &self.shared.runtime,
         );
         match tasks.join_next().await {
             Some(Ok(result)) => result,
-            _ => Err(Failure::new(ScrapeOutcome::Cancelled, "this gateway is shutting down")),
+            _ => Err(ScrapeFailure::new(ScrapeOutcome::Cancelled, "this gateway is shutting down")),
         }
     }
 }
 
 impl Slots {
     /// A place among those who are served or wait, at once.
-    fn line(&self, slow: bool) -> Result<OwnedSemaphorePermit, Failure> {
+    fn line(&self, slow: bool) -> Result<OwnedSemaphorePermit, ScrapeFailure> {
         let line = if slow { &self.slow_line } else { &self.line };
-        Arc::clone(line).try_acquire_owned().map_err(|_| Failure::new(ScrapeOutcome::Busy, BUSY))
+        Arc::clone(line).try_acquire_owned().map_err(|_| ScrapeFailure::new(ScrapeOutcome::Busy, BUSY))
     }
 
     /// A place, and one among those that begin. They are waited for as long as half of the time is left, in the order of
     /// coming.
-    async fn take(&self, slow: bool, deadline: Instant, network: &Network) -> Result<Places, Failure> {
+    async fn take(&self, slow: bool, deadline: Instant, network: &Network) -> Result<Places, ScrapeFailure> {
         let patience = deadline.saturating_duration_since(Instant::now()) / 2;
         let all = async {
             let slow_place = if slow { Arc::clone(&self.slow).acquire_owned().await.ok() } else { None };
@@ -266,15 +249,15 @@ impl Slots {
             }
             (slow_place.into_iter().chain(place).collect(), beginning)
         };
-        tokio::time::timeout(patience, all).await.map_err(|_| Failure::new(ScrapeOutcome::Busy, BUSY))
+        tokio::time::timeout(patience, all).await.map_err(|_| ScrapeFailure::new(ScrapeOutcome::Busy, BUSY))
     }
 
     /// A place for a large page, of which the beginning has come. One of a slow peer has one now or none: what it has sent
     /// would lie unread as long as it is waited for.
-    async fn take_large(&self, under_way: &mut UnderWay) -> Result<(), Failure> {
+    async fn take_large(&self, under_way: &mut UnderWay) -> Result<(), ScrapeFailure> {
         let busy = || {
             let text = "too many large pages are under way at this gateway; try again later";
-            Failure::new(ScrapeOutcome::Busy, text)
+            ScrapeFailure::new(ScrapeOutcome::Busy, text)
         };
         if under_way.is_slow {
             for places in [&self.slow_large, &self.large] {
@@ -296,7 +279,7 @@ type Places = (Vec<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>);
 /// is dropped before.
 #[derive(Debug)]
 pub(super) struct UnderWay {
-    shared: Arc<Shared>,
+    shared: Arc<ScraperState>,
     peer: PeerId,
     exposed: Option<String>,
     timer: Timer,
@@ -316,15 +299,15 @@ pub(super) struct UnderWay {
 }
 
 impl UnderWay {
-    fn new(shared: Arc<Shared>, peer: PeerId, exposed: Option<String>, time: Duration) -> Self {
+    fn new(shared: Arc<ScraperState>, peer: PeerId, request: &ScrapeRequest) -> Self {
         let began = Instant::now();
         Self {
             shared,
             peer,
-            exposed,
+            exposed: request.exposed.clone(),
             timer: Timer::start(),
             began,
-            deadline: began + time,
+            deadline: began + request.timeout,
             asked: None,
             took: None,
             is_slow: false,
@@ -349,7 +332,7 @@ impl UnderWay {
     }
 
     /// There is no page, or no more of it.
-    pub(super) fn failed(&mut self, failure: &Failure) {
+    pub(super) fn failed(&mut self, failure: &ScrapeFailure) {
         tracing::debug!(peer = %self.peer, outcome = %failure.outcome, "a scrape failed: {failure}");
         self.count(failure.outcome);
         self.tell(failure.outcome, 0, Some(failure.text.clone()));

@@ -67,11 +67,14 @@ pub struct Descriptor {
     pub labels: &'static [&'static str],
     /// The help text: one sentence without its full stop.
     pub help: &'static str,
-    /// The file and the function that record it.
-    pub recorded_by: &'static str,
 }
 
 impl Descriptor {
+    /// A family of this kind and full name, with its label names and its help text.
+    pub const fn new(kind: Kind, name: &'static str, labels: &'static [&'static str], help: &'static str) -> Self {
+        Self { name, kind, labels, help }
+    }
+
     /// The name as OpenMetrics has it: without `_total` or `_info`.
     pub fn openmetrics_name(&self) -> &'static str {
         let name = match self.kind {
@@ -90,16 +93,10 @@ impl Descriptor {
 }
 
 macro_rules! catalogue {
-    ($(#[doc = $help:literal] $id:ident: $kind:ident $name:literal [$($label:literal),*] by $by:literal;)+) => {
+    ($(#[doc = $help:literal] $id:ident: $kind:ident $name:literal [$($label:literal),*];)+) => {
         $(
             #[doc = $help]
-            pub const $id: Descriptor = Descriptor {
-                name: $name,
-                kind: Kind::$kind,
-                labels: &[$($label),*],
-                help: $help.trim_ascii(),
-                recorded_by: $by,
-            };
+            pub const $id: Descriptor = Descriptor::new(Kind::$kind, $name, &[$($label),*], $help.trim_ascii());
         )+
         /// Every family, in the order of the documentation.
         pub const ALL: &[Descriptor] = &[$($id),+];
@@ -108,89 +105,82 @@ macro_rules! catalogue {
 
 catalogue! {
     /// CPU time used since the last sample, in percent of one core
-    PROCESS_CPU_USAGE: Gauge "process_cpu_usage" [] by "metrics/process.rs, at scrape time";
+    PROCESS_CPU_USAGE: Gauge "process_cpu_usage" [];
     /// Resident memory in bytes
-    PROCESS_MEMORY: Gauge "process_memory_bytes" [] by "metrics/process.rs, at scrape time";
+    PROCESS_MEMORY: Gauge "process_memory_bytes" [];
     /// Peers with at least one live connection
-    PEERS_CONNECTED: Gauge "agent_peers_connected" [] by "network/event_loop.rs";
+    PEERS_CONNECTED: Gauge "agent_peers_connected" [];
     /// Messages from peers that were handled successfully
-    MESSAGES_RECEIVED: Counter "messages_received_total" ["type"] by "node/handler.rs `handle`";
+    MESSAGES_RECEIVED: Counter "messages_received_total" ["type"];
     /// Time from a decoded request to its encoded answer
-    MESSAGE_PROCESSING: Histogram "message_processing_duration_seconds" ["type"] by "node/handler.rs `handle`";
+    MESSAGE_PROCESSING: Histogram "message_processing_duration_seconds" ["type"];
     /// Storage operations that completed, failed ones included
-    STORAGE_OPERATIONS: Counter "storage_operations_total" ["operation", "backend"] by "storage/mod.rs `Storage::measured`";
+    STORAGE_OPERATIONS: Counter "storage_operations_total" ["operation", "backend"];
     /// Time that a storage operation took, failed ones included
-    STORAGE_DURATION: Histogram "storage_operation_duration_seconds" ["operation", "backend"] by "storage/mod.rs `Storage::measured`";
+    STORAGE_DURATION: Histogram "storage_operation_duration_seconds" ["operation", "backend"];
     /// Messages from peers that could not be handled
-    MESSAGES_FAILED: Counter "messages_failed_total" ["type", "reason"] by "node/handler.rs `handle`, network/link.rs";
+    MESSAGES_FAILED: Counter "messages_failed_total" ["type", "reason"];
     /// Requests of our own that a peer answered
-    MESSAGES_SENT: Counter "messages_sent_total" ["type"] by "network/mod.rs `Network::request`";
+    MESSAGES_SENT: Counter "messages_sent_total" ["type"];
     /// Time from a request of our own to the peer's answer
-    MESSAGE_ROUND_TRIP: Histogram "message_round_trip_duration_seconds" ["type"] by "network/mod.rs `Network::request`";
+    MESSAGE_ROUND_TRIP: Histogram "message_round_trip_duration_seconds" ["type"];
     /// Requests of our own that failed, those that the peer answered with an error included
-    MESSAGES_SEND_FAILURES: Counter "messages_send_failures_total" ["type", "reason"] by "network/mod.rs `Network::request`";
+    MESSAGES_SEND_FAILURES: Counter "messages_send_failures_total" ["type", "reason"];
     /// Storage operations that failed
-    STORAGE_ERRORS: Counter "storage_operation_errors_total" ["operation", "backend", "reason"] by "storage/mod.rs `Storage::measured`";
+    STORAGE_ERRORS: Counter "storage_operation_errors_total" ["operation", "backend", "reason"];
     /// Storage operations under way
-    STORAGE_IN_FLIGHT: Gauge "storage_operations_in_flight" ["backend"] by "storage/mod.rs `Storage::measured`";
+    STORAGE_IN_FLIGHT: Gauge "storage_operations_in_flight" ["backend"];
     /// Writes that one durable transaction of the embedded store carried
-    STORAGE_LOCAL_BATCH: Histogram "storage_local_commit_batch_size" [] by "storage/local.rs, the writer thread";
+    STORAGE_LOCAL_BATCH: Histogram "storage_local_commit_batch_size" [];
     /// Connections to Redis that were made again after a loss
-    STORAGE_REDIS_RECONNECTS: Counter "storage_redis_reconnects_total" [] by "storage/redis.rs";
+    STORAGE_REDIS_RECONNECTS: Counter "storage_redis_reconnects_total" [];
     /// Redis commands that were tried again
-    STORAGE_REDIS_RETRIES: Counter "storage_redis_retries_total" [] by "storage/redis.rs";
+    STORAGE_REDIS_RETRIES: Counter "storage_redis_retries_total" [];
     /// CPU time used since the start, user and system
-    PROCESS_CPU_SECONDS: Counter "process_cpu_seconds_total" [] by "metrics/process.rs, at scrape time";
+    PROCESS_CPU_SECONDS: Counter "process_cpu_seconds_total" [];
     /// Resident memory in bytes
-    PROCESS_RESIDENT: Gauge "process_resident_memory_bytes" [] by "metrics/process.rs, at scrape time";
+    PROCESS_RESIDENT: Gauge "process_resident_memory_bytes" [];
     /// Virtual memory in bytes
-    PROCESS_VIRTUAL: Gauge "process_virtual_memory_bytes" [] by "metrics/process.rs, at scrape time";
+    PROCESS_VIRTUAL: Gauge "process_virtual_memory_bytes" [];
     /// Open file descriptors
-    PROCESS_OPEN_FDS: Gauge "process_open_fds" [] by "metrics/process.rs, at scrape time";
+    PROCESS_OPEN_FDS: Gauge "process_open_fds" [];
     /// The limit of open file descriptors
-    PROCESS_MAX_FDS: Gauge "process_max_fds" [] by "metrics/process.rs, at scrape time";
+    PROCESS_MAX_FDS: Gauge "process_max_fds" [];
     /// Threads of the process
-    PROCESS_THREADS: Gauge "process_threads" [] by "metrics/process.rs, at scrape time";
+    PROCESS_THREADS: Gauge "process_threads" [];
     /// When the process started, in seconds since the Unix epoch
-    PROCESS_START_TIME: Gauge "process_start_time_seconds" [] by "metrics/process.rs, at scrape time";
+    PROCESS_START_TIME: Gauge "process_start_time_seconds" [];
     /// The build that runs
-    BUILD_INFO: Info "agent_build_info" ["version", "revision", "rustc", "target"] by "metrics/collector.rs `MetricsCollector::new`";
+    BUILD_INFO: Info "agent_build_info" ["version", "revision", "rustc", "target"];
     /// The agent's identity
-    AGENT_INFO: Info "agent_info" ["peer_id", "name"] by "metrics/collector.rs `MetricsCollector::new`";
+    AGENT_INFO: Info "agent_info" ["peer_id", "name"];
     /// 1 when the component is ready, 0 when it is not: what /ready says
-    COMPONENT_READY: Gauge "agent_component_ready" ["component"] by "metrics/readiness.rs, at scrape time";
+    COMPONENT_READY: Gauge "agent_component_ready" ["component"];
     /// Lines of the log that could not be written, or not as fast as they came
-    LOG_LINES_DROPPED: Counter "log_lines_dropped_total" [] by "cli/logging/queue.rs";
+    LOG_LINES_DROPPED: Counter "log_lines_dropped_total" [];
     /// HTTP requests answered by the endpoint
-    HTTP_REQUESTS: Counter "http_requests_total" ["handler", "code"] by "metrics/server/routes.rs `Routes::answer`";
+    HTTP_REQUESTS: Counter "http_requests_total" ["handler", "code"];
     /// HTTP requests under way
-    HTTP_IN_FLIGHT: Gauge "http_requests_in_flight" ["handler"] by "metrics/server/routes.rs `Routes::answer`";
+    HTTP_IN_FLIGHT: Gauge "http_requests_in_flight" ["handler"];
     /// Time that one exposition took to make
-    SCRAPE_DURATION: Histogram "exposition_duration_seconds" [] by "metrics/exposer.rs `Exposer::expose`";
+    SCRAPE_DURATION: Histogram "exposition_duration_seconds" [];
     /// Scrapes of peers that the gateway answered (only on a gateway)
-    GATEWAY_SCRAPES: Counter "gateway_scrapes_total" ["outcome"] by "gateway/scrape.rs `Scraper::scrape`";
+    GATEWAY_SCRAPES: Counter "gateway_scrapes_total" ["outcome"];
     /// Peers that the gateway knows (only on a gateway)
-    GATEWAY_PEERS: Gauge "gateway_peers" ["state"] by "gateway/fleet.rs";
+    GATEWAY_PEERS: Gauge "gateway_peers" ["state"];
     /// Time from a scraper's request to the last byte of the page, failed ones included (only on a gateway)
-    GATEWAY_SCRAPE_DURATION: Histogram "gateway_scrape_duration_seconds" [] by "gateway/scrape.rs `Scraper::scrape`";
+    GATEWAY_SCRAPE_DURATION: Histogram "gateway_scrape_duration_seconds" [];
     /// Size of the pages that the gateway passed on, as they crossed the network (only on a gateway)
-    GATEWAY_SCRAPE_BODY: Histogram "gateway_scrape_body_bytes" [] by "gateway/scrape.rs `Scraper::scrape`";
+    GATEWAY_SCRAPE_BODY: Histogram "gateway_scrape_body_bytes" [];
 }
 
 /// The table of all families, as `docs/metrics.md` has it and `peerscope metrics --catalogue` prints it.
 pub fn markdown() -> String {
-    let mut out = String::from("| name | type | labels | meaning | recorded by |\n| --- | --- | --- | --- | --- |\n");
+    let mut out = String::from("| name | type | labels | meaning |\n| --- | --- | --- | --- |\n");
     for family in ALL {
         let labels = family.labels.iter().map(|l| format!("`{l}`")).collect::<Vec<_>>().join(", ");
-        let _infallible = writeln!(
-            out,
-            "| `{}` | {} | {} | {} | {} |",
-            family.name,
-            family.kind.as_str(),
-            labels,
-            family.help,
-            family.recorded_by
-        );
+        let _infallible =
+            writeln!(out, "| `{}` | {} | {} | {} |", family.name, family.kind.as_str(), labels, family.help);
     }
     out
 }

@@ -12,7 +12,7 @@ use super::labels::{
     Backend, FailedMessage, FailureReason, HttpCode, HttpHandler, MessageType, Operation, SendFailure,
     StorageErrorReason,
 };
-use super::registry::{Info, Instrument, Registry, shown};
+use super::registry::{Info, Instrument, Registry, log_if_refused};
 
 /// Records what the agent does. Cloning shares the same numbers.
 #[derive(Debug, Clone)]
@@ -41,11 +41,11 @@ struct Families {
 impl MetricsCollector {
     /// Registers every family in `registry`. One whose name is taken there is recorded but not shown, and the
     /// log says so.
-    pub fn new(registry: &mut Registry, agent: &AgentInfo) -> Self {
+    pub fn new(registry: &Registry, agent: &AgentInfo) -> Self {
         warm_up();
         let durations = buckets(Buckets::durations(&DURATION_BOUNDS, registry.native_histograms()));
         let batches = buckets(Buckets::numbers(&BATCH_BOUNDS, registry.native_histograms()));
-        let mut add = Add { registry, durations: &durations };
+        let add = Add { registry, durations: &durations };
         add.info(&c::BUILD_INFO, &build_labels());
         add.info(&c::AGENT_INFO, &[("peer_id", &agent.peer_id), ("name", &agent.name)]);
         let families = Families {
@@ -150,24 +150,24 @@ impl MetricsCollector {
 
 /// Makes instruments and registers them.
 pub(super) struct Add<'a> {
-    pub(super) registry: &'a mut Registry,
+    pub(super) registry: &'a Registry,
     pub(super) durations: &'a Arc<Buckets>,
 }
 
 impl Add<'_> {
-    pub(super) fn instrument<I: Instrument>(&mut self, descriptor: &Descriptor, instrument: I) -> I {
-        shown(self.registry.register(descriptor, &instrument));
+    pub(super) fn instrument<I: Instrument>(&self, descriptor: &Descriptor, instrument: I) -> I {
+        log_if_refused(self.registry.register(descriptor, &instrument));
         instrument
     }
 
-    fn events<L: LabelSet>(&mut self, counter: &Descriptor, histogram: &Descriptor) -> Events<L> {
+    fn events<L: LabelSet>(&self, counter: &Descriptor, histogram: &Descriptor) -> Events<L> {
         let events = Events::new(self.durations);
-        shown(self.registry.register_events(counter, histogram, &events));
+        log_if_refused(self.registry.register_events(counter, histogram, &events));
         events
     }
 
-    fn info(&mut self, descriptor: &Descriptor, labels: &[(&str, &str)]) {
-        self.registry.add_or_log(Box::new(Info::new(descriptor, labels)));
+    fn info(&self, descriptor: &Descriptor, labels: &[(&str, &str)]) {
+        self.registry.add_or_log(Info::new(descriptor, labels));
     }
 }
 

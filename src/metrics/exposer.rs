@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use super::exposition::{self, Format, Wanted};
-use super::{ExposeError, Exposition, MetricsCollector, Registry, Timer};
+use super::accept;
+use super::exposition::{self, FamilyFilter, Format};
+use super::{ExposeError, MetricsCollector, Page, Registry, Timer};
 
 /// Makes the expositions of one registry. Cloning shares the bound on how many are made at once.
 #[derive(Debug, Clone)]
@@ -26,17 +27,9 @@ impl Exposer {
         Self { registry, collector, permits: Arc::new(Semaphore::new(limit)), limit }
     }
 
-    /// The page with all families.
-    ///
-    /// # Errors
-    ///
-    /// See [`ExposeError`].
-    pub async fn expose_all(&self, accept: &str, gzip: bool, patience: Duration) -> Result<Exposition, ExposeError> {
-        self.expose(accept, Wanted::all(), gzip, patience).await
-    }
-
-    /// The page for a client with this `Accept`; `gzip` says whether it takes that. A short page is not
-    /// compressed. It is waited for no longer than `patience`.
+    /// The page for a client with this `Accept`, with the families that the query of its URL asks for
+    /// ([`FamilyFilter::from_query`]); `gzip` says whether it takes that. A short page is not compressed. It is waited for
+    /// no longer than `patience`.
     ///
     /// # Errors
     ///
@@ -44,16 +37,16 @@ impl Exposer {
     pub async fn expose(
         &self,
         accept: &str,
-        wanted: Wanted,
+        query: Option<&str>,
         gzip: bool,
         patience: Duration,
-    ) -> Result<Exposition, ExposeError> {
+    ) -> Result<Page, ExposeError> {
         let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| ExposeError::Busy(self.limit))?;
-        let format = exposition::negotiate(accept);
+        let (format, filter) = (exposition::negotiate(accept), FamilyFilter::from_query(query));
         let (registry, collector) = (Arc::clone(&self.registry), self.collector.clone());
         let made = tokio::task::spawn_blocking(move || {
             let timer = Timer::start();
-            let page = make(&registry, format, &wanted, gzip);
+            let page = make(&registry, format, &filter, gzip);
             collector.scraped(timer);
             drop(permit);
             page
@@ -71,13 +64,13 @@ impl Exposer {
 fn make(
     registry: &Registry,
     format: Format,
-    wanted: &Wanted,
+    filter: &FamilyFilter,
     gzip: bool,
-) -> Result<Exposition, Box<dyn std::error::Error + Send + Sync>> {
-    let body = exposition::render(registry, format, wanted)?;
-    let gzip = gzip && body.len() >= exposition::GZIP_FROM;
-    let body = if gzip { exposition::gzip(&body)? } else { body };
-    Ok(Exposition { content_type: format.content_type(), gzip, body })
+) -> Result<Page, Box<dyn std::error::Error + Send + Sync>> {
+    let body = exposition::render(registry, format, filter);
+    let gzip = gzip && body.len() >= accept::GZIP_FROM;
+    let body = if gzip { accept::gzip(&body)? } else { body };
+    Ok(Page { content_type: Some(format.content_type().into()), gzip, body })
 }
 
 fn failed(error: &dyn std::fmt::Display) -> ExposeError {

@@ -26,10 +26,10 @@ struct Families {
 
 impl GatewayMetrics {
     /// Registers every family in `registry`.
-    pub fn new(registry: &mut Registry) -> Self {
+    pub fn new(registry: &Registry) -> Self {
         let durations = buckets(Buckets::durations(&DURATION_BOUNDS, registry.native_histograms()));
         let sizes = buckets(Buckets::numbers(&SIZE_BOUNDS, registry.native_histograms()));
-        let mut add = Add { registry, durations: &durations };
+        let add = Add { registry, durations: &durations };
         let families = Families {
             scrapes: add.instrument(&c::GATEWAY_SCRAPES, Counter::new()),
             peers: add.instrument(&c::GATEWAY_PEERS, Gauge::new()),

@@ -89,9 +89,3 @@ impl GuestBody {
         }
     }
 }
-
-/// All values of a header as one list. What is not ASCII is passed over.
-#[cfg(feature = "metrics-prometheus")]
-pub(crate) fn joined(headers: &HeaderMap, name: &HeaderName) -> String {
-    headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect::<Vec<_>>().join(",")
-}

@@ -1,9 +1,10 @@
 //! What is ready and what is not: the one truth behind `/ready`, `peerscope status` and
 //! `agent_component_ready`.
 
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
 use super::labels::{Component, Label};
+use parking_lot::RwLock;
 
 /// The state of one component.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +41,7 @@ impl Health {
 
     /// All components that have reported, in a fixed order.
     pub fn snapshot(&self) -> Vec<ComponentState> {
-        let board = self.board.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let board = self.board.read();
         Component::ALL
             .iter()
             .zip(board.iter())
@@ -57,7 +58,7 @@ impl Health {
     }
 
     fn write(&self, component: Component, state: Result<(), String>) {
-        let mut board = self.board.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut board = self.board.write();
         if let Some(slot) = board.get_mut(component.index()) {
             *slot = Some(state);
         }

@@ -7,75 +7,57 @@
 //! This module imports nothing of the rest of the crate. There is no global: the node owns the
 //! registry and hands it down, so that two nodes in one process never share a number.
 
+pub(crate) mod accept;
 pub mod catalogue;
 mod guest;
 mod health;
 pub mod labels;
 mod log_lines;
 
-#[cfg(feature = "metrics-prometheus")]
-mod collector;
-#[cfg(feature = "metrics-prometheus")]
-mod exposer;
-#[cfg(feature = "metrics-prometheus")]
-pub mod exposition;
-#[cfg(feature = "metrics-prometheus")]
-mod gateway;
-#[cfg(feature = "metrics-prometheus")]
-pub mod instruments;
-#[cfg(not(feature = "metrics-prometheus"))]
-mod noop;
-#[cfg(feature = "metrics-prometheus")]
-mod process;
-#[cfg(feature = "metrics-prometheus")]
-mod readiness;
-#[cfg(feature = "metrics-prometheus")]
-mod registry;
-#[cfg(feature = "metrics-prometheus")]
-mod server;
+cfg_if::cfg_if! {
+    if #[cfg(feature = "metrics-prometheus")] {
+        mod collector;
+        mod exposer;
+        pub mod exposition;
+        mod gateway;
+        pub mod instruments;
+        mod process;
+        mod registry;
+        mod scrape_time;
+        mod server;
 
+        pub use self::collector::MetricsCollector;
+        pub use self::exposer::Exposer;
+        pub use self::gateway::GatewayMetrics;
+        pub use self::instruments::{Timer, UnderWay};
+        pub use self::registry::{Instrument, RegisterError, Registry};
+        pub use self::scrape_time::register_scrape_time;
+        pub use self::server::{Limits, MetricsServer};
+    } else {
+        mod noop;
+
+        pub use self::noop::{
+            Exposer, GatewayMetrics, MetricsCollector, MetricsServer, Registry, Timer, UnderWay, register_scrape_time,
+        };
+    }
+}
+
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper::header::HeaderValue;
 
-#[cfg(feature = "metrics-prometheus")]
-pub use collector::MetricsCollector;
-#[cfg(feature = "metrics-prometheus")]
-pub use exposer::Exposer;
-#[cfg(feature = "metrics-prometheus")]
-pub use gateway::GatewayMetrics;
-#[cfg(feature = "metrics-prometheus")]
-pub(crate) use guest::joined;
-pub use guest::{Broken, GuestAnswer, GuestBody, GuestPages, GuestStream};
-pub(crate) use health::all_ready;
-pub use health::{ComponentState, Health};
-#[cfg(feature = "metrics-prometheus")]
-pub use instruments::{Timer, UnderWay};
-pub use log_lines::MissingLines;
-#[cfg(not(feature = "metrics-prometheus"))]
-pub use noop::{Exposer, MetricsCollector, MetricsServer, Registry, Timer, UnderWay};
-#[cfg(feature = "metrics-prometheus")]
-pub use registry::{Instrument, RegisterError, Registry};
-#[cfg(feature = "metrics-prometheus")]
-pub use server::{Limits, MetricsServer};
+pub use self::accept::{MAX_ACCEPT, MAX_CONTENT_TYPE};
+pub use self::guest::{Broken, GuestAnswer, GuestBody, GuestPages, GuestStream};
+pub(crate) use self::health::all_ready;
+pub use self::health::{ComponentState, Health};
+pub use self::log_lines::MissingLines;
 
 /// Whether this build can serve metrics at all (the cargo feature `metrics-prometheus`).
 pub const BUILT_IN: bool = cfg!(feature = "metrics-prometheus");
-
-/// Adds the families whose values are read at scrape time: `process_*`, `agent_component_ready` as `health` has it, and
-/// `log_lines_dropped_total`. Once per registry.
-#[cfg(feature = "metrics-prometheus")]
-pub fn register_scrape_time(registry: &mut Registry, health: &Health, missing: &MissingLines) {
-    registry.add_or_log(Box::new(process::ProcessFamilies::new()));
-    registry.add_or_log(Box::new(readiness::ReadinessFamily::new(health.clone())));
-    registry.add_or_log(Box::new(log_lines::LogFamily::new(missing.clone())));
-}
-
-/// Does nothing in a build without the cargo feature `metrics-prometheus`.
-#[cfg(not(feature = "metrics-prometheus"))]
-pub fn register_scrape_time(_: &mut Registry, _: &Health, _: &MissingLines) {}
 
 /// Tells where the metrics page is, as soon as the endpoint could listen.
 #[derive(Debug, Clone, Default)]
@@ -91,15 +73,22 @@ impl UrlReader {
     }
 }
 
-/// A metrics page.
+/// A metrics page: the agent's own, an exporter's, or a peer's.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Exposition {
-    /// Its `Content-Type`.
-    pub content_type: &'static str,
-    /// Whether `body` is compressed by gzip.
+pub struct Page<B = Bytes> {
+    /// Its `Content-Type`; `None` when there is none that can be passed on.
+    pub content_type: Option<Cow<'static, str>>,
+    /// Whether `body` is compressed with gzip.
     pub gzip: bool,
-    /// The page.
-    pub body: Bytes,
+    /// Its bytes, or where they come from.
+    pub body: B,
+}
+
+impl<B> Page<B> {
+    /// The `Content-Type` as a header; `None` also for a text that cannot be one.
+    pub(crate) fn content_type_header(&self) -> Option<HeaderValue> {
+        self.content_type.as_ref().and_then(|text| HeaderValue::from_str(text).ok())
+    }
 }
 
 /// Why there is no metrics page.

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::labels::{
-    Backend, FailedMessage, FailureReason, HttpCode, HttpHandler, MessageType, Operation, SendFailure,
-    StorageErrorReason,
+    Backend, FailedMessage, FailureReason, HttpCode, HttpHandler, MessageType, Operation, PeerState, ScrapeOutcome,
+    SendFailure, StorageErrorReason,
 };
-use super::{AgentInfo, ExposeError, Exposition, GuestPages, Health, MetricsConfig, NativeHistograms, UrlReader};
+use super::{
+    AgentInfo, ExposeError, GuestPages, Health, MetricsConfig, MissingLines, NativeHistograms, Page, UrlReader,
+};
 
 /// Stands where the registry would.
 #[derive(Debug, Default)]
@@ -53,7 +55,7 @@ impl Drop for UnderWay<'_> {
 
 #[allow(clippy::unused_self, missing_docs, reason = "the API and its documentation are collector.rs's")]
 impl MetricsCollector {
-    pub fn new(_: &mut Registry, _: &AgentInfo) -> Self {
+    pub fn new(_: &Registry, _: &AgentInfo) -> Self {
         Self
     }
     #[inline(always)]
@@ -88,6 +90,23 @@ impl MetricsCollector {
     pub fn scraped(&self, _: Timer) {}
 }
 
+/// Records nothing: there is no gateway without an endpoint.
+#[derive(Debug, Clone)]
+pub struct GatewayMetrics;
+
+#[allow(clippy::unused_self, missing_docs, reason = "the API and its documentation are gateway.rs's")]
+impl GatewayMetrics {
+    pub fn new(_: &Registry) -> Self {
+        Self
+    }
+    pub fn scraped(&self, _: ScrapeOutcome, _: Timer) {}
+    pub fn passed_on(&self, _: usize) {}
+    pub fn set_peers(&self, _: PeerState, _: usize) {}
+}
+
+/// Shows nothing.
+pub fn register_scrape_time(_: &Registry, _: &Health, _: &MissingLines) {}
+
 /// Makes no pages.
 #[derive(Debug, Clone)]
 pub struct Exposer;
@@ -102,7 +121,7 @@ impl Exposer {
     pub fn new(_: Arc<Registry>, _: MetricsCollector, _: usize) -> Self {
         Self
     }
-    pub async fn expose_all(&self, _: &str, _: bool, _: Duration) -> Result<Exposition, ExposeError> {
+    pub async fn expose(&self, _: &str, _: Option<&str>, _: bool, _: Duration) -> Result<Page, ExposeError> {
         Err(ExposeError::NotBuiltIn)
     }
 }

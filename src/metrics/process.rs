@@ -3,14 +3,14 @@
 mod cpu;
 mod reading;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::cpu::CpuUsage;
 use self::reading::Reading;
 use super::catalogue as c;
-use super::exposition::{Metadata, Number, Page, Series};
+use super::exposition::{Metadata, Number, PageWriter, Series};
 use super::registry::{Expose, metadata};
+use parking_lot::Mutex;
 
 /// In the order in which [`ProcessFamilies::read`] has the values.
 const FAMILIES: [c::Descriptor; 9] = [
@@ -67,7 +67,7 @@ impl ProcessFamilies {
 
     fn read(&self) -> [Option<Number>; FAMILIES.len()] {
         let sample = reading::cpu_sample();
-        let usage = self.usage.lock().unwrap_or_else(std::sync::PoisonError::into_inner).at(sample);
+        let usage = self.usage.lock().at(sample);
         let Reading { memory, threads, open_fds, max_fds } = reading::read();
         let memory = self.known(memory);
         let resident = memory.map(|memory| Number::Unsigned(memory.resident_bytes));
@@ -90,7 +90,7 @@ impl Expose for ProcessFamilies {
         self.families.iter().collect()
     }
 
-    fn expose(&self, page: &mut Page<'_>) {
+    fn expose(&self, page: &mut PageWriter<'_>) {
         // Whoever asks for other families only must not shorten the stretch that the CPU gauge speaks of.
         if !page.wants(&self.families) {
             return;

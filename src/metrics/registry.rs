@@ -2,24 +2,31 @@
 
 use std::collections::HashSet;
 use std::fmt::Debug;
-
-use prometheus_client::registry::Registry as Others;
+use std::sync::Arc;
 
 use super::catalogue::{Descriptor, Kind};
-use super::exposition::{FamilyWriter, Metadata, Number, Page, Series, is_label_name, is_name};
+use super::exposition::{FamilyWriter, ForeignRegistry, Metadata, Number, PageWriter, Series, is_label_name, is_name};
 use super::instruments::{Counter, Events, Gauge, Histogram, InFlight, LabelSet, NativeHistograms};
+use parking_lot::Mutex;
 
-/// The families of one agent: those of our own instruments, and those that others, such as libp2p, keep in a
-/// registry of prometheus-client.
+/// The families of one agent: those of our own instruments, and those that others, such as libp2p, keep in
+/// registries of prometheus-client.
 ///
-/// There is no global one: two agents in one process have one each.
+/// There is no global one: two agents in one process have one each. Families can be added at any time; a page that is
+/// being made meanwhile does not have them yet.
 #[derive(Debug, Default)]
 pub struct Registry {
-    own: Vec<Box<dyn Expose>>,
+    registered: Mutex<Arc<Registered>>,
+    native: NativeHistograms,
+}
+
+/// What a page is made from.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Registered {
+    own: Vec<Arc<dyn Expose>>,
     /// Every name that a family of our own has taken.
     names: HashSet<String>,
-    others: Others,
-    native: NativeHistograms,
+    foreign: Vec<Arc<ForeignRegistry>>,
 }
 
 /// Families that can be written on a page.
@@ -27,7 +34,7 @@ pub(crate) trait Expose: Debug + Send + Sync {
     /// What they are called.
     fn families(&self) -> Vec<&Metadata>;
     /// Writes what they say now.
-    fn expose(&self, page: &mut Page<'_>);
+    fn expose(&self, page: &mut PageWriter<'_>);
 }
 
 /// Why families cannot be registered: a reader would refuse the whole page.
@@ -73,26 +80,26 @@ impl Registry {
         self.native
     }
 
-    /// The registry for the metrics of others. What is registered there comes behind the families of our own,
-    /// and only where it takes no name of theirs. Exemplars are shown in OpenMetrics, native buckets of its
-    /// histograms not at all: its text has none. A metric that cannot be encoded (a histogram with native buckets alone,
-    /// for instance) costs the scrape.
-    pub fn others_mut(&mut self) -> &mut Others {
-        &mut self.others
+    /// Adds the families that somebody else keeps in a registry of prometheus-client. They come behind the families of our
+    /// own, in the order in which their registries were added, and only where they take no name of an earlier family.
+    /// Exemplars are shown in OpenMetrics, native buckets of their histograms not at all: prometheus-client's text has none.
+    ///
+    /// When one of its metrics cannot be encoded (a histogram with native buckets alone, for instance) or panics, this
+    /// registry's families are missing from the page, and the log says so under `name`; give each collector that may fail a
+    /// registry of its own. One that hangs keeps the page from being made.
+    pub fn add_foreign(&self, name: impl Into<String>, registry: prometheus_client::registry::Registry) {
+        let foreign = Arc::new(ForeignRegistry::new(name.into(), registry));
+        self.change(|registered| registered.foreign.push(foreign));
     }
 
-    pub(crate) fn others(&self) -> &Others {
-        &self.others
+    /// What is registered now. Nobody is kept from registering while a page is made of it.
+    pub(crate) fn registered(&self) -> Arc<Registered> {
+        Arc::clone(&self.registered.lock())
     }
 
-    pub(crate) fn names(&self) -> &HashSet<String> {
-        &self.names
-    }
-
-    pub(crate) fn expose(&self, page: &mut Page<'_>) {
-        for families in &self.own {
-            families.expose(page);
-        }
+    fn change<T>(&self, change: impl FnOnce(&mut Registered) -> T) -> T {
+        let mut registered = self.registered.lock();
+        change(Arc::make_mut(&mut registered))
     }
 
     /// Adds families that write themselves.
@@ -100,21 +107,23 @@ impl Registry {
     /// # Errors
     ///
     /// When one of their names is taken; then nothing is added.
-    pub(crate) fn add(&mut self, families: Box<dyn Expose>) -> Result<(), RegisterError> {
-        let mut names = HashSet::new();
-        for name in families.families().into_iter().flat_map(Metadata::names) {
-            if self.names.contains(&name) || !names.insert(name.clone()) {
-                return Err(RegisterError::NameTaken(name));
+    pub(crate) fn add(&self, families: Arc<dyn Expose>) -> Result<(), RegisterError> {
+        self.change(|registered| {
+            let mut names = HashSet::new();
+            for name in families.families().into_iter().flat_map(Metadata::names) {
+                if registered.names.contains(&name) || !names.insert(name.clone()) {
+                    return Err(RegisterError::NameTaken(name));
+                }
             }
-        }
-        self.names.extend(names);
-        self.own.push(families);
-        Ok(())
+            registered.names.extend(names);
+            registered.own.push(Arc::clone(&families));
+            Ok(())
+        })
     }
 
     /// As [`Registry::add`]; when a name is taken, the log says so.
-    pub(crate) fn add_or_log(&mut self, families: Box<dyn Expose>) {
-        shown(self.add(families));
+    pub(crate) fn add_or_log(&self, families: impl Expose + 'static) {
+        log_if_refused(self.add(Arc::new(families)));
     }
 
     /// Adds an instrument as the family that `descriptor` describes.
@@ -122,13 +131,13 @@ impl Registry {
     /// # Errors
     ///
     /// When the name is taken, or something does not fit; then nothing is added.
-    pub fn register<I: Instrument>(&mut self, descriptor: &Descriptor, instrument: &I) -> Result<(), RegisterError> {
-        let families = Registered {
+    pub fn register<I: Instrument>(&self, descriptor: &Descriptor, instrument: &I) -> Result<(), RegisterError> {
+        let families = Family {
             family: checked(descriptor, I::KIND)?,
             series: series::<I::Labels>(descriptor)?,
             instrument: instrument.clone(),
         };
-        self.add(Box::new(families))
+        self.add(Arc::new(families))
     }
 
     /// Adds events as two families: how many there were, and how long they took.
@@ -137,25 +146,38 @@ impl Registry {
     ///
     /// When a name is taken, or something does not fit; then nothing is added.
     pub fn register_events<L: LabelSet>(
-        &mut self,
+        &self,
         counter: &Descriptor,
         histogram: &Descriptor,
         events: &Events<L>,
     ) -> Result<(), RegisterError> {
-        let families = RegisteredEvents {
+        let families = EventFamilies {
             counter: checked(counter, Kind::Counter)?,
             histogram: checked(histogram, Kind::Histogram)?,
             series: series::<L>(counter)?,
             events: events.clone(),
         };
-        self.add(Box::new(families))
+        self.add(Arc::new(families))
     }
 }
 
-/// Says in the log what nobody will see.
-pub(crate) fn shown(registered: Result<(), RegisterError>) {
+impl Registered {
+    /// Writes everything on a page.
+    pub(crate) fn expose(&self, page: &mut PageWriter<'_>) {
+        for families in &self.own {
+            families.expose(page);
+        }
+        let mut taken = self.names.clone();
+        for foreign in &self.foreign {
+            foreign.expose(&mut taken, page);
+        }
+    }
+}
+
+/// Says in the log which families will not be seen.
+pub(crate) fn log_if_refused(registered: Result<(), RegisterError>) {
     if let Err(error) = registered {
-        tracing::error!("{error}: what this one has to say is not shown");
+        tracing::error!("{error}; the second one is recorded, but not shown");
     }
 }
 
@@ -216,18 +238,18 @@ impl<L: LabelSet> Write for Histogram<L> {
 }
 
 #[derive(Debug)]
-struct Registered<I> {
+struct Family<I> {
     family: Metadata,
     series: Box<[Series]>,
     instrument: I,
 }
 
-impl<I: Instrument> Expose for Registered<I> {
+impl<I: Instrument> Expose for Family<I> {
     fn families(&self) -> Vec<&Metadata> {
         vec![&self.family]
     }
 
-    fn expose(&self, page: &mut Page<'_>) {
+    fn expose(&self, page: &mut PageWriter<'_>) {
         let Some(mut out) = page.family(&self.family) else { return };
         for (index, series) in self.series.iter().enumerate() {
             self.instrument.write(&mut out, series, index);
@@ -236,19 +258,19 @@ impl<I: Instrument> Expose for Registered<I> {
 }
 
 #[derive(Debug)]
-struct RegisteredEvents<L> {
+struct EventFamilies<L> {
     counter: Metadata,
     histogram: Metadata,
     series: Box<[Series]>,
     events: Events<L>,
 }
 
-impl<L: LabelSet> Expose for RegisteredEvents<L> {
+impl<L: LabelSet> Expose for EventFamilies<L> {
     fn families(&self) -> Vec<&Metadata> {
         vec![&self.counter, &self.histogram]
     }
 
-    fn expose(&self, page: &mut Page<'_>) {
+    fn expose(&self, page: &mut PageWriter<'_>) {
         if !page.wants([&self.counter, &self.histogram]) {
             return;
         }
@@ -286,7 +308,7 @@ impl Expose for Info {
         vec![&self.family]
     }
 
-    fn expose(&self, page: &mut Page<'_>) {
+    fn expose(&self, page: &mut PageWriter<'_>) {
         if let Some(mut out) = page.family(&self.family) {
             out.number(&self.series, Number::Unsigned(1));
         }

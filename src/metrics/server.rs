@@ -214,8 +214,8 @@ mod tests {
     fn a_thread_that_panics_is_said_and_started_again() {
         static PANICS: AtomicBool = AtomicBool::new(false);
         let agent = AgentInfo { peer_id: "a".into(), name: "a".into() };
-        let mut registry = Registry::default();
-        let collector = MetricsCollector::new(&mut registry, &agent);
+        let registry = Registry::default();
+        let collector = MetricsCollector::new(&registry, &agent);
         let health = Health::default();
         let config = MetricsConfig { port: 0, ..MetricsConfig::default() };
         let limits = Limits { retry: Duration::from_millis(200), panics: Some(&PANICS), ..Limits::default() };

@@ -24,7 +24,8 @@ use super::addresses::UsualStacks;
 use super::link::{LinkContext, Links};
 use super::muxer::{Budget, Multiplex};
 use super::scrape::{self, ScrapeTable, Scrapes};
-use super::{Config, Error, RequestHandler};
+use super::telemetry::Telemetry;
+use super::{Config, NetworkError, RequestHandler};
 use crate::metrics::Registry;
 
 /// The name of our own Kademlia network: agents do not join the public one.
@@ -58,20 +59,16 @@ pub(super) fn build(
     keypair: identity::Keypair,
     context: Arc<LinkContext>,
     scrapes: ScrapeTable,
-    registry: &mut Registry,
-) -> Result<Swarm<Behaviour>, Error> {
-    #[cfg(not(feature = "metrics-prometheus"))]
-    let _ = registry;
+    registry: &Registry,
+) -> Result<(Swarm<Behaviour>, Telemetry), NetworkError> {
     let psk = config.psk_file.as_deref().map(read_psk).transpose()?;
     let (handler, budget) = (Arc::clone(&context.handler), Arc::clone(&context.budget));
     let transport = transport(&keypair, psk, handler, budget, Arc::clone(&scrapes.unread))?;
     let behaviour = Behaviour::new(config, &keypair, context, scrapes)?;
-    #[cfg(feature = "metrics-prometheus")]
-    let transport = libp2p::metrics::BandwidthTransport::new(transport, registry.others_mut())
-        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)));
+    let (telemetry, transport) = Telemetry::new(transport, registry);
     // Around the measured one: an address that is not dialed is not measured.
-    let transport = UsualStacks(transport.boxed());
-    Ok(SwarmBuilder::with_existing_identity(keypair)
+    let transport = UsualStacks(transport);
+    let swarm = SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
         .with_other_transport(|_| transport)
         .map_err(build_error)?
@@ -80,7 +77,8 @@ pub(super) fn build(
         .with_swarm_config(|swarm| {
             swarm.with_idle_connection_timeout(IDLE_TIMEOUT).with_dial_concurrency_factor(DIALED_AT_ONCE)
         })
-        .build())
+        .build();
+    Ok((swarm, telemetry))
 }
 
 /// TCP, encrypted by Noise and multiplexed by Yamux; with a pre-shared key, encrypted by that first.
@@ -91,7 +89,7 @@ fn transport(
     requests: Arc<dyn RequestHandler>,
     budget: Arc<Budget>,
     asked: Arc<AtomicUsize>,
-) -> Result<Boxed<(PeerId, StreamMuxerBox)>, Error> {
+) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NetworkError> {
     let multiplex = move |peer: &PeerId, _: &ConnectedPoint| Multiplex {
         budget: (!requests.has_permission(peer)).then_some(budget),
         asked: requests.scrapes().then(|| Arc::clone(&asked)),
@@ -129,7 +127,7 @@ fn with_quic(tcp: Boxed<(PeerId, StreamMuxerBox)>, _: &identity::Keypair) -> Box
 
 /// Resolves `/dns*` addresses as the system is configured to. Where it is not configured, names cannot
 /// be dialed, but the agent still runs.
-fn with_names(inner: Boxed<(PeerId, StreamMuxerBox)>) -> Result<Boxed<(PeerId, StreamMuxerBox)>, Error> {
+fn with_names(inner: Boxed<(PeerId, StreamMuxerBox)>) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NetworkError> {
     if std::path::Path::new("/etc/resolv.conf").exists() {
         return Ok(dns::tokio::Transport::system(inner).map_err(build_error)?.boxed());
     }
@@ -143,7 +141,7 @@ impl Behaviour {
         keypair: &identity::Keypair,
         context: Arc<LinkContext>,
         scrapes: ScrapeTable,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, NetworkError> {
         let local = keypair.public().to_peer_id();
         let share = Share::of(getrlimit(Resource::Nofile).current, config);
         // Those that are established are counted by the links, which know whom to prefer.
@@ -217,8 +215,8 @@ fn kad_config() -> kad::Config {
     config
 }
 
-fn read_psk(path: &std::path::Path) -> Result<pnet::PreSharedKey, Error> {
-    let error = |reason: String| Error::PreSharedKey { path: path.to_owned(), reason };
+fn read_psk(path: &std::path::Path) -> Result<pnet::PreSharedKey, NetworkError> {
+    let error = |reason: String| NetworkError::PreSharedKey { path: path.to_owned(), reason };
     let text = crate::identity::read_secret(path).map_err(|problem| error(problem.to_string()))?;
     let text = std::str::from_utf8(&text).map_err(|_| error("it is not text".into()))?;
     // The parser's own errors could quote the key; ours do not.
@@ -227,8 +225,8 @@ fn read_psk(path: &std::path::Path) -> Result<pnet::PreSharedKey, Error> {
     })
 }
 
-fn build_error(error: impl std::fmt::Display) -> Error {
-    Error::Build(error.to_string())
+fn build_error(error: impl std::fmt::Display) -> NetworkError {
+    NetworkError::Build(error.to_string())
 }
 
 #[cfg(test)]

@@ -20,11 +20,10 @@ use super::behaviour::{Behaviour, BehaviourEvent, KAD_PROTOCOL};
 use super::comings::Comings;
 use super::link::{self, LinkError};
 use super::peers::{Dial, Direction, Input, PeerInfo, Peers};
-#[cfg(feature = "metrics-prometheus")]
 use super::telemetry::Telemetry;
-use super::{Config, Error, RequestError};
+use super::{Config, NetworkError, RequestError};
 use crate::metrics::labels::Component;
-use crate::metrics::{Health, MetricsCollector, Registry};
+use crate::metrics::{Health, MetricsCollector};
 
 /// How long the listeners may take to learn their addresses.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -78,7 +77,6 @@ pub struct Driver {
     addresses: Vec<Multiaddr>,
     metrics: MetricsCollector,
     health: Health,
-    #[cfg(feature = "metrics-prometheus")]
     telemetry: Telemetry,
     links_drained: bool,
     /// Why this side closes the connections that it is closing.
@@ -90,14 +88,12 @@ pub struct Driver {
 impl Driver {
     pub(super) async fn bind(
         swarm: Swarm<Behaviour>,
+        telemetry: Telemetry,
         config: &Config,
         commands: mpsc::Receiver<Command>,
         metrics: MetricsCollector,
-        registry: &mut Registry,
         health: Health,
-    ) -> Result<Self, Error> {
-        #[cfg(not(feature = "metrics-prometheus"))]
-        let _ = registry;
+    ) -> Result<Self, NetworkError> {
         let local = *swarm.local_peer_id();
         let mut driver = Self {
             swarm,
@@ -110,8 +106,7 @@ impl Driver {
             addresses: Vec::new(),
             metrics,
             health,
-            #[cfg(feature = "metrics-prometheus")]
-            telemetry: Telemetry::new(registry),
+            telemetry,
             links_drained: false,
             lost: HashMap::new(),
             stopping: false,
@@ -128,7 +123,7 @@ impl Driver {
         &self.addresses
     }
 
-    async fn listen(&mut self, config: &Config) -> Result<(), Error> {
+    async fn listen(&mut self, config: &Config) -> Result<(), NetworkError> {
         // All before the first: two configured addresses may share a port.
         for address in &config.listen {
             check_free(&address.0).map_err(|error| {
@@ -137,11 +132,11 @@ impl Driver {
                     ErrorKind::AddrNotAvailable => "; this machine does not have that address",
                     _ => "",
                 };
-                Error::Listen { address: address.0.clone(), reason: format!("{error}{remedy}") }
+                NetworkError::Listen { address: address.0.clone(), reason: format!("{error}{remedy}") }
             })?;
         }
         for address in &config.listen {
-            let refused = |reason: String| Error::Listen { address: address.0.clone(), reason };
+            let refused = |reason: String| NetworkError::Listen { address: address.0.clone(), reason };
             let id = self.swarm.listen_on(address.0.clone()).map_err(|error| refused(innermost(&error)))?;
             self.listeners.insert(id, address.0.clone());
         }
@@ -153,7 +148,7 @@ impl Driver {
                 SwarmEvent::NewListenAddr { listener_id, .. } => silent.retain(|id| id != listener_id),
                 SwarmEvent::ListenerClosed { listener_id, reason: Err(error), .. } => {
                     let address = self.listeners.get(listener_id).cloned().unwrap_or_else(Multiaddr::empty);
-                    return Err(Error::Listen { address, reason: error.to_string() });
+                    return Err(NetworkError::Listen { address, reason: error.to_string() });
                 }
                 _ => {}
             }
@@ -204,7 +199,6 @@ impl Driver {
     }
 
     fn on_event(&mut self, event: Event) {
-        #[cfg(feature = "metrics-prometheus")]
         self.telemetry.record(&event);
         match event {
             SwarmEvent::NewListenAddr { address, .. } => self.addresses.push(address),

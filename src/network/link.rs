@@ -19,7 +19,7 @@ mod simulation;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -31,6 +31,7 @@ use libp2p::swarm::{
     THandlerOutEvent, ToSwarm,
 };
 use libp2p::{Multiaddr, PeerId};
+use parking_lot::RwLock;
 use tokio::sync::{mpsc, watch};
 
 use self::handler::{Command, LinkHandler};
@@ -172,12 +173,12 @@ impl LinkTable {
         });
     }
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, Table> {
-        self.links.read().unwrap_or_else(PoisonError::into_inner)
+    fn read(&self) -> parking_lot::RwLockReadGuard<'_, Table> {
+        self.links.read()
     }
 
     fn change(&self, change: impl FnOnce(&mut Table)) {
-        change(&mut self.links.write().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.links.write());
         self.changes.send_modify(|version| *version = version.wrapping_add(1));
     }
 }

@@ -7,37 +7,41 @@ mod addresses;
 mod behaviour;
 mod comings;
 mod config;
+mod error;
 mod event_loop;
 mod link;
 mod muxer;
 mod peers;
 pub mod protocol;
+mod receipt;
+mod request_handler;
 mod scrape;
-#[cfg(feature = "metrics-prometheus")]
+#[cfg_attr(not(feature = "metrics-prometheus"), path = "telemetry/noop.rs")]
 mod telemetry;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use libp2p::{Multiaddr, PeerId, identity};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 pub use self::config::{BootstrapAddr, Config, ListenAddr, PeerIdText};
+pub use self::error::{NetworkError, RequestError};
 pub use self::event_loop::Driver;
 use self::link::{Limits, LinkTable, Outgoing};
 #[cfg(any(test, fuzzing))]
 pub use self::muxer::fuzz as fuzz_muxer;
 pub use self::peers::{Direction, PeerInfo};
-use self::protocol::{ErrorCode, FRAME_OVERHEAD, Introduction, RemoteError, Request, Response};
+use self::protocol::{FRAME_OVERHEAD, Request, Response};
+pub use self::receipt::Receipt;
+pub use self::request_handler::{MessageAnswer, RequestHandler};
 use self::scrape::ScrapeTable;
-pub use self::scrape::{IncomingPage, PageBody, ScrapeAnswer, ScrapeError, ScrapePage, ScrapeRequest};
-use crate::metrics::labels::{FailedMessage, FailureReason, MessageType, SendFailure};
-use crate::metrics::{Health, MetricsCollector, Registry, Timer};
+pub use self::scrape::{PageBody, ScrapeAnswer, ScrapeError, ScrapeRequest};
+use crate::metrics::labels::MessageType;
+use crate::metrics::{Health, MetricsCollector, Page, Registry, Timer};
 
 /// How many descriptors the handshakes under way may take, of both directions.
 pub(crate) const HANDSHAKES: u32 = 2 * behaviour::MAX_PENDING;
@@ -51,209 +55,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Commands that may wait for the event loop.
 const COMMAND_QUEUE: usize = 256;
 
-/// Answers the requests of peers, and hears who comes and goes. The one implementation is the node's.
-pub trait RequestHandler: Send + Sync + 'static {
-    /// Does what `peer` asks, within bounded time. The first poll happens at once, in the connection's
-    /// task; the future is run to its end even when the peer goes away.
-    fn handle(&self, peer: PeerId, request: Request) -> BoxFuture<'static, Answer>;
-
-    /// Makes the page that `peer` asks for. The future is dropped when the peer does not want it any more.
-    fn scrape(&self, peer: PeerId, request: ScrapeRequest) -> BoxFuture<'static, ScrapeAnswer>;
-
-    /// Whether any rule allows `peer` anything. What one without may make this agent hold is bounded more tightly.
-    fn has_permission(&self, _: &PeerId) -> bool {
-        false
-    }
-
-    /// Whether this agent asks its peers for pages, which are bounded where they are asked for.
-    fn scrapes(&self) -> bool {
-        false
-    }
-
-    /// What is said of this agent to `peer`; `None` for one that may not scrape it.
-    fn introduction(&self, _: &PeerId) -> Option<Introduction> {
-        None
-    }
-
-    /// Peers for whom there is always room, besides those that the network's configuration names.
-    fn expected(&self) -> Vec<PeerId> {
-        Vec::new()
-    }
-
-    /// A link to a peer is up, or something is known of it that was not. Called in the event loop: it must not
-    /// wait for anything.
-    fn peer_up(&self, _: &PeerInfo) {}
-
-    /// The last connection to a peer is gone. Called like [`RequestHandler::peer_up`].
-    fn peer_down(&self, _: &PeerId, _: &str) {}
-}
-
-/// What a [`RequestHandler`] gives back.
-#[derive(Debug)]
-pub struct Answer {
-    /// The answer for the peer.
-    pub result: Result<Response, RemoteError>,
-    /// Completed when the answer is encoded.
-    pub receipt: Receipt,
-}
-
-/// Measures one message from decoded request to encoded answer. Dropped before that, it counts the
-/// message as cancelled: none is ever lost from the metrics.
-#[derive(Debug)]
-#[must_use]
-pub struct Receipt {
-    metrics: MetricsCollector,
-    /// `None` for a request of a type that this version does not know.
-    kind: Option<MessageType>,
-    timer: Timer,
-    completed: bool,
-}
-
-impl Receipt {
-    /// A request was decoded.
-    #[inline]
-    pub fn begin(metrics: MetricsCollector, kind: MessageType) -> Self {
-        Self { metrics, kind: Some(kind), timer: Timer::start(), completed: false }
-    }
-
-    /// A request of a type that this version does not know was decoded.
-    pub(crate) fn begin_unknown(metrics: MetricsCollector) -> Self {
-        Self { metrics, kind: None, timer: Timer::start(), completed: false }
-    }
-
-    /// Its answer is encoded.
-    #[inline]
-    pub fn complete(mut self, outcome: Result<(), ErrorCode>) {
-        self.completed = true;
-        match (outcome, self.kind) {
-            (Ok(()), Some(kind)) => self.metrics.message_handled(kind, self.timer),
-            (Ok(()), None) => {} // what is not known is never done
-            (Err(code), _) => self.fail(failure_reason(code)),
-        }
-    }
-
-    fn fail(&self, reason: FailureReason) {
-        self.metrics.message_failed(self.kind.map_or(FailedMessage::Unknown, FailedMessage::from), reason);
-    }
-}
-
-impl Drop for Receipt {
-    fn drop(&mut self) {
-        if !self.completed {
-            self.fail(FailureReason::Cancelled);
-        }
-    }
-}
-
-fn failure_reason(code: ErrorCode) -> FailureReason {
-    match code {
-        ErrorCode::Refused => FailureReason::Refused,
-        ErrorCode::Unspecified | ErrorCode::Malformed | ErrorCode::Unsupported => FailureReason::Malformed,
-        ErrorCode::TooLarge => FailureReason::TooLarge,
-        ErrorCode::Busy => FailureReason::Busy,
-        ErrorCode::Timeout => FailureReason::Timeout,
-        ErrorCode::Storage => FailureReason::Storage,
-        ErrorCode::Failed => FailureReason::Failed,
-        ErrorCode::ShuttingDown => FailureReason::Cancelled,
-    }
-}
-
-/// Why a request to a peer failed.
-#[derive(Debug, thiserror::Error)]
-pub enum RequestError {
-    /// The peer is not connected, and it could not be reached.
-    #[error("peer {peer} is not connected and cannot be reached: {reason}")]
-    Unreachable {
-        /// Who.
-        peer: PeerId,
-        /// What was tried.
-        reason: String,
-    },
-    /// The peer is connected but is no Peerscope agent.
-    #[error("peer {0} is connected but does not speak {protocol}", protocol = protocol::PROTOCOL)]
-    Unsupported(PeerId),
-    /// Too many requests to this peer are waiting.
-    #[error("too many requests to this peer are waiting (network.max_in_flight); try again later")]
-    Busy,
-    /// The peer did not answer in time.
-    #[error("the peer did not answer within {0:?} (network.request_timeout)")]
-    Timeout(Duration),
-    /// The link was lost before the answer came: whether the request was done is not known.
-    #[error("the connection was lost before the answer came; whether the peer did it is not known")]
-    LinkLost,
-    /// The request is larger than the peer takes.
-    #[error("the request has {len} bytes; the peer takes at most {max}")]
-    TooLarge {
-        /// Its key and value, in bytes.
-        len: usize,
-        /// What the peer takes, in bytes.
-        max: usize,
-    },
-    /// The peer answered with an error.
-    #[error("the peer refused: {0}")]
-    Remote(RemoteError),
-    /// The peer answered something that does not fit the request.
-    #[error("the peer's answer does not fit the request")]
-    Unexpected,
-}
-
-impl RequestError {
-    fn reason(&self) -> SendFailure {
-        match self {
-            Self::Unreachable { .. } | Self::Unsupported(_) => SendFailure::Unreachable,
-            Self::Busy => SendFailure::Busy,
-            Self::Timeout(_) => SendFailure::Timeout,
-            Self::LinkLost => SendFailure::LinkLost,
-            Self::TooLarge { .. } => SendFailure::TooLarge,
-            Self::Remote(_) | Self::Unexpected => SendFailure::Remote,
-        }
-    }
-}
-
-impl ScrapeError {
-    fn reason(&self) -> SendFailure {
-        match self {
-            Self::NotConnected | Self::Unsupported => SendFailure::Unreachable,
-            Self::Busy => SendFailure::Busy,
-            Self::Timeout => SendFailure::Timeout,
-            Self::Lost(_) => SendFailure::LinkLost,
-            Self::Malformed(_) | Self::Remote(_) => SendFailure::Remote,
-        }
-    }
-}
-
-/// Why the network could not be started.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A listener could not be opened.
-    #[error("cannot listen for peers on {address} (network.listen, --listen): {reason}")]
-    Listen {
-        /// The configured address.
-        address: Multiaddr,
-        /// What the system said.
-        reason: String,
-    },
-    /// The pre-shared key cannot be used.
-    #[error("cannot use the pre-shared key {} (network.psk_file): {reason}", .path.display())]
-    PreSharedKey {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it. Never the key.
-        reason: String,
-    },
-    /// The transport or a behaviour could not be built.
-    #[error("cannot build the network: {0}")]
-    Build(String),
-}
-
 /// A handle on the network. Cloning shares it.
 #[derive(Debug, Clone)]
 pub struct Network {
-    shared: Arc<Shared>,
+    shared: Arc<NetworkState>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct NetworkState {
     table: LinkTable,
     scrapes: ScrapeTable,
     commands: mpsc::Sender<event_loop::Command>,
@@ -275,9 +84,9 @@ impl Network {
         max_payload: usize,
         handler: Arc<dyn RequestHandler>,
         metrics: MetricsCollector,
-        registry: &mut Registry,
+        registry: &Registry,
         health: Health,
-    ) -> Result<(Self, Driver), Error> {
+    ) -> Result<(Self, Driver), NetworkError> {
         let limits = Limits {
             max_frame: max_payload + FRAME_OVERHEAD,
             max_in_flight: config.max_in_flight,
@@ -293,9 +102,9 @@ impl Network {
         let context =
             link::LinkContext { handler, metrics: metrics.clone(), table: table.clone(), limits, reserved, budget };
         let scrapes = ScrapeTable::default();
-        let swarm = behaviour::build(config, keypair, Arc::new(context), scrapes.clone(), registry)?;
-        let driver = Driver::bind(swarm, config, queue, metrics.clone(), registry, health).await?;
-        let shared = Shared {
+        let (swarm, telemetry) = behaviour::build(config, keypair, Arc::new(context), scrapes.clone(), registry)?;
+        let driver = Driver::bind(swarm, telemetry, config, queue, metrics.clone(), health).await?;
+        let shared = NetworkState {
             table,
             scrapes,
             commands,
@@ -338,7 +147,7 @@ impl Network {
     /// # Errors
     ///
     /// See [`ScrapeError`]. Nothing is tried twice.
-    pub async fn scrape(&self, peer: PeerId, request: &ScrapeRequest) -> Result<IncomingPage, ScrapeError> {
+    pub async fn scrape(&self, peer: PeerId, request: &ScrapeRequest) -> Result<Page<PageBody>, ScrapeError> {
         let timer = Timer::start();
         let result = match self.shared.scrapes.connection(&peer) {
             Some(connection) => match tokio::time::timeout(request.timeout, scrape::ask(&connection, request)).await {

@@ -13,7 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use futures::task::AtomicWaker;
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
 use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, UpgradeInfo};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Sleep;
 use yamux::{Connection, ConnectionError, Mode};
 
@@ -73,11 +74,11 @@ impl Budget {
         if !self.is_exceeded() {
             return;
         }
-        let connections = lock(&self.connections);
+        let connections = self.connections.lock();
         while self.is_exceeded() {
             let accounts = connections.iter().filter_map(Weak::upgrade);
-            let open = accounts.filter(|account| account.lock().verdict.is_none());
-            let Some(largest) = open.max_by_key(|account| account.lock().of_strangers) else { return };
+            let open = accounts.filter(|account| account.state.lock().verdict.is_none());
+            let Some(largest) = open.max_by_key(|account| account.state.lock().of_strangers) else { return };
             if !largest.condemn(Verdict::MostOfAll) {
                 return;
             }
@@ -145,13 +146,13 @@ impl Account {
     /// What `task` is woken for is a verdict.
     pub(super) fn poll_verdict(&self, task: &Waker) -> Poll<io::Error> {
         self.waker.register(task);
-        self.lock().verdict.map_or(Poll::Pending, |verdict| Poll::Ready(io::Error::other(verdict)))
+        self.state.lock().verdict.map_or(Poll::Pending, |verdict| Poll::Ready(io::Error::other(verdict)))
     }
 
     pub(super) fn new(budget: Option<Arc<Budget>>, is_dialer: bool, asked: Option<Arc<AtomicUsize>>) -> Arc<Self> {
         let account = Arc::new(Self { state: Mutex::default(), waker: AtomicWaker::new(), budget, is_dialer, asked });
         if let Some(budget) = &account.budget {
-            let mut connections = lock(&budget.connections);
+            let mut connections = budget.connections.lock();
             // Now and then, so that a connection costs the same however many there are.
             if connections.len() == connections.capacity() {
                 connections.retain(|account| account.strong_count() > 0);
@@ -161,13 +162,9 @@ impl Account {
         account
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        lock(&self.state)
-    }
-
     /// A header has come.
     fn heard(&self, frame: Frame) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if let Some((_, stored)) = state.opening.take() {
             self.take(&mut state, stored.cost(), true);
         }
@@ -181,7 +178,7 @@ impl Account {
 
     /// The frame is whole. Yamux throws it away when it knows no such stream.
     fn ends(&self, frame: Frame) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.coming = None;
         let stored = frame.stored();
         if frame.opens {
@@ -200,7 +197,7 @@ impl Account {
 
     /// Yamux hands over a stream.
     fn opened(&self, stream: u32) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let stored = match state.opening.take_if(|(opening, _)| *opening == stream) {
             Some((_, stored)) => stored,
             None => Stored::default(),
@@ -210,7 +207,7 @@ impl Account {
     }
 
     fn read(&self, stream: u32, bytes: usize) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let Some(waiting) = state.streams.get_mut(&stream) else { return };
         let before = waiting.cost();
         let bytes = bytes.min(waiting.bytes);
@@ -225,7 +222,7 @@ impl Account {
     }
 
     fn dropped(&self, stream: u32) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if let Some(waiting) = state.streams.remove(&stream) {
             self.take_from_stream(&mut state, stream, waiting.cost());
         }
@@ -233,7 +230,7 @@ impl Account {
 
     /// Says that it has to go; `false` when that gives nothing back, or was said before.
     fn condemn(&self, verdict: Verdict) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.verdict.is_some() || state.of_strangers == 0 {
             return false;
         }
@@ -253,7 +250,7 @@ impl Account {
 
     /// For what is held elsewhere: it is so much now.
     pub(super) fn hold(&self, bytes: usize) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let before = std::mem::replace(&mut state.streams.entry(NO_STREAM).or_default().bytes, bytes);
         match bytes.checked_sub(before) {
             Some(more) => self.add(state, more),
@@ -325,13 +322,9 @@ impl Drop for Account {
     fn drop(&mut self) {
         // What was asked for is on streams, each of which holds this and takes its own off as it is dropped.
         if let Some(budget) = &self.budget {
-            budget.waiting.fetch_sub(lock(&self.state).of_strangers, Ordering::Relaxed);
+            budget.waiting.fetch_sub(self.state.lock().of_strangers, Ordering::Relaxed);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the header of a frame says.
@@ -631,7 +624,7 @@ pub fn fuzz(data: &[u8]) {
         for part in bytes.chunks(step) {
             headers.feed(part, &account);
         }
-        let state = account.lock();
+        let state = account.state.lock();
         let mut streams: Vec<_> = state.streams.iter().map(|(id, stored)| (*id, stored.bytes, stored.frames)).collect();
         streams.sort_unstable();
         let found = (streams, state.total, state.verdict.is_some());

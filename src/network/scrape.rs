@@ -10,12 +10,11 @@ mod handler;
 mod serving;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, PoisonError, RwLock};
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
 use libp2p::swarm::behaviour::FromSwarm;
@@ -23,15 +22,16 @@ use libp2p::swarm::{
     ConnectionDenied, ConnectionId, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
 use libp2p::{Multiaddr, PeerId};
+use parking_lot::RwLock;
 use tokio::sync::mpsc;
 
+pub use self::asking::PageBody;
 pub(crate) use self::asking::ask;
-pub use self::asking::{IncomingPage, PageBody};
 use self::handler::ScrapeHandler;
 pub(crate) use self::handler::{NoStream, Open, Opened};
 use super::protocol::RemoteError;
 use super::{Receipt, RequestHandler};
-use crate::metrics::MetricsCollector;
+use crate::metrics::{MetricsCollector, Page};
 
 /// Substreams that wait to be opened on one connection.
 const MAX_OPENING: usize = 32;
@@ -49,22 +49,11 @@ pub struct ScrapeRequest {
     pub timeout: Duration,
 }
 
-/// A metrics page as it goes to a peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ScrapePage {
-    /// Its `Content-Type`; empty when there is none.
-    pub content_type: String,
-    /// Whether `body` is compressed by gzip.
-    pub gzip: bool,
-    /// The page.
-    pub body: Bytes,
-}
-
 /// What a [`RequestHandler`] gives back for a scrape.
 #[derive(Debug)]
 pub struct ScrapeAnswer {
     /// The page, or why there is none.
-    pub result: Result<ScrapePage, RemoteError>,
+    pub result: Result<Page, RemoteError>,
     /// Completed when the answer is encoded.
     pub receipt: Receipt,
 }
@@ -113,17 +102,17 @@ struct Entry {
 impl ScrapeTable {
     /// The newest connection to `peer`: the one least likely to be dead.
     pub(crate) fn connection(&self, peer: &PeerId) -> Option<mpsc::Sender<Open>> {
-        let table = self.connections.read().unwrap_or_else(PoisonError::into_inner);
+        let table = self.connections.read();
         Some(table.get(peer)?.last()?.opens.clone())
     }
 
     fn add(&self, peer: PeerId, connection: ConnectionId, opens: mpsc::Sender<Open>) {
-        let mut table = self.connections.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.connections.write();
         table.entry(peer).or_default().push(Entry { connection, opens });
     }
 
     fn remove(&self, peer: &PeerId, connection: ConnectionId) {
-        let mut table = self.connections.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.connections.write();
         if let Some(entries) = table.get_mut(peer) {
             entries.retain(|entry| entry.connection != connection);
             if entries.is_empty() {

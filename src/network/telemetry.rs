@@ -5,9 +5,11 @@
 //! a peer reports through identify are the peer's to invent, each new stack would be a new series, and
 //! so only the stacks that an agent can have itself are let through.
 
-use libp2p::metrics::{Metrics, Recorder as _};
+use libp2p::core::muxing::StreamMuxerBox;
+use libp2p::core::transport::Boxed;
+use libp2p::metrics::{BandwidthTransport, Metrics, Recorder as _};
 use libp2p::swarm::SwarmEvent;
-use libp2p::{Multiaddr, identify};
+use libp2p::{Multiaddr, PeerId, Transport as _, identify};
 
 use super::addresses::is_usual_stack;
 use super::behaviour::BehaviourEvent;
@@ -18,8 +20,17 @@ pub(super) struct Telemetry {
 }
 
 impl Telemetry {
-    pub(super) fn new(registry: &mut Registry) -> Self {
-        Self { metrics: Metrics::new(registry.others_mut()) }
+    /// Registers libp2p's families, and has the bytes of `transport` counted.
+    pub(super) fn new(
+        transport: Boxed<(PeerId, StreamMuxerBox)>,
+        registry: &Registry,
+    ) -> (Self, Boxed<(PeerId, StreamMuxerBox)>) {
+        let mut libp2p = prometheus_client::registry::Registry::default();
+        let transport = BandwidthTransport::new(transport, &mut libp2p);
+        let telemetry = Self { metrics: Metrics::new(&mut libp2p) };
+        registry.add_foreign("libp2p", libp2p);
+        let boxed = transport.map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection))).boxed();
+        (telemetry, boxed)
     }
 
     pub(super) fn record(&self, event: &SwarmEvent<BehaviourEvent>) {

@@ -1,7 +1,7 @@
 //! The one entry point of a peer's message: authorise, do, answer. Messages are measured here.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -9,21 +9,19 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use libp2p::PeerId;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::{AccessRule, Config, PeerSelector, Permission};
-use crate::expose::{self, Exposed, FetchCause, Fetched};
-#[cfg(feature = "metrics-prometheus")]
+use crate::expose::{self, Exposed, FetchCause};
 use crate::gateway::Fleet;
-#[cfg(feature = "metrics-prometheus")]
-use crate::metrics::exposition;
+use crate::metrics::accept;
 use crate::metrics::labels::MessageType;
-use crate::metrics::{ExposeError, Exposer, Exposition, MetricsCollector};
-#[cfg(feature = "metrics-prometheus")]
+use crate::metrics::{ExposeError, Exposer, MetricsCollector, Page};
 use crate::network::PeerInfo;
 use crate::network::protocol::{ErrorCode, Introduction, RemoteError, Request, Response};
-use crate::network::{Answer, Receipt, RequestHandler, ScrapeAnswer, ScrapePage, ScrapeRequest};
-use crate::storage::{self, Storage};
+use crate::network::{MessageAnswer, Receipt, RequestHandler, ScrapeAnswer, ScrapeRequest};
+use crate::storage::{Storage, StorageError};
 
 /// How much longer one request may take than the store needs to fail by its own bounds: the limit is only
 /// met when a backend hangs, and what the store has to say of a failure is heard first.
@@ -92,16 +90,16 @@ pub struct Handler {
     access: Access,
     storage: Storage,
     metrics: MetricsCollector,
-    scraped: Scraped,
+    sources: ScrapeSources,
 }
 
 /// What peers that may scrape this agent can have.
 #[derive(Debug, Clone)]
-pub struct Scraped {
+pub struct ScrapeSources {
     /// What the operator calls this agent.
     pub name: String,
-    /// Makes the agent's own page. Set once the registry is complete, which is after the network is built.
-    pub exposer: Arc<OnceLock<Exposer>>,
+    /// Makes the agent's own page.
+    pub exposer: Exposer,
     /// The exporters beside it.
     pub exposed: Arc<[Exposed]>,
     /// The most bytes that the page of one of them may have.
@@ -111,14 +109,13 @@ pub struct Scraped {
     /// A permit for each page of an exporter that is fetched or on its way to a peer.
     pub fetches: Arc<Semaphore>,
     /// The gateway's peers, when this agent is a gateway.
-    #[cfg(feature = "metrics-prometheus")]
     pub fleet: Option<Arc<Fleet>>,
 }
 
 impl Handler {
     /// A handler over one store.
-    pub fn new(access: Access, storage: Storage, metrics: MetricsCollector, scraped: Scraped) -> Self {
-        Self { access, storage, metrics, scraped }
+    pub fn new(access: Access, storage: Storage, metrics: MetricsCollector, sources: ScrapeSources) -> Self {
+        Self { access, storage, metrics, sources }
     }
 
     fn refused(&self, peer: &PeerId, kind: MessageType) -> Option<RemoteError> {
@@ -132,21 +129,20 @@ impl RequestHandler for Handler {
         self.access.has_permission(peer)
     }
 
-    #[cfg(feature = "metrics-prometheus")]
     fn scrapes(&self) -> bool {
-        self.scraped.fleet.is_some()
+        self.sources.fleet.is_some()
     }
 
-    fn handle(&self, peer: PeerId, request: Request) -> BoxFuture<'static, Answer> {
+    fn handle(&self, peer: PeerId, request: Request) -> BoxFuture<'static, MessageAnswer> {
         let kind = request.message_type();
         let receipt = Receipt::begin(self.metrics.clone(), kind);
         if let Some(error) = self.refused(&peer, kind) {
-            return std::future::ready(Answer { result: Err(error), receipt }).boxed();
+            return std::future::ready(MessageAnswer { result: Err(error), receipt }).boxed();
         }
         let storage = self.storage.clone();
         async move {
             let result = execute(&storage, request).await;
-            Answer { result, receipt }
+            MessageAnswer { result, receipt }
         }
         .boxed()
     }
@@ -156,65 +152,56 @@ impl RequestHandler for Handler {
         if let Some(error) = self.refused(&peer, MessageType::Scrape) {
             return std::future::ready(ScrapeAnswer { result: Err(error), receipt }).boxed();
         }
-        let scraped = self.scraped.clone();
-        async move { ScrapeAnswer { result: scraped.page(request).await, receipt } }.boxed()
+        let sources = self.sources.clone();
+        async move { ScrapeAnswer { result: sources.page(request).await, receipt } }.boxed()
     }
 
     fn introduction(&self, peer: &PeerId) -> Option<Introduction> {
         let may = self.access.allows(peer, MessageType::Scrape);
         may.then(|| Introduction {
-            name: self.scraped.name.clone(),
-            exposed: self.scraped.exposed.iter().map(|exporter| exporter.name.to_string()).collect(),
+            name: self.sources.name.clone(),
+            exposed: self.sources.exposed.iter().map(|exporter| exporter.name.to_string()).collect(),
         })
     }
 
-    #[cfg(feature = "metrics-prometheus")]
     fn expected(&self) -> Vec<PeerId> {
-        self.scraped.fleet.as_ref().map(|fleet| fleet.named()).unwrap_or_default()
+        self.sources.fleet.as_ref().map(|fleet| fleet.named()).unwrap_or_default()
     }
 
-    #[cfg(feature = "metrics-prometheus")]
     fn peer_up(&self, peer: &PeerInfo) {
-        if let Some(fleet) = &self.scraped.fleet {
+        if let Some(fleet) = &self.sources.fleet {
             fleet.up(peer);
         }
     }
 
-    #[cfg(feature = "metrics-prometheus")]
     fn peer_down(&self, peer: &PeerId, cause: &str) {
-        if let Some(fleet) = &self.scraped.fleet {
+        if let Some(fleet) = &self.sources.fleet {
             fleet.down(peer, cause);
         }
     }
 }
 
-impl Scraped {
-    /// What the configuration says; the rest comes later.
-    pub fn new(config: &Config) -> Self {
+impl ScrapeSources {
+    /// What the configuration says, the agent's own page from `exposer`, and `fleet` when it is a gateway.
+    pub fn new(config: &Config, exposer: Exposer, fleet: Option<Arc<Fleet>>) -> Self {
         Self {
             name: config.node.name.clone(),
             exposed: config.expose.clone().into(),
             max_body: config.gateway.max_body_size,
             failing: Arc::default(),
             fetches: Arc::new(Semaphore::new(MAX_FETCHES)),
-            exposer: Arc::default(),
-            #[cfg(feature = "metrics-prometheus")]
-            fleet: None,
+            exposer,
+            fleet,
         }
     }
 
-    async fn page(&self, request: ScrapeRequest) -> Result<ScrapePage, RemoteError> {
+    async fn page(&self, request: ScrapeRequest) -> Result<Page, RemoteError> {
         let ScrapeRequest { exposed, accept, gzip, timeout } = request;
         if let Some(name) = exposed {
-            return self.fetch(&name, expose::Wanted { accept: &accept, gzip, timeout }).await;
+            return self.fetch(&name, expose::FetchOptions { accept: &accept, gzip, timeout }).await;
         }
-        let Some(exposer) = self.exposer.get() else {
-            return Err(RemoteError::new(ErrorCode::Busy, "this agent is starting"));
-        };
-        match exposer.expose_all(&accept, gzip, timeout).await {
-            Ok(Exposition { content_type, gzip, body }) => {
-                Ok(ScrapePage { content_type: content_type.into(), gzip, body })
-            }
+        match self.exposer.expose(&accept, None, gzip, timeout).await {
+            Ok(page) => Ok(page),
             Err(error) => {
                 let code = match error {
                     ExposeError::Busy(_) => ErrorCode::Busy,
@@ -227,7 +214,7 @@ impl Scraped {
         }
     }
 
-    async fn fetch(&self, name: &str, wanted: expose::Wanted<'_>) -> Result<ScrapePage, RemoteError> {
+    async fn fetch(&self, name: &str, options: expose::FetchOptions<'_>) -> Result<Page, RemoteError> {
         let Some(exporter) = self.exposed.iter().find(|exporter| exporter.name.as_str() == name) else {
             // Not repeated: it is the peer's text, not one of ours.
             return Err(RemoteError::new(ErrorCode::Unsupported, "this agent exposes no exporter of that name"));
@@ -236,28 +223,26 @@ impl Scraped {
             return Err(RemoteError::new(ErrorCode::Busy, "this agent fetches from too many exporters already"));
         };
         // A little earlier than the peer stops to wait, so that it hears why.
-        let timeout = wanted.timeout - LAST_WORDS.min(wanted.timeout / 10);
-        match expose::fetch(exporter, expose::Wanted { timeout, ..wanted }, self.max_body).await {
-            #[cfg_attr(not(feature = "metrics-prometheus"), expect(unused_mut, reason = "nothing compresses there"))]
-            Ok(Fetched { content_type, mut gzip, mut body }) => {
-                #[cfg(feature = "metrics-prometheus")]
-                if wanted.gzip && !gzip && body.len() >= exposition::GZIP_FROM {
+        let timeout = options.timeout - LAST_WORDS.min(options.timeout / 10);
+        match expose::fetch(exporter, expose::FetchOptions { timeout, ..options }, self.max_body).await {
+            Ok(Page { content_type, mut gzip, mut body }) => {
+                if options.gzip && !gzip && body.len() >= accept::GZIP_FROM {
                     // Not on the runtime: a page of megabytes takes a tenth of a second.
                     let plain = body.clone();
-                    let compressed = tokio::task::spawn_blocking(move || exposition::gzip(&plain));
+                    let compressed = tokio::task::spawn_blocking(move || accept::gzip(&plain));
                     if let Ok(Ok(compressed)) = compressed.await {
                         (gzip, body) = (true, compressed);
                     }
                 }
-                if self.failing.lock().unwrap_or_else(PoisonError::into_inner).remove(name) {
+                if self.failing.lock().remove(name) {
                     tracing::info!("the exporter `{name}` answers again");
                 }
                 let body = Bytes::from_owner(Held { body, _permit: permit });
-                Ok(ScrapePage { content_type, gzip, body })
+                Ok(Page { content_type, gzip, body })
             }
             Err(error) => {
                 // Where it is and what it said is for this agent's operator alone. Said when it begins to fail.
-                if self.failing.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned()) {
+                if self.failing.lock().insert(name.to_owned()) {
                     tracing::warn!("{}", error.detail());
                 }
                 let code = match error.cause() {
@@ -303,8 +288,8 @@ async fn execute(storage: &Storage, request: Request) -> Result<Response, Remote
 }
 
 /// What a peer is told of a storage error: enough to act on, nothing of this machine's paths or servers.
-fn remote_error(error: &storage::Error) -> RemoteError {
-    use storage::Error as E;
+fn remote_error(error: &StorageError) -> RemoteError {
+    use StorageError as E;
     match error {
         E::KeyEmpty => RemoteError::new(ErrorCode::Malformed, error.to_string()),
         E::KeyTooLarge { .. } | E::ValueTooLarge { .. } => RemoteError::new(ErrorCode::TooLarge, error.to_string()),
@@ -357,7 +342,7 @@ mod tests {
 
     #[test]
     fn a_peer_learns_no_paths_and_no_servers() {
-        use storage::Error as E;
+        use StorageError as E;
         let secret = "/var/lib/secret";
         for error in [E::DiskFull(secret.into()), E::Unavailable(secret.into()), E::Backend(secret.into())] {
             assert!(!remote_error(&error).message.contains("secret"));

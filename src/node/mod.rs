@@ -3,13 +3,13 @@
 //!
 //! Nothing here is global: two nodes in one process share no number, no store and no socket.
 
-mod gateway;
 mod handler;
 mod parts;
 mod pulse;
 
 use std::fs::{DirBuilder, File, Permissions, TryLockError};
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,15 +18,16 @@ use std::time::{Duration, Instant};
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::watch;
 
-use self::gateway::{Gateway, GatewayParts};
-pub use self::handler::{Access, Handler, Scraped};
+pub use self::handler::{Access, Handler, ScrapeSources};
 use self::parts::Parts;
 use self::pulse::{Listening, Pulse};
 use crate::config::Config;
 use crate::control::{self, ControlServer};
+use crate::gateway::{self, Fleet, Pages, Scraper};
 use crate::identity;
 use crate::metrics::{
-    self, AgentInfo, Exposer, Health, MetricsCollector, MetricsServer, MissingLines, Registry, UrlReader,
+    self, AgentInfo, Exposer, GatewayMetrics, GuestPages, Health, MetricsCollector, MetricsServer, MissingLines,
+    Registry, UrlReader,
 };
 use crate::network::{self, Driver, Network};
 use crate::storage::{self, Storage};
@@ -51,7 +52,7 @@ const CLOSE: Duration = Duration::from_secs(5);
 
 /// Why the agent could not start, or not go on.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum NodeError {
     /// The data directory cannot be made or used.
     #[error("cannot use the data directory {} (node.data_dir): {source}", .path.display())]
     DataDir {
@@ -65,19 +66,19 @@ pub enum Error {
     InUse(PathBuf),
     /// The key cannot be used.
     #[error(transparent)]
-    Identity(#[from] identity::Error),
+    Identity(#[from] identity::IdentityError),
     /// The store cannot be opened.
     #[error(transparent)]
     Storage(#[from] storage::OpenError),
     /// The network cannot be started.
     #[error(transparent)]
-    Network(#[from] network::Error),
+    Network(#[from] network::NetworkError),
     /// A part of the running agent ended by itself, which is a defect.
     #[error("{0} of this agent has failed, which is a defect worth a report; the log says more")]
     Died(&'static str),
     /// The control socket cannot be opened.
     #[error(transparent)]
-    Control(#[from] control::Error),
+    Control(#[from] control::ControlError),
 }
 
 /// An agent whose listeners are open.
@@ -89,7 +90,8 @@ pub struct Node {
     driver: Driver,
     control: ControlServer,
     endpoint: Option<MetricsServer>,
-    gateway: Gateway,
+    /// The gateway's peers, when this agent is a gateway.
+    fleet: Option<Arc<Fleet>>,
     health: Health,
     parts: Parts,
     /// Held while the agent lives: somebody listens whether the runtime turns.
@@ -110,12 +112,22 @@ impl Node {
     ///
     /// When any of them cannot be opened, but for the endpoint, which is tried again later, and for a store that takes
     /// its time: [`serve`](Self::serve) ends when that one turns out to be unusable.
-    pub async fn bind(config: &Config, missing: &MissingLines) -> Result<Self, Error> {
+    pub async fn bind(config: &Config, missing: &MissingLines) -> Result<Self, NodeError> {
+        Self::bind_with(config, missing, Registry::new(config.metrics.native_histograms)).await
+    }
+
+    /// As [`bind`](Self::bind), with families of the caller's own in `registry`, which are shown beside the agent's. Where
+    /// the names are the same, the caller's are shown.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`bind`](Self::bind).
+    pub async fn bind_with(config: &Config, missing: &MissingLines, registry: Registry) -> Result<Self, NodeError> {
         let started = Instant::now();
         let data_dir = &config.node.data_dir;
         // Before anything is made there: the socket itself comes last.
         control::socket_path(data_dir)?;
-        prepare(data_dir).map_err(|source| Error::DataDir { path: data_dir.clone(), source })?;
+        prepare(data_dir).map_err(|source| NodeError::DataDir { path: data_dir.clone(), source })?;
         let lock = lock(data_dir)?;
         let keypair = identity::load_or_create(data_dir)?;
         let peer_id = keypair.public().to_peer_id();
@@ -128,18 +140,22 @@ impl Node {
             tracing::warn!("nobody will notice when the runtime hangs: a thread cannot start: {error}");
         });
         parts.run("the pulse of the runtime", pulse.clone().beat_runtime());
-        let mut registry = Registry::new(config.metrics.native_histograms);
+        let registry = Arc::new(registry);
         let agent = AgentInfo { peer_id: peer_id.to_string(), name: config.node.name.clone() };
-        let collector = MetricsCollector::new(&mut registry, &agent);
-        metrics::register_scrape_time(&mut registry, &health, missing);
+        let collector = MetricsCollector::new(&registry, &agent);
+        metrics::register_scrape_time(&registry, &health, missing);
 
         let default_store = data_dir.join("store.redb");
         // In the background: a store that takes its time to open must not keep the rest in the dark.
         let storage = Storage::start(&config.storage, default_store, collector.clone(), health.clone()).await?;
-        let gateway = GatewayParts::new(config, peer_id, &mut registry);
-        let scraped = gateway.scraped(config);
-        let exposer = Arc::clone(&scraped.exposer);
-        let handler = Handler::new(Access::new(&config.access), storage.clone(), collector.clone(), scraped);
+        let gateway_metrics = config.gateway.enabled.then(|| GatewayMetrics::new(&registry));
+        let fleet = gateway_metrics
+            .as_ref()
+            .map(|metrics| Arc::new(Fleet::open(&config.gateway, peer_id, metrics.clone(), data_dir)));
+        // Another one than the endpoint's, so that peers take no place from a scraper next door.
+        let exposer = Exposer::new(Arc::clone(&registry), collector.clone(), PEER_EXPOSITIONS);
+        let sources = ScrapeSources::new(config, exposer, fleet.clone());
+        let handler = Handler::new(Access::new(&config.access), storage.clone(), collector.clone(), sources);
         let max_payload = config.storage.max_key_size + config.storage.max_value_size;
         let clients = if config.gateway.enabled { 3 * config.gateway.max_scrapes } else { 0 };
         let beside_peers = config.network.beside_peers.saturating_add(clients);
@@ -149,17 +165,17 @@ impl Node {
             max_payload,
             Arc::new(handler),
             collector.clone(),
-            &mut registry,
+            &registry,
             health.clone(),
         )
         .await?;
         log_listeners(network.listen_addresses(), peer_id);
         tracing::info!("Store {}", storage.describe());
 
-        let gateway = gateway.build(config, &network);
-        let registry = Arc::new(registry);
-        // Another one than the endpoint's, so that peers take no place from a scraper next door.
-        let _first = exposer.set(Exposer::new(Arc::clone(&registry), collector.clone(), PEER_EXPOSITIONS));
+        let scraper = fleet
+            .clone()
+            .zip(gateway_metrics)
+            .map(|(fleet, metrics)| Scraper::new(&config.gateway, network.clone(), fleet, metrics));
         let endpoint = if config.metrics.enabled {
             let registry = Arc::clone(&registry);
             Some(MetricsServer::start(
@@ -168,7 +184,10 @@ impl Node {
                 registry,
                 collector.clone(),
                 health.clone(),
-                gateway.pages(),
+                scraper.clone().map(|scraper| {
+                    let address = SocketAddr::new(config.metrics.address, config.metrics.port);
+                    Arc::new(Pages::new(scraper, address.to_string())) as Arc<dyn GuestPages>
+                }),
             ))
         } else {
             tracing::info!("Metrics endpoint disabled");
@@ -188,8 +207,7 @@ impl Node {
             storage: storage.clone(),
             health: health.clone(),
             exposer: Exposer::new(registry, collector, CONTROL_EXPOSITIONS),
-            #[cfg(feature = "metrics-prometheus")]
-            gateway: gateway.scraper.clone(),
+            gateway: scraper,
             metrics_url: endpoint.as_ref().map_or_else(UrlReader::default, MetricsServer::url_reader),
         };
         let control = ControlServer::bind(data_dir, api)?;
@@ -204,7 +222,7 @@ impl Node {
             driver,
             control,
             endpoint,
-            gateway,
+            fleet,
             health,
             parts,
             pulse,
@@ -248,23 +266,23 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// [`Error::Died`] when a part of the agent ended by itself, and [`Error::Storage`] when the store cannot be opened.
+    /// [`NodeError::Died`] when a part of the agent ended by itself, and [`NodeError::Storage`] when the store cannot be opened.
     /// The rest was stopped in order.
-    pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
-        let Self { storage, network, driver, control, endpoint, gateway, mut parts, pulse, listening, lock, .. } = self;
+    pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
+        let Self { storage, network, driver, control, endpoint, fleet, mut parts, pulse, listening, lock, .. } = self;
         let (stopping, stopped) = watch::channel(false);
         parts.run(NETWORK, driver.run());
         let turning = network.clone();
         parts.run("the pulse of the network", pulse.beat_network(async move || turning.turn().await, stopped.clone()));
-        if let Some(clock) = gateway.clock() {
-            parts.run("the clock of the gateway", clock);
+        if let Some(fleet) = &fleet {
+            parts.run("the clock of the gateway", gateway::keep(Arc::clone(fleet)));
         }
         parts.run(CONTROL, control.run(stopped));
         let ended = tokio::select! {
             () = stop => Ok(()),
             // Better to be started anew than to run on without it and look well.
-            name = parts.ended() => Err(Error::Died(name)),
-            _said = storage.died() => Err(Error::Died("the store")),
+            name = parts.ended() => Err(NodeError::Died(name)),
+            _said = storage.died() => Err(NodeError::Died("the store")),
             error = cannot_open(&storage) => Err(error.into()),
         };
         let deadline = Instant::now() + DRAIN;
@@ -286,7 +304,11 @@ impl Node {
             tracing::warn!("stopping although the network hangs");
         }
         // Nobody waits for an acknowledgement any more, so that a disk that hangs may be left alone.
-        let _hangs = tokio::time::timeout(LAST_MOMENT, gateway.save()).await;
+        if let Some(fleet) = fleet {
+            // A panic in it was logged by the panic hook.
+            let saving = tokio::task::spawn_blocking(move || fleet.save());
+            let _hangs = tokio::time::timeout(LAST_MOMENT, saving).await;
+        }
         if tokio::time::timeout(CLOSE, storage.close()).await.is_err() {
             tracing::warn!("the store did not close within {CLOSE:?}; exiting without it");
         }
@@ -317,13 +339,13 @@ fn log_listeners(addresses: &[Multiaddr], peer_id: PeerId) {
 
 /// Makes sure that no other agent uses the directory: two would share one identity and one socket. The
 /// system gives the lock back when the process ends, however it ends.
-fn lock(data_dir: &Path) -> Result<File, Error> {
+fn lock(data_dir: &Path) -> Result<File, NodeError> {
     let path = data_dir.join("agent.lock");
-    let error = |source| Error::DataDir { path: data_dir.to_owned(), source };
+    let error = |source| NodeError::DataDir { path: data_dir.to_owned(), source };
     let file = File::options().create(true).write(true).truncate(false).mode(0o600).open(path).map_err(error)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::InUse(data_dir.to_owned())),
+        Err(TryLockError::WouldBlock) => Err(NodeError::InUse(data_dir.to_owned())),
         Err(TryLockError::Error(source)) => Err(error(source)),
     }
 }

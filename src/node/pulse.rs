@@ -4,10 +4,11 @@
 //! hang, nobody there can say so; and when one task hangs that all connections need, the others beat on.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use crate::metrics::Health;
@@ -83,14 +84,15 @@ async fn beat(beats: &AtomicU64, turn: impl AsyncFn()) {
 impl Stop {
     /// Waits so long, or until it is stopped; whether it is.
     fn wait(&self, time: Duration) -> bool {
-        let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
-        *self.changed.wait_timeout_while(stopped, time, |stopped| !*stopped).unwrap_or_else(PoisonError::into_inner).0
+        let mut stopped = self.stopped.lock();
+        self.changed.wait_while_for(&mut stopped, |stopped| !*stopped, time);
+        *stopped
     }
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        *self.0.stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self.0.stopped.lock() = true;
         self.0.changed.notify_all();
     }
 }

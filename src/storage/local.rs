@@ -37,7 +37,7 @@
 //!
 //! # A disk that is full, fails, or hangs
 //!
-//! A frame that does not fit is refused with [`Error::DiskFull`]; one that fails may still happen, and says so. Writes
+//! A frame that does not fit is refused with [`StorageError::DiskFull`]; one that fails may still happen, and says so. Writes
 //! work again by themselves. Reads go on, from memory and from the last state of redb. What waits for the disk too long
 //! is given up (`watch.rs`).
 
@@ -74,8 +74,8 @@ pub use self::log::fuzz as fuzz_log;
 use self::open::Options;
 use self::queue::Write;
 use self::read::Readers;
-use self::state::{Before, LookUp, Shared, closed};
-use super::{Error, LocalConfig, OpenError};
+use self::state::{Before, LookUp, StoreState, closed};
+use super::{LocalConfig, OpenError, StorageError};
 use crate::metrics::{Health, MetricsCollector};
 
 /// The name of the table of values; the number is the version of the layout.
@@ -113,7 +113,7 @@ impl Stage {
 /// The embedded store. Dropping it closes it, some time later; [`close`](Self::close) waits.
 #[derive(Debug)]
 pub struct LocalStorageBackend {
-    shared: Arc<Shared>,
+    shared: Arc<StoreState>,
     readers: Readers,
     stage: channel::Receiver<Stage>,
 }
@@ -121,10 +121,10 @@ pub struct LocalStorageBackend {
 impl LocalStorageBackend {
     /// Begins to open the store at `path`, or to make it, with its folders (mode 0700, the file 0600), when there is
     /// nothing there. Of `config`, the path is not used. [`opened`](Self::opened) waits for it; until then operations
-    /// fail with [`Error::Starting`].
+    /// fail with [`StorageError::Starting`].
     pub fn start(path: PathBuf, config: &LocalConfig, metrics: MetricsCollector, health: Health) -> Self {
         let options = Options { cache_size: config.cache_size, check: config.check_on_open };
-        let shared = Arc::new(Shared::new(path, health));
+        let shared = Arc::new(StoreState::new(path, health));
         let stage = start::start(Arc::new(LinuxDisk), options, shared.clone(), metrics);
         Self { shared, readers: Readers::new(), stage }
     }
@@ -179,10 +179,10 @@ impl LocalStorageBackend {
     ///
     /// # Errors
     ///
-    /// [`Error::Starting`], [`Error::Unavailable`] once closed, [`Error::Backend`] when the disk cannot be read,
-    /// [`Error::Damaged`] when what it holds is not what was put, [`Error::Timeout`] when it does not answer within 8 s,
-    /// [`Error::Busy`] when too many reads wait for it.
-    pub async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, Error> {
+    /// [`StorageError::Starting`], [`StorageError::Unavailable`] once closed, [`StorageError::Backend`] when the disk cannot be read,
+    /// [`StorageError::Damaged`] when what it holds is not what was put, [`StorageError::Timeout`] when it does not answer within 8 s,
+    /// [`StorageError::Busy`] when too many reads wait for it.
+    pub async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, StorageError> {
         match self.shared.look_up(key)? {
             LookUp::Found(value) => Ok(value),
             LookUp::In(snapshot) => self.readers.get(&self.shared, snapshot, key).await,
@@ -193,11 +193,11 @@ impl LocalStorageBackend {
     ///
     /// # Errors
     ///
-    /// [`Error::Busy`] at once when the queue is full: waiting belongs to the caller, who knows its own
-    /// deadline. [`Error::DiskFull`], [`Error::Backend`] when the disk fails, [`Error::Uncertain`] when it failed in the
-    /// middle of this write, which may still happen, [`Error::Hangs`] when it does not answer,
-    /// [`Error::Starting`], [`Error::Unavailable`] once closed.
-    pub async fn put(&self, key: Bytes, value: Bytes) -> Result<(), Error> {
+    /// [`StorageError::Busy`] at once when the queue is full: waiting belongs to the caller, who knows its own
+    /// deadline. [`StorageError::DiskFull`], [`StorageError::Backend`] when the disk fails, [`StorageError::Uncertain`] when it failed in the
+    /// middle of this write, which may still happen, [`StorageError::Hangs`] when it does not answer,
+    /// [`StorageError::Starting`], [`StorageError::Unavailable`] once closed.
+    pub async fn put(&self, key: Bytes, value: Bytes) -> Result<(), StorageError> {
         self.write(key, Some(value)).await.map(drop)
     }
 
@@ -206,7 +206,7 @@ impl LocalStorageBackend {
     /// # Errors
     ///
     /// Those of [`put`](Self::put) and [`get`](Self::get). After one of the latter the key is removed.
-    pub async fn delete(&self, key: Bytes) -> Result<bool, Error> {
+    pub async fn delete(&self, key: Bytes) -> Result<bool, StorageError> {
         match self.write(key.clone(), None).await? {
             Before::Known(existed) => Ok(existed),
             Before::In(snapshot) => Ok(self.readers.get(&self.shared, snapshot, &key).await?.is_some()),
@@ -232,7 +232,7 @@ impl LocalStorageBackend {
         }
     }
 
-    async fn write(&self, key: Bytes, value: Option<Bytes>) -> Result<Before, Error> {
+    async fn write(&self, key: Bytes, value: Option<Bytes>) -> Result<Before, StorageError> {
         if !self.shared.queue.is_open() {
             return Err(self.shared.unavailable());
         }

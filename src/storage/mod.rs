@@ -118,7 +118,7 @@ impl Default for RedisConfig {
 
 /// Why a storage operation failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum StorageError {
     /// Keys are 1 byte or longer.
     #[error("the key is empty")]
     KeyEmpty,
@@ -183,7 +183,7 @@ pub enum Error {
     Backend(String),
 }
 
-impl Error {
+impl StorageError {
     /// The label under which the metrics count this error.
     pub fn reason(&self) -> StorageErrorReason {
         match self {
@@ -223,7 +223,7 @@ pub enum OpenError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said. Shared, because several may wait for one opening.
+        /// What the system said. StorageState, because several may wait for one opening.
         source: Arc<std::io::Error>,
     },
     /// The Redis client could not be set up from its URLs.
@@ -256,11 +256,11 @@ const LOCAL_PATIENCE: Duration = Duration::from_secs(9);
 #[derive(Debug, Clone)]
 pub struct Storage {
     // All of it behind one count: a request clones this, and counts are shared by all threads.
-    shared: Arc<Shared>,
+    shared: Arc<StorageState>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct StorageState {
     engine: Engine,
     backend: Backend,
     max_key_size: usize,
@@ -292,7 +292,7 @@ impl Storage {
     }
 
     /// Begins to open the configured backend. `default_path` is the embedded store's file when the
-    /// configuration names none. Until it is open, operations fail with [`Error::Starting`].
+    /// configuration names none. Until it is open, operations fail with [`StorageError::Starting`].
     ///
     /// A Redis that is away is no error: the backend says so in `health` and connects when it can.
     ///
@@ -316,7 +316,7 @@ impl Storage {
                 (Engine::Redis(redis), Backend::Redis)
             }
         };
-        let shared = Shared {
+        let shared = StorageState {
             engine,
             backend,
             max_key_size: config.max_key_size,
@@ -351,8 +351,8 @@ impl Storage {
     ///
     /// # Errors
     ///
-    /// See [`Error`].
-    pub async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, Error> {
+    /// See [`StorageError`].
+    pub async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, StorageError> {
         self.measured(Operation::Get, async {
             self.check_key(key)?;
             let value = match &self.shared.engine {
@@ -362,7 +362,7 @@ impl Storage {
             match value {
                 // Somebody else wrote it, or the limit was higher then: it would not fit into an answer.
                 Some(value) if value.len() > self.shared.max_value_size => {
-                    Err(Error::ValueTooLarge { len: value.len(), max: self.shared.max_value_size })
+                    Err(StorageError::ValueTooLarge { len: value.len(), max: self.shared.max_value_size })
                 }
                 value => Ok(value),
             }
@@ -375,12 +375,12 @@ impl Storage {
     ///
     /// # Errors
     ///
-    /// See [`Error`].
-    pub async fn put(&self, key: Bytes, value: Bytes) -> Result<(), Error> {
+    /// See [`StorageError`].
+    pub async fn put(&self, key: Bytes, value: Bytes) -> Result<(), StorageError> {
         self.measured(Operation::Put, async {
             self.check_key(&key)?;
             if value.len() > self.shared.max_value_size {
-                return Err(Error::ValueTooLarge { len: value.len(), max: self.shared.max_value_size });
+                return Err(StorageError::ValueTooLarge { len: value.len(), max: self.shared.max_value_size });
             }
             match &self.shared.engine {
                 Engine::Local(local) => local.put(key, value).await,
@@ -394,8 +394,8 @@ impl Storage {
     ///
     /// # Errors
     ///
-    /// See [`Error`].
-    pub async fn delete(&self, key: Bytes) -> Result<bool, Error> {
+    /// See [`StorageError`].
+    pub async fn delete(&self, key: Bytes) -> Result<bool, StorageError> {
         self.measured(Operation::Delete, async {
             self.check_key(&key)?;
             match &self.shared.engine {
@@ -445,8 +445,8 @@ impl Storage {
     async fn measured<T>(
         &self,
         operation: Operation,
-        work: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Error> {
+        work: impl Future<Output = Result<T, StorageError>>,
+    ) -> Result<T, StorageError> {
         let mut measure = Measure {
             metrics: &self.shared.metrics,
             operation,
@@ -456,14 +456,16 @@ impl Storage {
             outcome: Err(StorageErrorReason::Cancelled),
         };
         let result = work.await;
-        measure.outcome = result.as_ref().map(drop).map_err(Error::reason);
+        measure.outcome = result.as_ref().map(drop).map_err(StorageError::reason);
         result
     }
 
-    fn check_key(&self, key: &Bytes) -> Result<(), Error> {
+    fn check_key(&self, key: &Bytes) -> Result<(), StorageError> {
         match key.len() {
-            0 => Err(Error::KeyEmpty),
-            len if len > self.shared.max_key_size => Err(Error::KeyTooLarge { len, max: self.shared.max_key_size }),
+            0 => Err(StorageError::KeyEmpty),
+            len if len > self.shared.max_key_size => {
+                Err(StorageError::KeyTooLarge { len, max: self.shared.max_key_size })
+            }
             _ => Ok(()),
         }
     }

@@ -10,15 +10,15 @@
 //! An attempt takes at most `storage.redis.timeout`. A read that fails because of the connection or by timeout is tried
 //! again up to three times, after a random wait of at most 100, 200 and 400 ms; a new connection ends the wait early. So
 //! is a write that was certainly not done: there was no connection, or Redis says that it cannot do it now (LOADING,
-//! TRYAGAIN, CLUSTERDOWN, MASTERDOWN, READONLY, BUSY). Then it fails with [`Error::Timeout`] or [`Error::Unavailable`],
+//! TRYAGAIN, CLUSTERDOWN, MASTERDOWN, READONLY, BUSY). Then it fails with [`StorageError::Timeout`] or [`StorageError::Unavailable`],
 //! and the log says `Redis connection failed after 3 retries`: once an outage, and again every 30 s while it lasts.
 //!
 //! Once the task knows that Redis is away, an attempt fails at once: an operation then ends within
 //! 700 ms, the sum of the waits. The bound in all cases is four timeouts and 700 ms. At most
 //! [`MAX_WAITING`] operations wait for a retry and [`MAX_IN_FLIGHT`] are under way; past that they fail
-//! at once with [`Error::Busy`].
+//! at once with [`StorageError::Busy`].
 //!
-//! What a retry cannot mend is not retried and is an [`Error::Backend`] in Redis's own words: a key of
+//! What a retry cannot mend is not retried and is an [`StorageError::Backend`] in Redis's own words: a key of
 //! another type (WRONGTYPE), no memory (OOM), too few replicas (NOREPLICAS), no disk (MISCONF), no right (NOAUTH,
 //! WRONGPASS, NOPERM).
 //!
@@ -50,10 +50,10 @@ use tokio::task::AbortHandle;
 
 use self::backoff::{RETRY_CAPS, retry_wait};
 use self::connection::Connector;
-use self::failure::{Failure, Kind};
+use self::failure::{Kind, RedisFailure};
 use self::reads::{Reads, Way};
-use self::supervisor::{Link, Shared, Supervisor};
-use super::{Error, OpenError, RedisConfig};
+use self::supervisor::{Link, RedisState, Supervisor};
+use super::{OpenError, RedisConfig, StorageError};
 use crate::metrics::labels::Component;
 use crate::metrics::{Health, MetricsCollector};
 
@@ -70,7 +70,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Redis, single or cluster.
 pub struct RedisStorageBackend {
     connector: Arc<Connector>,
-    shared: Arc<Shared>,
+    shared: Arc<RedisState>,
     reads: Box<Reads>,
     /// Operations under way. Closed when the storage is.
     in_flight: Semaphore,
@@ -112,7 +112,7 @@ impl RedisStorageBackend {
             format!("redis {address}")
         };
         health.not_ready(Component::Storage, format!("Redis at {address}: connecting"));
-        let shared = Arc::new(Shared::new(address));
+        let shared = Arc::new(RedisState::new(address));
         let supervisor = Supervisor {
             connector: connector.clone(),
             shared: shared.clone(),
@@ -141,7 +141,7 @@ impl RedisStorageBackend {
     /// # Errors
     ///
     /// See the module's documentation.
-    pub async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, Error> {
+    pub async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, StorageError> {
         let command = self.command("GET", key, 0);
         match self.execute(&command, Effect::Reads).await? {
             Value::Nil => Ok(None),
@@ -155,11 +155,11 @@ impl RedisStorageBackend {
     /// # Errors
     ///
     /// See the module's documentation.
-    pub async fn put(&self, key: &Bytes, value: &Bytes) -> Result<(), Error> {
+    pub async fn put(&self, key: &Bytes, value: &Bytes) -> Result<(), StorageError> {
         let mut command = self.command("SET", key, value.len());
         command.arg(&value[..]);
         let size = u32::try_from((key.len() + value.len()).div_ceil(1024)).unwrap_or(u32::MAX);
-        let _writing = self.writing.try_acquire_many(size).map_err(|_| Error::Busy(MAX_IN_FLIGHT))?;
+        let _writing = self.writing.try_acquire_many(size).map_err(|_| StorageError::Busy(MAX_IN_FLIGHT))?;
         match self.execute(&command, Effect::Writes).await? {
             Value::Okay => {
                 self.shared.writes_are_taken();
@@ -174,7 +174,7 @@ impl RedisStorageBackend {
     /// # Errors
     ///
     /// See the module's documentation.
-    pub async fn delete(&self, key: &Bytes) -> Result<bool, Error> {
+    pub async fn delete(&self, key: &Bytes) -> Result<bool, StorageError> {
         match self.execute(&self.command("DEL", key, 0), Effect::Writes).await? {
             Value::Int(removed) => Ok(removed > 0),
             other => Err(unexpected("DEL", &other)),
@@ -222,7 +222,7 @@ impl RedisStorageBackend {
     }
 
     /// Carries out one command with its retries.
-    async fn execute(&self, command: &Cmd, effect: Effect) -> Result<Value, Error> {
+    async fn execute(&self, command: &Cmd, effect: Effect) -> Result<Value, StorageError> {
         let _under_way = self.admit()?;
         match self.attempt(command, effect, false).await {
             Ok(value) => Ok(value),
@@ -234,19 +234,19 @@ impl RedisStorageBackend {
         }
     }
 
-    fn admit(&self) -> Result<SemaphorePermit<'_>, Error> {
+    fn admit(&self) -> Result<SemaphorePermit<'_>, StorageError> {
         let permit = self.in_flight.try_acquire();
         if self.closing.load(Ordering::Acquire) {
             return Err(closed());
         }
-        permit.map_err(|_| Error::Busy(MAX_IN_FLIGHT))
+        permit.map_err(|_| StorageError::Busy(MAX_IN_FLIGHT))
     }
 
     /// The cold part of [`execute`](Self::execute).
-    async fn retry(&self, command: &Cmd, effect: Effect, first: Attempted) -> Result<Value, Error> {
+    async fn retry(&self, command: &Cmd, effect: Effect, first: Attempted) -> Result<Value, StorageError> {
         let mut last = first;
         if last.may_be_tried_again(effect) {
-            let _waiting = self.waiting.try_acquire().map_err(|_| Error::Busy(MAX_WAITING))?;
+            let _waiting = self.waiting.try_acquire().map_err(|_| StorageError::Busy(MAX_WAITING))?;
             for cap in RETRY_CAPS {
                 self.wait(retry_wait(cap), last.on).await;
                 self.metrics.redis_retried();
@@ -273,8 +273,8 @@ impl RedisStorageBackend {
         let (generation, mut connection) = match link {
             Link::Up(generation, connection) => (generation, connection),
             Link::Down(failure) => return Err(Attempted { on: None, failure }),
-            Link::Connecting => return Err(Attempted { on: None, failure: Failure::timeout(self.timeout) }),
-            Link::Closed => return Err(Attempted { on: None, failure: Failure::new(Kind::Lost, CLOSED) }),
+            Link::Connecting => return Err(Attempted { on: None, failure: RedisFailure::timeout(self.timeout) }),
+            Link::Closed => return Err(Attempted { on: None, failure: RedisFailure::new(Kind::Lost, CLOSED) }),
         };
         let sent = Instant::now();
         let way = self.connector.client().map(|client| Way { client, generation, timeout: self.timeout });
@@ -347,7 +347,7 @@ enum Effect {
 struct Attempted {
     /// The connection that was tried, if there was one.
     on: Option<u64>,
-    failure: Failure,
+    failure: RedisFailure,
 }
 
 impl Attempted {
@@ -367,12 +367,12 @@ impl Drop for RedisStorageBackend {
 
 const CLOSED: &str = "the storage is closed";
 
-fn closed() -> Error {
-    Error::Unavailable(CLOSED.into())
+fn closed() -> StorageError {
+    StorageError::Unavailable(CLOSED.into())
 }
 
 /// Redis cannot answer so; a proxy in between might. The answer itself is data and is not shown.
-fn unexpected(command: &str, value: &Value) -> Error {
+fn unexpected(command: &str, value: &Value) -> StorageError {
     let kind = match value {
         Value::Nil => "nothing",
         Value::Int(_) => "a number",
@@ -380,7 +380,7 @@ fn unexpected(command: &str, value: &Value) -> Error {
         Value::Okay | Value::SimpleString(_) => "a status",
         _ => "a structure",
     };
-    Error::Backend(format!("Redis answered {command} with {kind}"))
+    StorageError::Backend(format!("Redis answered {command} with {kind}"))
 }
 
 /// Whatever text Redis answers, it says something of it or nothing.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use libp2p::core::muxing::SubstreamBox;
-use peerscope::network::ScrapePage;
+use peerscope::metrics::Page;
 use peerscope::network::protocol::Introduction;
 
 use super::fixture::{await_targets, gateway, outcomes, peer, scrape};
@@ -215,10 +215,11 @@ fn scrapers_that_read_slowly_cost_their_own_scrapes() {
 
 /// Six scrapers of a hundred peers ask for a page of megabytes each, which are more than there are places, and read so many
 /// bytes of it every tenth of a second.
+#[allow(clippy::print_stdout, reason = "what it takes is worth knowing")]
 fn ask_for_too_much(pace: u64) {
     const LEN: usize = 15 << 20;
     let scene = Scene::set("");
-    let large: ScrapePage = page("large", LEN);
+    let large: Page = page("large", LEN);
     let peers: Vec<_> = (0..100)
         .map(|n| {
             let large = large.clone();

@@ -6,8 +6,9 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use peerscope::metrics::Page;
+use peerscope::network::RequestError;
 use peerscope::network::protocol::{ErrorCode, Request};
-use peerscope::network::{RequestError, ScrapePage};
 use tokio::sync::Semaphore;
 
 use super::fixture::{await_targets, outcomes, scrape, value};
@@ -151,7 +152,7 @@ async fn hold(mut stream: libp2p::core::muxing::SubstreamBox) {
 fn a_large_page_delays_no_message_of_the_same_peer() {
     const LARGE: usize = 15 << 20;
     let scene = Scene::set("access: [{peer: \"*\", allow: [get]}]\n");
-    let large: ScrapePage = page("large", LARGE);
+    let large: Page = page("large", LARGE);
     let (whole, len) = (large.body.clone(), large.body.len());
     let peer = scene.light("large", move |_| std::future::ready(Ok(large.clone())));
     await_targets(&scene.gateway, 1);

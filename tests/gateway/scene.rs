@@ -8,13 +8,14 @@ use futures::future::BoxFuture;
 use futures::{AsyncRead, AsyncReadExt as _, FutureExt as _};
 use libp2p::core::muxing::SubstreamBox;
 use libp2p::{PeerId, identity};
+use peerscope::metrics::Page;
 use peerscope::metrics::labels::MessageType;
 use peerscope::metrics::{Health, MetricsCollector, Registry};
 use peerscope::network::protocol::scrape::Ask;
 use peerscope::network::protocol::{
     self, ErrorCode, Hello, Introduction, RemoteError, Request, RequestBody, RequestFrame, ResponseBody, ResponseFrame,
 };
-use peerscope::network::{Answer, Config, Network, Receipt, RequestHandler, ScrapeAnswer, ScrapePage, ScrapeRequest};
+use peerscope::network::{Config, MessageAnswer, Network, Receipt, RequestHandler, ScrapeAnswer, ScrapeRequest};
 use prost::Message as _;
 use tokio::runtime::Runtime;
 
@@ -48,7 +49,7 @@ impl Scene {
     /// A peer that answers every scrape as `serve` says.
     pub(crate) fn light<F>(&self, name: &str, serve: impl Fn(ScrapeRequest) -> F + Send + Sync + 'static) -> LightPeer
     where
-        F: Future<Output = Result<ScrapePage, RemoteError>> + Send + 'static,
+        F: Future<Output = Result<Page, RemoteError>> + Send + 'static,
     {
         self.light_as(identity::Keypair::generate_ed25519(), name, serve)
     }
@@ -60,11 +61,11 @@ impl Scene {
         serve: impl Fn(ScrapeRequest) -> F + Send + Sync + 'static,
     ) -> LightPeer
     where
-        F: Future<Output = Result<ScrapePage, RemoteError>> + Send + 'static,
+        F: Future<Output = Result<Page, RemoteError>> + Send + 'static,
     {
         let config = Config { listen: vec![], bootstrap: vec![self.address.parse().unwrap()], ..Config::default() };
-        let mut registry = Registry::default();
-        let collector = MetricsCollector::new(&mut registry, &agent_info());
+        let registry = Registry::default();
+        let collector = MetricsCollector::new(&registry, &agent_info());
         let peer = key.public().to_peer_id();
         let seen = Arc::new(Seen::default());
         let introduction = Introduction { name: name.to_owned(), exposed: vec![] };
@@ -76,9 +77,7 @@ impl Scene {
         });
         let network = self.runtime.block_on(async {
             let (network, driver) =
-                Network::bind(&config, key, 1 << 20, handler, collector, &mut registry, Health::default())
-                    .await
-                    .unwrap();
+                Network::bind(&config, key, 1 << 20, handler, collector, &registry, Health::default()).await.unwrap();
             tokio::spawn(driver.run());
             network
         });
@@ -271,7 +270,7 @@ impl Drop for UnderWay {
     }
 }
 
-type Serve = dyn Fn(ScrapeRequest) -> BoxFuture<'static, Result<ScrapePage, RemoteError>> + Send + Sync;
+type Serve = dyn Fn(ScrapeRequest) -> BoxFuture<'static, Result<Page, RemoteError>> + Send + Sync;
 
 struct Handler {
     introduction: Introduction,
@@ -281,10 +280,10 @@ struct Handler {
 }
 
 impl RequestHandler for Handler {
-    fn handle(&self, _: PeerId, request: Request) -> BoxFuture<'static, Answer> {
+    fn handle(&self, _: PeerId, request: Request) -> BoxFuture<'static, MessageAnswer> {
         let receipt = Receipt::begin(self.metrics.clone(), request.message_type());
         let error = RemoteError::new(ErrorCode::Refused, "this peer has pages only");
-        std::future::ready(Answer { result: Err(error), receipt }).boxed()
+        std::future::ready(MessageAnswer { result: Err(error), receipt }).boxed()
     }
 
     fn scrape(&self, _: PeerId, request: ScrapeRequest) -> BoxFuture<'static, ScrapeAnswer> {
@@ -305,7 +304,7 @@ impl RequestHandler for Handler {
 }
 
 /// A valid page of at least `len` bytes, which nobody but `whose` has.
-pub(crate) fn page(whose: &str, len: usize) -> ScrapePage {
+pub(crate) fn page(whose: &str, len: usize) -> Page {
     let mut body = String::from("# HELP lines_of_a_page Lines.\n# TYPE lines_of_a_page gauge\n");
     for line in 0.. {
         if body.len() >= len {
@@ -313,12 +312,12 @@ pub(crate) fn page(whose: &str, len: usize) -> ScrapePage {
         }
         body += &format!("lines_of_a_page{{whose=\"{whose}\",line=\"{line:06}\"}} {line}\n");
     }
-    ScrapePage { content_type: TEXT.into(), gzip: false, body: body.into() }
+    Page { content_type: Some(TEXT.into()), gzip: false, body: body.into() }
 }
 
 /// What stands on the substream of a scrape in front of the page.
 pub(crate) fn head(content_type: &str, gzip: bool, len: usize) -> Vec<u8> {
-    let page = protocol::scrape::Page { content_type: content_type.into(), gzip, len: len as u64 };
+    let page = protocol::scrape::PageHead { content_type: content_type.into(), gzip, len: len as u64 };
     let mut bytes = Vec::new();
     let head = protocol::scrape::Head { body: Some(protocol::scrape::HeadBody::Page(page)) };
     protocol::encode(&head, &mut bytes);

@@ -32,10 +32,10 @@ fn the_number_of_samples_is_the_documented_one() {
     use peerscope::metrics::labels::{Component, Label as _};
     use peerscope::metrics::{Health, MetricsCollector, MissingLines, Registry, register_scrape_time};
 
-    let (mut registry, health) = (Registry::default(), Health::default());
-    let _collector = MetricsCollector::new(&mut registry, &crate::support::agent_info());
+    let (registry, health) = (Registry::default(), Health::default());
+    let _collector = MetricsCollector::new(&registry, &crate::support::agent_info());
     Component::ALL.iter().for_each(|&component| health.ready(component));
-    register_scrape_time(&mut registry, &health, &MissingLines::default());
+    register_scrape_time(&registry, &health, &MissingLines::default());
     let text = crate::support::metrics::encode(&registry);
     let samples = text.lines().filter(|line| !line.starts_with('#')).count();
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();

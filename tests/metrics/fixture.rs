@@ -38,12 +38,14 @@ impl Endpoint {
     }
 
     pub(crate) fn configured(config: &MetricsConfig, limits: Limits, register: impl FnOnce(&mut Others)) -> Self {
-        let mut registry = Registry::default();
+        let registry = Registry::default();
         let health = Health::default();
-        let collector = MetricsCollector::new(&mut registry, &agent_info());
-        register_scrape_time(&mut registry, &health, &MissingLines::default());
-        GatewayMetrics::new(&mut registry);
-        register(registry.others_mut());
+        let collector = MetricsCollector::new(&registry, &agent_info());
+        register_scrape_time(&registry, &health, &MissingLines::default());
+        GatewayMetrics::new(&registry);
+        let mut others = Others::default();
+        register(&mut others);
+        registry.add_foreign("others", others);
         let registry = Arc::new(registry);
         let server = MetricsServer::start_with_limits(
             config,

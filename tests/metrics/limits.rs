@@ -102,22 +102,25 @@ impl Collector for Broken {
 }
 
 #[test]
-fn a_collector_that_panics_or_fails_costs_the_scrape_and_nothing_else() {
+fn a_foreign_collector_that_panics_or_fails_costs_its_own_families_only() {
     for panics in [true, false] {
         let limits = Limits { scrapes: 1, ..Limits::default() };
-        let endpoint = Endpoint::with(limits, |registry| {
-            registry.register_collector(Box::new(Broken { panics, asked: AtomicUsize::new(0) }));
+        let endpoint = Endpoint::with(limits, |others| {
+            others.register("lost_meanwhile", "In the same registry", Gauge::<i64>::default());
+            others.register_collector(Box::new(Broken { panics, asked: AtomicUsize::new(0) }));
         });
+        // Families can be added while the endpoint serves.
+        let mut good = Registry::default();
+        good.register("good", "In another registry", Gauge::<i64>::default());
+        endpoint.registry.add_foreign("good", good);
         let mut client = endpoint.connect();
-        for _ in 0..3 {
+        for asked in 0..4 {
             let reply = client.get("/metrics", &[]);
-            assert_eq!(reply.status, 500);
-            assert!(reply.text().contains("log"), "{}", reply.text());
+            assert_eq!(reply.status, 200);
+            let text = reply.text();
+            assert!(text.contains("\ngood 0\n") && text.contains("\nagent_peers_connected 0\n"), "{text}");
+            assert_eq!(text.contains("\nlost_meanwhile 0\n"), asked == 3, "{text}");
         }
-        assert_eq!(client.get("/live", &[]).status, 200);
-        let text = client.get("/metrics", &[]).text();
-        assert_eq!(value(&text, "http_requests_total", &[("handler", "metrics"), ("code", "500")]), 3.0);
-        assert_eq!(value(&text, "http_requests_in_flight", &[("handler", "metrics")]), 1.0, "this scrape only");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use peerscope::metrics::exposition::{self, Format, Wanted};
+use peerscope::metrics::exposition::{self, FamilyFilter, Format};
 use peerscope::metrics::labels::{Component, MessageType};
 use peerscope::metrics::{Limits, MetricsConfig, Timer, catalogue};
 
@@ -208,6 +208,6 @@ fn the_index_says_who_this_is_and_links_the_pages() {
 fn the_same_text_can_be_had_without_http() {
     let endpoint = Endpoint::start();
     endpoint.collector.set_peers_connected(7);
-    let body = exposition::render(&endpoint.registry, Format::Text, &Wanted::all()).unwrap();
+    let body = exposition::render(&endpoint.registry, Format::Text, &FamilyFilter::all());
     assert_eq!(value(std::str::from_utf8(&body).unwrap(), "agent_peers_connected", &[]), 7.0);
 }

@@ -3,20 +3,20 @@
 use std::fs::File;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use peerscope::metrics::exposition::{self, Format, Wanted};
+use peerscope::metrics::exposition::{self, FamilyFilter, Format};
 use peerscope::metrics::{Health, MissingLines, Registry, register_scrape_time};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::support::metrics::value;
 
 fn registry() -> Registry {
-    let mut registry = Registry::default();
-    register_scrape_time(&mut registry, &Health::default(), &MissingLines::default());
+    let registry = Registry::default();
+    register_scrape_time(&registry, &Health::default(), &MissingLines::default());
     registry
 }
 
 fn text(registry: &Registry) -> String {
-    String::from_utf8(exposition::render(registry, Format::Text, &Wanted::all()).unwrap().to_vec()).unwrap()
+    String::from_utf8(exposition::render(registry, Format::Text, &FamilyFilter::all()).to_vec()).unwrap()
 }
 
 /// A field of `/proc/self/status`, for instance `VmRSS` in kB.

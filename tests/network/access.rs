@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use libp2p::identity::Keypair;
-use peerscope::network::{Config, Error, PeerIdText};
+use peerscope::network::{Config, NetworkError, PeerIdText};
 
 use super::fixture::{Agent, MAX_PAYLOAD, config, eventually, joining, pong};
 
@@ -70,7 +70,7 @@ async fn a_key_file_that_is_wrong_is_refused_without_showing_the_key() {
     ] {
         let config = Config { psk_file: psk_file(&folder, name, &text, mode), ..config() };
         let error = Agent::try_start(config, MAX_PAYLOAD, Keypair::generate_ed25519()).await.err().unwrap();
-        assert!(matches!(&error, Error::PreSharedKey { path, .. } if path.ends_with(name)), "{error}");
+        assert!(matches!(&error, NetworkError::PreSharedKey { path, .. } if path.ends_with(name)), "{error}");
         let message = format!("{error} {error:?}");
         assert!(message.contains(says), "{name}: {message}");
         assert!(message.contains("network.psk_file"), "{name}: {message}");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use libp2p::identity::Keypair;
-use peerscope::network::{BootstrapAddr, Config, Error};
+use peerscope::network::{BootstrapAddr, Config, NetworkError};
 
 use super::fixture::{Agent, MAX_PAYLOAD, config, eventually, joining, pair, pong};
 use crate::support::port::ReservedPort;
@@ -152,7 +152,7 @@ async fn an_address_in_use_is_named() {
     let mut config = config();
     config.listen = vec![format!("/ip4/127.0.0.1/tcp/{}", first.port()).parse().unwrap()];
     let error = Agent::try_start(config, MAX_PAYLOAD, Keypair::generate_ed25519()).await.err().unwrap();
-    assert!(matches!(&error, Error::Listen { address, .. } if *address == first.address()), "{error}");
+    assert!(matches!(&error, NetworkError::Listen { address, .. } if *address == first.address()), "{error}");
     assert!(error.to_string().contains("in use"), "{error}");
 }
 

@@ -14,7 +14,8 @@ use peerscope::metrics::{Health, MetricsCollector, Registry};
 use peerscope::network::protocol::{ErrorCode, RemoteError};
 use peerscope::network::protocol::{FRAME_OVERHEAD, Request, Response};
 use peerscope::network::{
-    self, Answer, BootstrapAddr, Config, Network, Receipt, RequestError, RequestHandler, ScrapeAnswer, ScrapeRequest,
+    self, BootstrapAddr, Config, MessageAnswer, Network, Receipt, RequestError, RequestHandler, ScrapeAnswer,
+    ScrapeRequest,
 };
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -50,14 +51,14 @@ impl Agent {
         config: Config,
         max_payload: usize,
         key: identity::Keypair,
-    ) -> Result<Self, network::Error> {
-        let mut registry = Registry::default();
-        let collector = MetricsCollector::new(&mut registry, &agent_info());
+    ) -> Result<Self, network::NetworkError> {
+        let registry = Registry::default();
+        let collector = MetricsCollector::new(&registry, &agent_info());
         let peer = key.public().to_peer_id();
         let handler = Arc::new(Handler::new(collector.clone()));
         let requests = Arc::clone(&handler) as Arc<dyn RequestHandler>;
         let (network, driver) =
-            Network::bind(&config, key, max_payload, requests, collector, &mut registry, Health::default()).await?;
+            Network::bind(&config, key, max_payload, requests, collector, &registry, Health::default()).await?;
         let driver = tokio::spawn(driver.run());
         Ok(Self { peer, network, handler, registry: Arc::new(registry), driver })
     }
@@ -240,7 +241,7 @@ impl RequestHandler for Handler {
         true
     }
 
-    fn handle(&self, _: PeerId, request: Request) -> BoxFuture<'static, Answer> {
+    fn handle(&self, _: PeerId, request: Request) -> BoxFuture<'static, MessageAnswer> {
         let receipt = Receipt::begin(self.metrics.clone(), request.message_type());
         self.begun.fetch_add(1, Ordering::SeqCst);
         let (ended, mut released) = (Arc::clone(&self.ended), self.released.subscribe());
@@ -266,7 +267,7 @@ impl RequestHandler for Handler {
                 Request::Ping { payload } => Response::Pong(payload),
             };
             ended.fetch_add(1, Ordering::SeqCst);
-            Answer { result: Ok(response), receipt }
+            MessageAnswer { result: Ok(response), receipt }
         }
         .boxed()
     }

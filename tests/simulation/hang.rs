@@ -11,11 +11,11 @@ use super::super::disk::{Disk, DiskFile, LinuxDisk};
 use super::super::open::Options;
 use super::super::read::Readers;
 use super::super::start::start;
-use super::super::state::{Shared, Source};
+use super::super::state::{Source, StoreState};
 use super::super::{LocalStorageBackend, watch};
 use super::story::metrics;
 use crate::metrics::Health;
-use crate::storage::Error;
+use crate::storage::StorageError;
 
 /// How soon a hanging disk is noticed, with what a busy machine may add.
 const NOTICED: Duration = Duration::from_secs(6);
@@ -151,7 +151,7 @@ async fn within<T>(limit: Duration, what: &str, mut found: impl FnMut() -> Optio
 }
 
 fn started(folder: &Path, gate: &Arc<Gate>) -> Arc<LocalStorageBackend> {
-    let shared = Arc::new(Shared::new(folder.join("store.redb"), Health::default()));
+    let shared = Arc::new(StoreState::new(folder.join("store.redb"), Health::default()));
     let options = Options { cache_size: 1 << 20, check: false };
     let stage = start(Arc::new(HangingDisk(gate.clone())), options, shared.clone(), metrics());
     Arc::new(LocalStorageBackend { shared, readers: Readers::new(), stage })
@@ -177,11 +177,11 @@ async fn hangs(call: Call, in_use: bool) {
     let is_waiting = || store.shared.troubles.of(Source::Waiting);
     within(NOTICED, "the disk hangs", is_waiting).await;
     let refused = store.put(key.clone(), value.clone()).await.unwrap_err();
-    assert!(matches!(refused, Error::Hangs { may_happen: false, .. }), "{call:?}: {refused}");
+    assert!(matches!(refused, StorageError::Hangs { may_happen: false, .. }), "{call:?}: {refused}");
     assert_eq!(store.get(&key).await.unwrap(), kept);
     if let Some(putting) = putting {
         let given_up = tokio::time::timeout(ANSWERED, putting).await.unwrap().unwrap().unwrap_err();
-        assert!(matches!(given_up, Error::Hangs { may_happen: true, .. }), "{call:?}: {given_up}");
+        assert!(matches!(given_up, StorageError::Hangs { may_happen: true, .. }), "{call:?}: {given_up}");
     }
 
     gate.set(None);
@@ -250,7 +250,7 @@ async fn an_opening_that_hangs_is_noticed() {
         let reason = within(NOTICED, "the disk hangs", is_waiting).await;
         assert!(reason.contains("has not answered for"), "{call:?}: {reason}");
         let refused = store.get(&key).await.unwrap_err();
-        assert!(matches!(&refused, Error::Starting(why) if why.contains("has not answered for")), "{refused}");
+        assert!(matches!(&refused, StorageError::Starting(why) if why.contains("has not answered for")), "{refused}");
         gate.set(None);
         store.opened().await.unwrap();
         within(ANSWERED, "it is well again", || is_waiting().is_none().then_some(())).await;
@@ -275,7 +275,7 @@ async fn a_thread_that_panics_is_said() {
     let failed = store.opened().await.unwrap_err().to_string();
     assert!(failed.contains("the store has failed: SyncNames was told to panic"), "{failed}");
     let refused = store.put(key.clone(), value.clone()).await.unwrap_err();
-    assert!(matches!(refused, Error::Starting(_)), "{refused}");
+    assert!(matches!(refused, StorageError::Starting(_)), "{refused}");
 
     // While it writes.
     gate.set(None);
@@ -284,7 +284,7 @@ async fn a_thread_that_panics_is_said() {
     store.put(key.clone(), value.clone()).await.unwrap();
     gate.set(Some(Trouble::Panics(Call::Sync)));
     let lost = store.put(key.clone(), value.clone()).await.unwrap_err();
-    assert!(matches!(lost, Error::Uncertain { .. }), "{lost}");
+    assert!(matches!(lost, StorageError::Uncertain { .. }), "{lost}");
     gate.set(None);
     for _ in 0..2 {
         let refused = store.put(key.clone(), value.clone()).await.unwrap_err().to_string();

@@ -33,7 +33,9 @@ use super::{Limits, LinkContext, LinkTable};
 use crate::metrics::{AgentInfo, MetricsCollector, Registry};
 use crate::network::protocol::{FRAME_OVERHEAD, Request, Response};
 use crate::network::scrape::ScrapeTable;
-use crate::network::{Answer, Network, Receipt, RequestError, RequestHandler, ScrapeAnswer, ScrapeRequest, Shared};
+use crate::network::{
+    MessageAnswer, Network, NetworkState, Receipt, RequestError, RequestHandler, ScrapeAnswer, ScrapeRequest,
+};
 
 const SEEDS: u64 = 150;
 const STEPS: usize = 400;
@@ -174,7 +176,7 @@ impl RequestHandler for Answers {
         self.trusts
     }
 
-    fn handle(&self, _: PeerId, request: Request) -> BoxFuture<'static, Answer> {
+    fn handle(&self, _: PeerId, request: Request) -> BoxFuture<'static, MessageAnswer> {
         let receipt = Receipt::begin(self.metrics.clone(), request.message_type());
         self.handled.fetch_add(1, Ordering::Relaxed);
         let respond = |request| match request {
@@ -188,11 +190,11 @@ impl RequestHandler for Answers {
             _ => Duration::ZERO,
         };
         if after.is_zero() {
-            return std::future::ready(Answer { result: Ok(respond(request)), receipt }).boxed();
+            return std::future::ready(MessageAnswer { result: Ok(respond(request)), receipt }).boxed();
         }
         async move {
             tokio::time::sleep(after).await;
-            Answer { result: Ok(respond(request)), receipt }
+            MessageAnswer { result: Ok(respond(request)), receipt }
         }
         .boxed()
     }
@@ -251,8 +253,8 @@ struct Agent {
 impl Agent {
     fn new(rng: &mut SmallRng) -> Self {
         let peer = Keypair::ed25519_from_bytes(rng.random::<[u8; 32]>()).unwrap().public().to_peer_id();
-        let mut registry = Registry::default();
-        let metrics = MetricsCollector::new(&mut registry, &AgentInfo { peer_id: "a".into(), name: "a".into() });
+        let registry = Registry::default();
+        let metrics = MetricsCollector::new(&registry, &AgentInfo { peer_id: "a".into(), name: "a".into() });
         let handled = Arc::<AtomicU64>::default();
         let trusts = rng.random_bool(0.7);
         let table = LinkTable::default();
@@ -272,7 +274,7 @@ impl Agent {
         });
         // Nobody dials here: without a link the peer is unreachable.
         let (commands, _) = mpsc::channel(1);
-        let shared = Shared {
+        let shared = NetworkState {
             table,
             scrapes: ScrapeTable::default(),
             commands,
@@ -629,8 +631,8 @@ impl Story {
 /// What an agent's page says is what happened.
 #[cfg(feature = "metrics-prometheus")]
 fn check_counts(agent: &Agent) {
-    use crate::metrics::exposition::{Format, Wanted, render};
-    let page = render(&agent.registry, Format::Text, &Wanted::all()).unwrap();
+    use crate::metrics::exposition::{FamilyFilter, Format, render};
+    let page = render(&agent.registry, Format::Text, &FamilyFilter::all());
     let page = String::from_utf8(page.into()).unwrap();
     let sum = |name: &str, without: &str| -> u64 {
         let series = page.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{')));

@@ -18,9 +18,9 @@ use crate::storage::local::open::{Options, TABLE_V1};
 use crate::storage::local::queue::{Taken, Write};
 use crate::storage::local::read::find_waiting;
 use crate::storage::local::start::{Parts, open_all};
-use crate::storage::local::state::{Before, Frozen, LookUp, Shared, Source};
+use crate::storage::local::state::{Before, Frozen, LookUp, Source, StoreState};
 use crate::storage::local::watch::Watched;
-use crate::storage::{Error, OpenError};
+use crate::storage::{OpenError, StorageError};
 
 const KEYS: usize = 12;
 const STEPS: usize = 120;
@@ -89,7 +89,7 @@ impl Tally {
 
 /// The running store.
 struct Store {
-    shared: Arc<Shared>,
+    shared: Arc<StoreState>,
     parts: Parts,
 }
 
@@ -124,7 +124,7 @@ fn key(number: usize) -> Vec<u8> {
 #[allow(clippy::default_constructed_unit_structs, reason = "without metrics the registry is one")]
 pub(super) fn metrics() -> MetricsCollector {
     let agent = AgentInfo { peer_id: "simulated".into(), name: "simulated".into() };
-    MetricsCollector::new(&mut Registry::default(), &agent)
+    MetricsCollector::new(&Registry::default(), &agent)
 }
 
 impl Story {
@@ -417,7 +417,7 @@ impl Story {
 
     fn try_open(&mut self) -> Result<(), OpenError> {
         self.late_reports = self.disk.late_reports();
-        let shared = Arc::new(Shared::new(PathBuf::from(path()), Health::default()));
+        let shared = Arc::new(StoreState::new(PathBuf::from(path()), Health::default()));
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let mut parts = open_all(&disk, self.options, &shared, &self.metrics, &Watched::default())?;
         self.told(|| format!("opened, {:?}", parts.frozen.as_ref().map(|frozen| &frozen.segments)));
@@ -480,11 +480,11 @@ impl Story {
                         self.model.may_happen(&key, value);
                     }
                 }
-                Err(Error::Uncertain { .. }) => {
+                Err(StorageError::Uncertain { .. }) => {
                     self.tally.uncertain += 1;
                     self.model.may_happen(&key, value);
                 }
-                Err(Error::DiskFull(_)) if self.trusts => self.tally.disk_full += 1,
+                Err(StorageError::DiskFull(_)) if self.trusts => self.tally.disk_full += 1,
                 Err(_) => self.tally.failed += 1,
             }
         }

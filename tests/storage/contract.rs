@@ -3,7 +3,7 @@
 //! The store has to be empty at the start and opened with the default limits.
 
 use bytes::Bytes;
-use peerscope::storage::{Config, Error, Storage};
+use peerscope::storage::{Config, Storage, StorageError};
 
 /// The promises about data: call it with a store of your backend.
 pub(crate) async fn storage_contract(storage: Storage) {
@@ -56,22 +56,22 @@ async fn limits_are_exact(storage: &Storage) {
     assert!(storage.get(&longest_key).await.unwrap() == Some(longest_value), "the longest value came back changed");
 
     let long_key = Bytes::from(vec![b'k'; max_key_size + 1]);
-    let is_key_too_large = |error: Error| matches!(error, Error::KeyTooLarge { len, max } if len == max_key_size + 1 && max == max_key_size);
+    let is_key_too_large = |error: StorageError| matches!(error, StorageError::KeyTooLarge { len, max } if len == max_key_size + 1 && max == max_key_size);
     assert!(is_key_too_large(storage.put(long_key.clone(), Bytes::new()).await.unwrap_err()));
     assert!(is_key_too_large(storage.get(&long_key).await.unwrap_err()));
     assert!(is_key_too_large(storage.delete(long_key).await.unwrap_err()));
 
     let error = storage.put(longest_key.clone(), vec![0; max_value_size + 1].into()).await.unwrap_err();
     assert!(
-        matches!(error, Error::ValueTooLarge { len, max } if len == max_value_size + 1 && max == max_value_size),
+        matches!(error, StorageError::ValueTooLarge { len, max } if len == max_value_size + 1 && max == max_value_size),
         "{error}"
     );
     let kept = storage.get(&longest_key).await.unwrap().expect("a refused put changes nothing");
     assert_eq!(kept.len(), max_value_size);
 
-    assert!(matches!(storage.put(Bytes::new(), Bytes::new()).await, Err(Error::KeyEmpty)));
-    assert!(matches!(storage.get(&Bytes::new()).await, Err(Error::KeyEmpty)));
-    assert!(matches!(storage.delete(Bytes::new()).await, Err(Error::KeyEmpty)));
+    assert!(matches!(storage.put(Bytes::new(), Bytes::new()).await, Err(StorageError::KeyEmpty)));
+    assert!(matches!(storage.get(&Bytes::new()).await, Err(StorageError::KeyEmpty)));
+    assert!(matches!(storage.delete(Bytes::new()).await, Err(StorageError::KeyEmpty)));
     assert!(storage.delete(longest_key).await.unwrap());
 }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use peerscope::metrics::labels::Component;
 use peerscope::metrics::{Health, MetricsCollector, Registry};
-use peerscope::storage::{Config, Error, OpenError, Storage};
+use peerscope::storage::{Config, OpenError, Storage, StorageError};
 use proptest::prelude::*;
 
 use super::contract;
@@ -44,8 +44,8 @@ pub(crate) async fn open_checked(path: &Path) -> Result<Opened, OpenError> {
 
 #[allow(clippy::default_constructed_unit_structs, reason = "without metrics the registry is one")]
 async fn open_with(path: &Path, config: Config) -> Result<Opened, OpenError> {
-    let mut registry = Registry::default();
-    let metrics = MetricsCollector::new(&mut registry, &support::agent_info());
+    let registry = Registry::default();
+    let metrics = MetricsCollector::new(&registry, &support::agent_info());
     let health = Health::default();
     let storage = Storage::open(&config, path.to_owned(), metrics, health.clone()).await?;
     Ok(Opened { storage, health, registry })
@@ -193,9 +193,9 @@ async fn closing_does_what_is_queued_and_refuses_the_rest() {
     assert!(written.iter().all(Result::is_ok), "{:?}", written.iter().find(|result| result.is_err()));
 
     let key = Bytes::from_static(b"1");
-    assert!(matches!(storage.get(&key).await, Err(Error::Unavailable(_))));
-    assert!(matches!(storage.put(key.clone(), Bytes::new()).await, Err(Error::Unavailable(_))));
-    assert!(matches!(storage.delete(key).await, Err(Error::Unavailable(_))));
+    assert!(matches!(storage.get(&key).await, Err(StorageError::Unavailable(_))));
+    assert!(matches!(storage.put(key.clone(), Bytes::new()).await, Err(StorageError::Unavailable(_))));
+    assert!(matches!(storage.delete(key).await, Err(StorageError::Unavailable(_))));
     assert_eq!(problem(&health).as_deref(), Some("the store is closed"));
     storage.close().await;
 
@@ -213,7 +213,7 @@ async fn a_full_queue_answers_busy_at_once() {
     // One thread queues all of this without a pause, far faster than any disk syncs.
     let many = (0..20_000).map(|i| storage.put(Bytes::from(format!("{i}")), Bytes::from_static(b"v")));
     let outcomes = join_all(many).await;
-    let refused = outcomes.iter().filter(|outcome| matches!(outcome, Err(Error::Busy(1024)))).count();
+    let refused = outcomes.iter().filter(|outcome| matches!(outcome, Err(StorageError::Busy(1024)))).count();
     let done = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
     assert!(refused > 0, "a queue of 1024 took 20000 writes");
     assert!(done >= 1024, "{done}");
@@ -225,7 +225,7 @@ async fn a_full_queue_answers_busy_at_once() {
 
     let large = Bytes::from(vec![1; 1024 * 1024]);
     let outcomes = join_all((0..200).map(|i| storage.put(Bytes::from(format!("large-{i}")), large.clone()))).await;
-    let refused = outcomes.iter().filter(|outcome| matches!(outcome, Err(Error::Busy(_)))).count();
+    let refused = outcomes.iter().filter(|outcome| matches!(outcome, Err(StorageError::Busy(_)))).count();
     assert!(refused > 0, "200 MiB were queued at once");
     storage.put(Bytes::from_static(b"after"), Bytes::new()).await.expect("the queue is empty again");
 }

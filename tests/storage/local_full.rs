@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use peerscope::storage::{Error, Storage};
+use peerscope::storage::{Storage, StorageError};
 
 use super::local::{CHILD_PATH, child, child_path, open, open_with_cache, problem};
 
@@ -125,7 +125,7 @@ async fn child_that_fills_the_disk() {
         }
         assert!(written < 2000, "8 MB fitted into 4 MiB");
     };
-    assert!(matches!(&error, Error::DiskFull(at) if *at == path), "{error}");
+    assert!(matches!(&error, StorageError::DiskFull(at) if *at == path), "{error}");
     assert!(written > 100, "refused after only {written} writes of 4 kB");
     let said = problem(&opened.health).expect("not ready");
     assert!(said.contains("no space left") && said.contains("store.redb"), "{said}");
@@ -133,8 +133,8 @@ async fn child_that_fills_the_disk() {
     // And now to the last byte.
     filler.fill(0);
     for _ in 0..10 {
-        assert!(matches!(storage.put(key(written), value(written, 4000)).await, Err(Error::DiskFull(_))));
-        assert!(matches!(storage.delete(key(0)).await, Err(Error::DiskFull(_))));
+        assert!(matches!(storage.put(key(written), value(written, 4000)).await, Err(StorageError::DiskFull(_))));
+        assert!(matches!(storage.delete(key(0)).await, Err(StorageError::DiskFull(_))));
         assert_values(storage, 0..written, 4000).await;
         assert_eq!(storage.get(&key(written)).await.unwrap(), None, "a refused write is not there");
     }
@@ -206,7 +206,7 @@ async fn child_with_a_restless_neighbour() {
                 let key = Bytes::from(format!("{writer}/{}", outcomes.len()));
                 let is_done = match storage.put(key.clone(), value(outcomes.len(), 500)).await {
                     Ok(()) => true,
-                    Err(Error::DiskFull(_)) => false,
+                    Err(StorageError::DiskFull(_)) => false,
                     Err(error) => panic!("{error}"),
                 };
                 assert_whole(storage.get(&key).await.unwrap(), outcomes.len(), is_done);
@@ -275,7 +275,7 @@ async fn child_with_a_limit() {
         }
         assert!(written < 5000, "the file never had to grow");
     };
-    assert!(matches!(&error, Error::Uncertain { path: at, .. } if *at == path), "{error}");
+    assert!(matches!(&error, StorageError::Uncertain { path: at, .. } if *at == path), "{error}");
     assert!(problem(&opened.health).is_some());
     assert_values(storage, 0..written, 1000).await;
     assert_eq!(storage.get(&key(written)).await.unwrap(), None);
@@ -283,7 +283,7 @@ async fn child_with_a_limit() {
     let until = Instant::now() + Duration::from_millis(2500);
     while Instant::now() < until {
         let error = storage.put(key(written), value(written, 1 << 20)).await.unwrap_err();
-        assert!(matches!(error, Error::Backend(_)), "{error}");
+        assert!(matches!(error, StorageError::Backend(_)), "{error}");
         assert_values(storage, 0..written, 1000).await;
     }
     setrlimit(Resource::Fsize, unlimited).unwrap();
@@ -314,7 +314,7 @@ async fn a_failed_read_does_not_end_the_reading_either() {
     let storage = &opened.storage;
     let content = std::fs::read(&path).unwrap();
     OpenOptions::new().write(true).open(&path).unwrap().set_len(4096).unwrap();
-    assert!(matches!(storage.get(&key(0)).await, Err(Error::Backend(said)) if said.contains("store.redb")));
+    assert!(matches!(storage.get(&key(0)).await, Err(StorageError::Backend(said)) if said.contains("store.redb")));
     let deadline = Instant::now() + DEADLINE;
     while problem(&opened.health).is_none() {
         assert!(Instant::now() < deadline, "nobody noticed");

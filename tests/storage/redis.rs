@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use peerscope::metrics::{Health, MetricsCollector, Registry};
-use peerscope::storage::{BackendKind, Config, Error, OpenError, RedisConfig, RedisUrl, Storage};
+use peerscope::storage::{BackendKind, Config, OpenError, RedisConfig, RedisUrl, Storage, StorageError};
 
 use super::contract;
 use crate::support;
@@ -25,8 +25,8 @@ impl Rig {
     }
 
     pub(super) async fn try_open(redis: RedisConfig) -> Result<Self, OpenError> {
-        let mut registry = Registry::default();
-        let metrics = MetricsCollector::new(&mut registry, &support::agent_info());
+        let registry = Registry::default();
+        let metrics = MetricsCollector::new(&registry, &support::agent_info());
         let health = Health::default();
         let config = Config { backend: BackendKind::Redis, redis, ..Config::default() };
         let storage = Storage::open(&config, PathBuf::new(), metrics, health.clone()).await?;
@@ -166,7 +166,7 @@ async fn tls_with_a_private_ca_keeps_the_contract_and_another_ca_is_refused() {
 
     let stranger = Rig::open(with_ca(other_ca)).await;
     let error = stranger.storage.get(&key("k")).await.unwrap_err();
-    assert!(matches!(&error, Error::Unavailable(why) if why.contains("certificate")), "{error}");
+    assert!(matches!(&error, StorageError::Unavailable(why) if why.contains("certificate")), "{error}");
     assert!(stranger.problem().contains("certificate"), "{}", stranger.problem());
 
     let error = open_error(Rig::try_open(with_ca(folder.path().join("absent.pem"))).await);
@@ -199,7 +199,7 @@ async fn a_wrong_password_is_a_clear_error_without_retries() {
     let rig = Rig::open(config(&[format!("redis://:battery-staple@127.0.0.1:{}", server.port)])).await;
     let error = rig.storage.put(key("k"), key("v")).await.unwrap_err();
     assert!(
-        matches!(&error, Error::Backend(why) if why.contains("refused the configured user name or password")),
+        matches!(&error, StorageError::Backend(why) if why.contains("refused the configured user name or password")),
         "{error}"
     );
     assert!(rig.problem().contains("refused the configured user name or password"), "{}", rig.problem());
@@ -212,7 +212,7 @@ async fn a_wrong_password_is_a_clear_error_without_retries() {
 
     let without = Rig::open(config(&[server.url()])).await;
     let error = without.storage.get(&key("k")).await.unwrap_err();
-    assert!(matches!(&error, Error::Backend(why) if why.starts_with("NOAUTH")), "{error}");
+    assert!(matches!(&error, StorageError::Backend(why) if why.starts_with("NOAUTH")), "{error}");
     assert!(without.problem().contains("NOAUTH"), "{}", without.problem());
 }
 
@@ -222,14 +222,17 @@ async fn an_answer_that_a_retry_cannot_mend_comes_back_in_redis_own_words() {
     let rig = Rig::open(config(&[server.url()])).await.ready().await;
     let () = server.command(&["LPUSH", "peerscope:list", "x"]);
     let error = rig.storage.get(&key("list")).await.unwrap_err();
-    assert!(matches!(&error, Error::Backend(why) if why.starts_with("WRONGTYPE Operation against a key")), "{error}");
+    assert!(
+        matches!(&error, StorageError::Backend(why) if why.starts_with("WRONGTYPE Operation against a key")),
+        "{error}"
+    );
     assert!(rig.health.is_ready(), "one odd key is no outage");
 
     // Somebody else's value that no answer to a peer could carry.
     let max = Config::default().max_value_size;
     let () = server.command(&["SETRANGE", "peerscope:huge", &max.to_string(), "x"]);
     let error = rig.storage.get(&key("huge")).await.unwrap_err();
-    assert!(matches!(error, Error::ValueTooLarge { len, max: m } if len == max + 1 && m == max), "{error}");
+    assert!(matches!(error, StorageError::ValueTooLarge { len, max: m } if len == max + 1 && m == max), "{error}");
 
     #[cfg(feature = "metrics-prometheus")]
     assert_eq!(rig.counter("storage_redis_retries_total"), 0.0);
@@ -242,7 +245,7 @@ async fn a_full_memory_refuses_writes_and_serves_reads() {
     rig.storage.put(key("kept"), key("value")).await.unwrap();
     let () = server.command(&["CONFIG", "SET", "maxmemory", "1"]);
     let error = rig.storage.put(key("k"), key("v")).await.unwrap_err();
-    assert!(matches!(&error, Error::Backend(why) if why.starts_with("OOM command not allowed")), "{error}");
+    assert!(matches!(&error, StorageError::Backend(why) if why.starts_with("OOM command not allowed")), "{error}");
     assert_eq!(rig.storage.get(&key("kept")).await.unwrap(), Some(key("value")));
     // Redis answers every PING, and reads go on; but whoever looks has to see it.
     eventually("it is said", || rig.problem().contains("OOM command not allowed")).await;
@@ -275,7 +278,7 @@ async fn close_finishes_what_is_under_way_and_disconnects() {
     assert_eq!(kept, 100);
 
     let error = rig.storage.get(&key("k1")).await.unwrap_err();
-    assert!(matches!(&error, Error::Unavailable(why) if why.contains("closed")), "{error}");
+    assert!(matches!(&error, StorageError::Unavailable(why) if why.contains("closed")), "{error}");
     eventually("the agent has disconnected", || {
         let clients: String = server.command(&["CLIENT", "LIST", "TYPE", "normal"]);
         clients.lines().count() == 1

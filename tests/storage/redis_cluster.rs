@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use peerscope::storage::{Error, RedisConfig};
+use peerscope::storage::{RedisConfig, StorageError};
 
 use super::contract;
 use super::redis::{Rig, config, key};
@@ -51,7 +51,10 @@ async fn a_cluster_keeps_the_contract_and_every_node_serves() {
         .map(|i| format!("spread-{i}"))
         .find(|k| owner(&nodes, &format!("peerscope:{k}")).0.port != nodes[0].port);
     let error = single.storage.get(&key(&foreign.unwrap())).await.unwrap_err();
-    assert!(matches!(&error, Error::Backend(why) if why.contains("set storage.redis.cluster to true")), "{error}");
+    assert!(
+        matches!(&error, StorageError::Backend(why) if why.contains("set storage.redis.cluster to true")),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -93,7 +96,7 @@ async fn a_node_that_restarts_comes_back_by_itself() {
     nodes[1].kill();
     eventually("the loss is noticed without traffic", || !rig.health.is_ready()).await;
     let error = rig.storage.get(&lost).await.unwrap_err();
-    assert!(matches!(error, Error::Unavailable(_) | Error::Timeout(_)), "{error}");
+    assert!(matches!(error, StorageError::Unavailable(_) | StorageError::Timeout(_)), "{error}");
     #[cfg(feature = "metrics-prometheus")]
     assert!(rig.counter("storage_redis_retries_total") >= 3.0);
 
@@ -117,7 +120,7 @@ async fn a_whole_cluster_that_restarts_comes_back_by_itself() {
     nodes.iter_mut().for_each(RedisServer::kill);
     eventually("the loss is noticed", || !rig.health.is_ready()).await;
     let error = rig.storage.get(&key("k")).await.unwrap_err();
-    assert!(matches!(error, Error::Unavailable(_) | Error::Timeout(_)), "{error}");
+    assert!(matches!(error, StorageError::Unavailable(_) | StorageError::Timeout(_)), "{error}");
     nodes.iter_mut().for_each(RedisServer::restart);
     await_cluster(&nodes);
     eventually("the storage is ready again", || rig.health.is_ready()).await;
@@ -151,7 +154,7 @@ async fn a_put_that_may_have_been_done_is_not_sent_again() {
             let () = node.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
         }
         let failed = putting.await.unwrap().unwrap_err();
-        assert_eq!(matches!(failed, Error::Timeout(_)), !breaks, "{failed}");
+        assert_eq!(matches!(failed, StorageError::Timeout(_)), !breaks, "{failed}");
         let () = node.command(&["CLIENT", "UNPAUSE"]);
         eventually("all is well", || rig.health.is_ready()).await;
         // What comes now is behind whatever was sent.

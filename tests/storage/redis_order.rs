@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use peerscope::storage::{Error, RedisConfig};
+use peerscope::storage::{RedisConfig, StorageError};
 
 use super::redis::{Rig, config, key};
 use crate::support::nat::{apart, rules};
@@ -63,7 +63,7 @@ table ip dark {{
 "
             ));
             let failed = rig.storage.put(key("k"), key("first")).await.unwrap_err();
-            assert!(matches!(failed, Error::Timeout(_)), "{failed}");
+            assert!(matches!(failed, StorageError::Timeout(_)), "{failed}");
             // At once: one put is lost, and not the next one, too.
             rig.storage.put(key("k"), key("second")).await.unwrap();
             assert_eq!(rig.storage.get(&key("k")).await.unwrap(), Some(key("second")));
@@ -87,7 +87,7 @@ async fn what_a_proxy_has_kept_does_not_happen_any_more() {
             false => rig.storage.put(key("k"), key("first")).await.unwrap_err(),
             true => rig.storage.delete(key("k")).await.unwrap_err(),
         };
-        assert!(matches!(failed, Error::Timeout(_)), "{failed}");
+        assert!(matches!(failed, StorageError::Timeout(_)), "{failed}");
         rig.storage.put(key("k"), key("second")).await.unwrap();
         proxy.let_go();
         assert_eq!(rig.storage.get(&key("k")).await.unwrap(), Some(key("second")));
@@ -104,7 +104,7 @@ async fn what_a_frozen_server_has_kept_does_not_undo_what_comes_later() {
     for round in 0..5 {
         server.freeze();
         let failed = rig.storage.put(key("k"), key("first")).await.unwrap_err();
-        assert!(matches!(failed, Error::Timeout(_)), "{failed}");
+        assert!(matches!(failed, StorageError::Timeout(_)), "{failed}");
         eventually("it is known", || !rig.health.is_ready()).await;
         server.thaw();
         eventually("there is another connection", || rig.health.is_ready()).await;
@@ -136,7 +136,7 @@ async fn a_put_that_may_have_been_done_is_not_sent_again() {
     let () = server.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
     let () = server.command(&["CLIENT", "UNPAUSE"]);
     let failed = putting.await.unwrap().unwrap_err();
-    assert!(matches!(failed, Error::Unavailable(_)), "{failed}");
+    assert!(matches!(failed, StorageError::Unavailable(_)), "{failed}");
     rig.ready().await;
     let raw: Option<String> = server.command(&["GET", "peerscope:k"]);
     assert_eq!(raw.as_deref(), Some("old"), "the server closed before it was done, and nobody sent it again");
@@ -155,7 +155,7 @@ async fn a_primary_that_is_demoted_is_left() {
         if writes {
             let before = Instant::now();
             let failed = rig.storage.put(key("k"), key("refused")).await.unwrap_err();
-            assert!(matches!(failed, Error::Unavailable(_)), "{failed}");
+            assert!(matches!(failed, StorageError::Unavailable(_)), "{failed}");
             assert!(before.elapsed() < Duration::from_secs(5));
         }
         let why = format!("it is a replica of 127.0.0.1:{} and takes no writes", new.port);
@@ -177,7 +177,7 @@ async fn too_few_replicas_are_said_until_there_are_enough() {
     let server = RedisServer::start(&["--min-replicas-to-write", "1", "--repl-diskless-sync-delay", "0"]);
     let rig = Rig::open(config(&[server.url()])).await.ready().await;
     let failed = rig.storage.put(key("k"), key("v")).await.unwrap_err();
-    assert!(matches!(&failed, Error::Backend(why) if why.starts_with("NOREPLICAS")), "{failed}");
+    assert!(matches!(&failed, StorageError::Backend(why) if why.starts_with("NOREPLICAS")), "{failed}");
     eventually("it is said", || rig.problem().contains("NOREPLICAS")).await;
     assert_eq!(rig.storage.get(&key("k")).await.unwrap(), None);
     let replica = RedisServer::start(&["--replicaof", "127.0.0.1", &server.port.to_string()]);
@@ -191,7 +191,7 @@ async fn too_few_replicas_are_said_until_there_are_enough() {
     })
     .await;
     let failed = rig.storage.put(key("k"), key("v")).await.unwrap_err();
-    assert!(matches!(&failed, Error::Backend(why) if why.starts_with("NOREPLICAS")), "{failed}");
+    assert!(matches!(&failed, StorageError::Backend(why) if why.starts_with("NOREPLICAS")), "{failed}");
     eventually("it is said", || rig.problem().contains("NOREPLICAS")).await;
     let () = server.command(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
     rig.storage.put(key("k"), key("v")).await.unwrap();

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use peerscope::storage::{Error, RedisConfig};
+use peerscope::storage::{RedisConfig, StorageError};
 
 use super::redis::{Rig, config, key};
 use crate::support::redis::{RedisServer, eventually};
@@ -23,7 +23,7 @@ async fn redis_away_at_the_start_is_found_when_it_appears() {
 
     let before = Instant::now();
     let error = rig.storage.put(key("k"), key("v")).await.unwrap_err();
-    assert!(matches!(&error, Error::Unavailable(why) if why.contains("refused")), "{error}");
+    assert!(matches!(&error, StorageError::Unavailable(why) if why.contains("refused")), "{error}");
     assert!(before.elapsed() < RETRIES, "{:?}", before.elapsed());
     assert!(rig.problem().contains(&format!("redis://127.0.0.1:{}", server.port)), "{}", rig.problem());
     #[cfg(feature = "metrics-prometheus")]
@@ -52,7 +52,9 @@ async fn redis_killed_under_load_costs_typed_errors_and_comes_back() {
                 let before = Instant::now();
                 match storage.put(key(&format!("k{caller}")), key("v")).await {
                     Ok(()) => done.fetch_add(1, Ordering::Relaxed),
-                    Err(Error::Unavailable(_) | Error::Timeout(_)) => failed.fetch_add(1, Ordering::Relaxed),
+                    Err(StorageError::Unavailable(_) | StorageError::Timeout(_)) => {
+                        failed.fetch_add(1, Ordering::Relaxed)
+                    }
                     Err(error) => panic!("not the right type: {error}"),
                 };
                 assert!(before.elapsed() < RETRIES, "one put took {:?}", before.elapsed());
@@ -100,13 +102,13 @@ async fn a_frozen_server_is_noticed_when_idle_and_costs_bounded_time() {
     let before = Instant::now();
     let error = rig.storage.get(&key("k")).await.unwrap_err();
     let took = before.elapsed();
-    assert!(matches!(error, Error::Timeout(t) if t == timeout), "{error}");
+    assert!(matches!(error, StorageError::Timeout(t) if t == timeout), "{error}");
     assert!(took >= timeout && took < 4 * timeout + RETRIES, "{took:?}");
     eventually("it is known", || !rig.health.is_ready()).await;
     // Known to be away: no attempt waits for an answer any more.
     let before = Instant::now();
     let error = rig.storage.get(&key("k")).await.unwrap_err();
-    assert!(matches!(error, Error::Timeout(_)), "{error}");
+    assert!(matches!(error, StorageError::Timeout(_)), "{error}");
     assert!(before.elapsed() < RETRIES, "{:?}", before.elapsed());
 
     server.thaw();
@@ -135,8 +137,9 @@ async fn only_so_many_operations_may_pile_up() {
         }
         tasks.join_all().await
     };
-    let busy =
-        |errors: &[Error], bound: usize| errors.iter().filter(|e| matches!(e, Error::Busy(b) if *b == bound)).count();
+    let busy = |errors: &[StorageError], bound: usize| {
+        errors.iter().filter(|e| matches!(e, StorageError::Busy(b) if *b == bound)).count()
+    };
 
     // Known to be away: those that wait for a retry are bounded.
     let away = RedisServer::prepare(&[]);
@@ -145,7 +148,7 @@ async fn only_so_many_operations_may_pile_up() {
     let errors = flood(&rig, 3000).await;
     let refused = busy(&errors, 1024);
     assert!(refused > 0 && refused <= 3000 - 1024, "{refused} of 3000 were refused");
-    assert!(errors.iter().all(|e| matches!(e, Error::Busy(_) | Error::Unavailable(_))));
+    assert!(errors.iter().all(|e| matches!(e, StorageError::Busy(_) | StorageError::Unavailable(_))));
 
     // Frozen: those under way are bounded.
     let server = RedisServer::start(&[]);
@@ -154,7 +157,11 @@ async fn only_so_many_operations_may_pile_up() {
     server.freeze();
     let errors = flood(&rig, 6000).await;
     assert!(busy(&errors, 4096) > 0, "none was refused");
-    assert!(errors.iter().all(|e| matches!(e, Error::Busy(_) | Error::Unavailable(_) | Error::Timeout(_))));
+    assert!(
+        errors
+            .iter()
+            .all(|e| matches!(e, StorageError::Busy(_) | StorageError::Unavailable(_) | StorageError::Timeout(_)))
+    );
 }
 
 #[tokio::test]

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use peerscope::metrics::Registry;
-use peerscope::metrics::exposition::{Format, Wanted, render};
+use peerscope::metrics::exposition::{FamilyFilter, Format, render};
 
 type Labels = Vec<(String, String)>;
 
 /// The exposition of everything in `registry`, as OpenMetrics text.
 pub(crate) fn encode(registry: &Registry) -> String {
-    let page = render(registry, Format::OpenMetrics, &Wanted::all()).expect("every metric of ours encodes");
+    let page = render(registry, Format::OpenMetrics, &FamilyFilter::all());
     String::from_utf8(page.into()).expect("the format is UTF-8")
 }
 

@@ -10,11 +10,12 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
+use peerscope::metrics::Page;
 use peerscope::metrics::labels::MessageType;
 use peerscope::metrics::{Health, MetricsCollector, Registry};
 use peerscope::network::protocol::{ErrorCode, Introduction, RemoteError, Request};
 use peerscope::network::{
-    Answer, BootstrapAddr, Config, Driver, Network, Receipt, RequestHandler, ScrapeAnswer, ScrapePage, ScrapeRequest,
+    BootstrapAddr, Config, Driver, MessageAnswer, Network, Receipt, RequestHandler, ScrapeAnswer, ScrapeRequest,
 };
 use tokio::task::JoinHandle;
 
@@ -53,15 +54,15 @@ struct Shared {
 }
 
 impl RequestHandler for Fixed {
-    fn handle(&self, _: PeerId, request: Request) -> BoxFuture<'static, Answer> {
+    fn handle(&self, _: PeerId, request: Request) -> BoxFuture<'static, MessageAnswer> {
         let receipt = Receipt::begin(self.shared.metrics.clone(), request.message_type());
         let result = Err(RemoteError::new(ErrorCode::Refused, "this peer is there to be scraped"));
-        std::future::ready(Answer { result, receipt }).boxed()
+        std::future::ready(MessageAnswer { result, receipt }).boxed()
     }
 
     fn scrape(&self, _: PeerId, _: ScrapeRequest) -> BoxFuture<'static, ScrapeAnswer> {
         let receipt = Receipt::begin(self.shared.metrics.clone(), MessageType::Scrape);
-        let result = Ok(ScrapePage { content_type: CONTENT_TYPE.into(), gzip: false, body: self.shared.page.clone() });
+        let result = Ok(Page { content_type: Some(CONTENT_TYPE.into()), gzip: false, body: self.shared.page.clone() });
         std::future::ready(ScrapeAnswer { result, receipt }).boxed()
     }
 
@@ -80,9 +81,9 @@ async fn bind(number: usize, shared: &Arc<Shared>) -> Result<(Network, Driver)> 
     let config = Config { listen: Vec::new(), bootstrap: vec![shared.gateway.clone()], ..Config::default() };
     let handler = Arc::new(Fixed { number, shared: Arc::clone(shared) });
     // libp2p's metrics want a registry of their own for each swarm; nobody reads it.
-    let mut registry = Registry::default();
+    let registry = Registry::default();
     let (metrics, health) = (shared.metrics.clone(), Health::default());
-    Ok(Network::bind(&config, key(number)?, 1 << 20, handler, metrics, &mut registry, health).await?)
+    Ok(Network::bind(&config, key(number)?, 1 << 20, handler, metrics, &registry, health).await?)
 }
 
 /// Serves `count` peers of the gateway at `address` (`COUNT ADDRESS`). They dial it when they are asked to `dial`. From
@@ -92,7 +93,7 @@ pub(super) fn serve(at: &str) -> Result<()> {
     let (count, gateway) = at.split_once(' ').ok_or("peers need COUNT ADDRESS")?;
     let count = count.parse()?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let metrics = MetricsCollector::new(&mut Registry::default(), &agent_info());
+    let metrics = MetricsCollector::new(&Registry::default(), &agent_info());
     let shared = Arc::new(Shared { gateway: gateway.parse()?, page: page().into(), metrics });
     let mut bound = runtime.block_on(async {
         let mut bound = Vec::with_capacity(count);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use peerscope::metrics::catalogue::{Descriptor, Kind as DescribedAs};
-use peerscope::metrics::exposition::{self, Wanted};
+use peerscope::metrics::exposition::{self, FamilyFilter};
 use peerscope::metrics::instruments::{Buckets, Counter, Events, Histogram, NativeHistograms};
 use peerscope::metrics::labels::{Component, Label, MessageType};
 use peerscope::metrics::{AgentInfo, Health, MetricsCollector, MissingLines, Registry, Timer, register_scrape_time};
@@ -40,13 +40,13 @@ impl Peerscope {
     pub(crate) fn add_agent(&mut self) -> MetricsCollector {
         let health = Health::default();
         Component::ALL.iter().for_each(|&component| health.ready(component));
-        register_scrape_time(&mut self.registry, &health, &MissingLines::default());
+        register_scrape_time(&self.registry, &health, &MissingLines::default());
         self.add_collector()
     }
 
     /// Adds those of them whose values are the agent's own, and not the kernel's.
     pub(crate) fn add_collector(&mut self) -> MetricsCollector {
-        MetricsCollector::new(&mut self.registry, &agent_info())
+        MetricsCollector::new(&self.registry, &agent_info())
     }
 
     /// Fills the registry with generated families: an agent knows its labels when it is compiled.
@@ -95,28 +95,16 @@ pub(crate) fn agent_page() -> Result<String> {
     Ok(String::from_utf8(peerscope.encode(Format::Text)?.into())?)
 }
 
-const RECORDED_BY: &str = "the benchmark";
-const COUNTED: Descriptor = Descriptor {
-    name: EVENTS,
-    kind: DescribedAs::Counter,
-    labels: &[TYPE],
-    help: EVENTS_HELP,
-    recorded_by: RECORDED_BY,
-};
-const TIMED: Descriptor = Descriptor {
-    name: DURATION,
-    kind: DescribedAs::Histogram,
-    labels: &[TYPE],
-    help: DURATION_HELP,
-    recorded_by: RECORDED_BY,
-};
+const COUNTED: Descriptor = Descriptor { name: EVENTS, kind: DescribedAs::Counter, labels: &[TYPE], help: EVENTS_HELP };
+const TIMED: Descriptor =
+    Descriptor { name: DURATION, kind: DescribedAs::Histogram, labels: &[TYPE], help: DURATION_HELP };
 
 fn described(family: &Family, kind: DescribedAs) -> Result<Descriptor> {
     let labels: &[&str] = if kind == DescribedAs::Counter { &[Shard::NAME, Outcome::NAME] } else { &[Shard::NAME] };
     if family.labels != labels {
         return Err(format!("{} has other labels than {labels:?}", family.name).into());
     }
-    Ok(Descriptor { name: family.name, kind, labels, help: family.help, recorded_by: RECORDED_BY })
+    Ok(Descriptor { name: family.name, kind, labels, help: family.help })
 }
 
 impl Page for Peerscope {
@@ -130,7 +118,7 @@ impl Page for Peerscope {
             Format::OpenMetrics => exposition::Format::OpenMetrics,
             Format::Protobuf => exposition::Format::Protobuf,
         };
-        Ok(exposition::render(&self.registry, format, &Wanted::all())?)
+        Ok(exposition::render(&self.registry, format, &FamilyFilter::all()))
     }
 }
 

@@ -36,7 +36,7 @@ impl Store {
         let runtime = Runtime::new()?;
         let storage = runtime.block_on(async {
             let agent = AgentInfo { peer_id: "bench".into(), name: "bench".into() };
-            let metrics = MetricsCollector::new(&mut Registry::default(), &agent);
+            let metrics = MetricsCollector::new(&Registry::default(), &agent);
             let storage = Storage::open(config, path, metrics, Health::default()).await?;
             let puts = stream::iter(0..KEYS).map(|number| storage.put(key(number), value()));
             puts.buffer_unordered(256).try_collect::<()>().await?;

@@ -7,9 +7,10 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::metrics::MissingLines;
@@ -28,11 +29,11 @@ pub(super) type Notice = fn(missing: u64) -> String;
 
 /// Where the lines go in. Clones are the same queue.
 #[derive(Debug, Clone)]
-pub(super) struct Queue(Arc<Shared>);
+pub(super) struct Queue(Arc<QueueState>);
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct QueueState {
+    state: Mutex<Waiting>,
     /// The writing thread waits here for lines.
     wake: Condvar,
     /// The end waits here until there are none.
@@ -41,7 +42,7 @@ struct Shared {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Waiting {
     lines: VecDeque<Line>,
     bytes: usize,
     /// How many were left out since the last one in `lines`.
@@ -68,7 +69,7 @@ impl Queue {
         notice: Notice,
         missing: MissingLines,
     ) -> io::Result<(Self, LastLines)> {
-        let shared = Shared { state: Mutex::default(), wake: Condvar::new(), empty: Condvar::new(), missing };
+        let shared = QueueState { state: Mutex::default(), wake: Condvar::new(), empty: Condvar::new(), missing };
         let queue = Self(Arc::new(shared));
         let thread = queue.clone();
         std::thread::Builder::new().name("log".into()).spawn(move || thread.run(out, notice))?;
@@ -76,14 +77,10 @@ impl Queue {
         Ok((queue, last))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn push(&self, line: &[u8]) {
         // Before the lock, which whoever ends the process needs, too: an allocation may wait for memory.
         let text: Option<Box<[u8]>> = (line.len() <= MAX_LINE).then(|| line.into());
-        let mut state = self.lock();
+        let mut state = self.0.state.lock();
         let Some(text) = text.filter(|text| state.bytes + text.len() <= MAX_WAITING) else {
             state.missing += 1;
             drop(state);
@@ -102,7 +99,7 @@ impl Queue {
     }
 
     fn next(&self) -> Line {
-        let mut state = self.lock();
+        let mut state = self.0.state.lock();
         loop {
             if let Some(line) = state.lines.pop_front() {
                 state.bytes -= line.text.len();
@@ -111,7 +108,7 @@ impl Queue {
             }
             state.writing = false;
             self.0.empty.notify_all();
-            state = self.0.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.0.wake.wait(&mut state);
         }
     }
 
@@ -159,10 +156,11 @@ fn write_line(out: &mut impl Write, line: &[u8], torn: &mut bool) -> io::Result<
 impl LastLines {
     /// Waits until everything that was logged is written, but no longer than a second.
     pub(in crate::cli) fn wait(&self) {
-        let state = self.0.lock();
-        let busy = |state: &mut State| state.writing || !state.lines.is_empty();
+        let queue = &self.0.0;
+        let mut state = queue.state.lock();
+        let busy = |state: &mut Waiting| state.writing || !state.lines.is_empty();
         // Whoever does not read by now has had his time.
-        drop(self.0.0.empty.wait_timeout_while(state, LAST_LINES, busy));
+        queue.empty.wait_while_for(&mut state, busy, LAST_LINES);
     }
 }
 
@@ -269,7 +267,7 @@ mod tests {
         }
         let missing = test.missing.get();
         assert!(missing >= (MAX_WAITING / line.len()) as u64 - 2, "{missing}");
-        assert!(test.queue.lock().bytes <= MAX_WAITING);
+        assert!(test.queue.0.state.lock().bytes <= MAX_WAITING);
         test.may_write(&[ALL; 3000]);
         assert_eq!(test.written(), line);
         // Said where the next line is taken, and said once.

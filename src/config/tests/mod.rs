@@ -18,7 +18,7 @@ pub(super) fn env(variables: &[(&str, &str)]) -> Sources {
     Sources { env, ..Sources::default() }
 }
 
-pub(super) fn problems(result: Result<Config, Error>) -> Vec<String> {
+pub(super) fn problems(result: Result<Config, ConfigError>) -> Vec<String> {
     let error = result.expect_err("a configuration that is wrong was taken");
     assert!(error.to_string().lines().count() == error.problems().len(), "one line a problem: {error}");
     error.problems().iter().map(ToString::to_string).collect()

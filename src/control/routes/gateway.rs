@@ -8,27 +8,28 @@ use hyper::header::HeaderValue;
 use libp2p::PeerId;
 use percent_encoding::percent_decode_str;
 
-use super::{Answer, Peer, Problem, with_type};
+use super::{ApiError, ApiResponse, Peer, with_type};
 use crate::control::{GatewayPeer, Scrape};
-use crate::gateway::{Failure, LastScrape, Member, Scraper, Standing, Want};
+use crate::gateway::{LastScrape, Member, ScrapeFailure, Scraper, Standing};
 use crate::metrics::labels::{Label as _, ScrapeOutcome};
+use crate::network::ScrapeRequest;
 
 /// How long the command line waits for a peer's page.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A peer's page.
-pub(super) struct Wanted {
+pub(super) struct PageQuery {
     peer: PeerId,
     exposed: Option<String>,
 }
 
-impl Wanted {
+impl PageQuery {
     /// What a query asks for; `None` when it names no peer.
-    pub(super) fn from_query(query: Option<&str>) -> Result<Option<Self>, Problem> {
+    pub(super) fn from_query(query: Option<&str>) -> Result<Option<Self>, ApiError> {
         let mut pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
         let pairs: BTreeMap<&str, &str> = pairs.by_ref().collect();
         let Some(peer) = pairs.get("peer") else { return Ok(None) };
-        let peer = peer.parse().map_err(|_| Problem::bad_request(format!("`{peer}` is not a PeerId")))?;
+        let peer = peer.parse().map_err(|_| ApiError::bad_request(format!("`{peer}` is not a PeerId")))?;
         Ok(Some(Self {
             peer,
             exposed: pairs.get("exposed").map(|name| percent_decode_str(name).decode_utf8_lossy().into_owned()),
@@ -37,13 +38,18 @@ impl Wanted {
 }
 
 /// Fetches a peer's page.
-pub(super) async fn metrics(gateway: Option<&Scraper>, wanted: Wanted, accept: &str) -> Result<Answer, Problem> {
+pub(super) async fn metrics(
+    gateway: Option<&Scraper>,
+    query: PageQuery,
+    accept: &str,
+) -> Result<ApiResponse, ApiError> {
     let Some(gateway) = gateway else {
         let error = "this agent is no gateway (gateway.enabled), so it fetches nobody's metrics";
-        return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, "no_gateway", error));
+        return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, "no_gateway", error));
     };
-    let want = Want { exposed: wanted.exposed, accept: accept.to_owned(), gzip: false };
-    let page = gateway.scrape(wanted.peer, want, TIMEOUT).await.map_err(|Failure { outcome, text }| {
+    let PageQuery { peer, exposed } = query;
+    let request = ScrapeRequest { exposed, accept: accept.to_owned(), gzip: false, timeout: TIMEOUT };
+    let page = gateway.scrape(peer, request).await.map_err(|ScrapeFailure { outcome, text }| {
         let status = match outcome {
             ScrapeOutcome::NotFound => StatusCode::UNPROCESSABLE_ENTITY,
             ScrapeOutcome::Refused => StatusCode::FORBIDDEN,
@@ -51,11 +57,11 @@ pub(super) async fn metrics(gateway: Option<&Scraper>, wanted: Wanted, accept: &
             ScrapeOutcome::Timeout => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::BAD_GATEWAY,
         };
-        Problem::new(status, "scrape", text)
+        ApiError::new(status, "scrape", text)
     })?;
-    let content_type = page.content_type.and_then(|text| HeaderValue::from_str(&text).ok());
+    let content_type = page.content_type_header();
     let body = page.body.collect().await;
-    let body = body.map_err(|broken| Problem::new(StatusCode::BAD_GATEWAY, "scrape", broken.to_string()))?;
+    let body = body.map_err(|broken| ApiError::new(StatusCode::BAD_GATEWAY, "scrape", broken.to_string()))?;
     Ok(with_type(body, content_type.unwrap_or_else(|| HeaderValue::from_static("text/plain"))))
 }
 

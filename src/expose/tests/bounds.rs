@@ -4,7 +4,7 @@ use super::*;
 
 const TOO_LARGE: &str = "answered with more than 1000 bytes, the most that is passed on";
 
-const SHORT: Wanted<'static> = Wanted { timeout: Duration::from_millis(200), ..WANTED };
+const SHORT: FetchOptions<'static> = FetchOptions { timeout: Duration::from_millis(200), ..OPTIONS };
 
 fn typed(head: &str, body: &[u8]) -> Vec<u8> {
     ok(&format!("Content-Type: text/plain\r\n{head}"), body)
@@ -27,7 +27,7 @@ async fn a_length_that_is_too_large_is_refused_at_once() {
     for length in ["1001", "18446744073709551613"] {
         let (listener, address) = listener().await;
         let target = exposed(address);
-        let fetching = tokio::spawn(async move { fetch(&target, WANTED, MAX_BODY).await });
+        let fetching = tokio::spawn(async move { fetch(&target, OPTIONS, MAX_BODY).await });
         let (_, mut stream) = asked(&listener).await;
         stream.write_all(&typed(&format!("Content-Length: {length}\r\n"), b"")).await.unwrap();
         closed(stream).await;
@@ -40,7 +40,7 @@ async fn a_length_that_is_too_large_is_refused_at_once() {
 async fn a_drip_that_never_ends_is_cut_off() {
     let (listener, address) = listener().await;
     let target = exposed(address);
-    let fetching = tokio::spawn(async move { fetch(&target, WANTED, MAX_BODY).await });
+    let fetching = tokio::spawn(async move { fetch(&target, OPTIONS, MAX_BODY).await });
     let (_, mut stream) = asked(&listener).await;
     stream.write_all(&typed("Transfer-Encoding: chunked\r\n", b"")).await.unwrap();
     while stream.write_all(b"1\r\nx\r\n").await.is_ok() {
@@ -91,7 +91,7 @@ async fn an_accept_that_cannot_be_sent_never_leaves() {
     let (listener, address) = listener().await;
     let long = "x".repeat(MAX_ACCEPT + 1);
     for accept in ["a\r\nX-Evil: 1", "a\0", long.as_str()] {
-        let fetched = fetch(&exposed(address), Wanted { accept, ..WANTED }, MAX_BODY).await;
+        let fetched = fetch(&exposed(address), FetchOptions { accept, ..OPTIONS }, MAX_BODY).await;
         assert_eq!(told(fetched), "was not asked: the Accept header of the scrape is too long or not valid");
     }
     let ours = TcpStream::connect(address).await.unwrap();

@@ -52,15 +52,15 @@ pub(super) fn exposed(address: SocketAddr) -> Exposed {
     Exposed { name: "node".parse().unwrap(), url, remote: false }
 }
 
-pub(super) const WANTED: Wanted<'static> =
-    Wanted { accept: "text/plain;version=0.0.4;q=0.5,*/*;q=0.1", gzip: true, timeout: Duration::from_secs(20) };
+pub(super) const OPTIONS: FetchOptions<'static> =
+    FetchOptions { accept: "text/plain;version=0.0.4;q=0.5,*/*;q=0.1", gzip: true, timeout: Duration::from_secs(20) };
 
 pub(super) const MAX_BODY: usize = 1000;
 
 /// What comes of an exporter that answers so.
-pub(super) async fn fetched(answer: impl Into<Vec<u8>>) -> Result<Fetched, FetchError> {
+pub(super) async fn fetched(answer: impl Into<Vec<u8>>) -> Result<Page, FetchError> {
     let (address, served) = answering(answer).await;
-    let fetched = fetch(&exposed(address), WANTED, MAX_BODY).await;
+    let fetched = fetch(&exposed(address), OPTIONS, MAX_BODY).await;
     served.await.unwrap();
     fetched
 }
@@ -71,7 +71,7 @@ pub(super) async fn refused(answer: impl Into<Vec<u8>>) -> String {
 }
 
 #[track_caller]
-pub(super) fn told(fetched: Result<Fetched, FetchError>) -> String {
+pub(super) fn told(fetched: Result<Page, FetchError>) -> String {
     let error = fetched.unwrap_err();
     let told = error.to_string();
     for secret in ["127", "localhost", "http:", "metrics", "secret"] {

@@ -13,11 +13,16 @@ mod parse;
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use prometheus_client::encoding::text::encode_registry;
+use prometheus_client::registry::Registry;
 
 use self::parse::{Items, Sample, unescaped};
 use super::Format;
 use super::family::{Metadata, Series, is_name};
-use super::page::{FamilyWriter, Number, Page};
+use super::page::{FamilyWriter, Number, PageWriter};
 use crate::metrics::catalogue::Kind;
 use crate::metrics::instruments::le;
 
@@ -30,16 +35,46 @@ struct Family<'a> {
     samples: Vec<Sample<'a>>,
 }
 
-/// Writes the families of `text` whose names are not among `taken`.
-pub(super) fn write(text: &str, taken: &HashSet<String>, page: &mut Page<'_>) {
-    let mut taken_here = HashSet::new();
+/// A registry of prometheus-client, and what it is called in the log.
+#[derive(Debug)]
+pub(crate) struct ForeignRegistry {
+    name: String,
+    registry: Registry,
+    /// Whether its last page could not be made.
+    is_failing: AtomicBool,
+}
+
+impl ForeignRegistry {
+    pub(crate) fn new(name: String, registry: Registry) -> Self {
+        Self { name, registry, is_failing: AtomicBool::new(false) }
+    }
+
+    /// Writes the families whose names are not among `taken`, and adds them there.
+    pub(crate) fn expose(&self, taken: &mut HashSet<String>, page: &mut PageWriter<'_>) {
+        let encoded = catch_unwind(AssertUnwindSafe(|| {
+            let mut text = String::new();
+            encode_registry(&mut text, &self.registry).map(|()| text)
+        }));
+        let was_failing = self.is_failing.swap(!matches!(encoded, Ok(Ok(_))), Ordering::Relaxed);
+        match encoded {
+            Ok(Ok(text)) => write(&text, taken, page),
+            // The panic hook has logged a panic.
+            _ if !was_failing => {
+                tracing::error!("the metrics of `{}` are not shown: one of them cannot be encoded", self.name);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn write(text: &str, taken: &mut HashSet<String>, page: &mut PageWriter<'_>) {
     for family in families(text) {
         let metadata = Metadata::new(family.kind, family.name, family.unit, family.help);
         let names = metadata.names();
-        if family.samples.is_empty() || names.iter().any(|name| taken.contains(name) || taken_here.contains(name)) {
+        if family.samples.is_empty() || names.iter().any(|name| taken.contains(name)) {
             continue;
         }
-        taken_here.extend(names);
+        taken.extend(names);
         let format = page.format();
         let Some(mut out) = page.family(&metadata) else { continue };
         match format {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::family::{Metadata, Series};
-use super::{Format, Wanted, protobuf, text};
+use super::{FamilyFilter, Format, protobuf, text};
 use crate::metrics::catalogue::Kind;
 use crate::metrics::instruments::{Buckets, Snapshot};
 
@@ -11,9 +11,9 @@ use crate::metrics::instruments::{Buckets, Snapshot};
 const USUAL_SIZE: usize = 64 * 1024;
 
 /// The page while it is written.
-pub(crate) struct Page<'a> {
+pub(crate) struct PageWriter<'a> {
     format: Format,
-    wanted: &'a Wanted,
+    wanted: &'a FamilyFilter,
     out: Vec<u8>,
     /// The metrics of the family that is being written, whose length has to stand before them.
     metrics: Vec<u8>,
@@ -21,7 +21,7 @@ pub(crate) struct Page<'a> {
 
 /// One family of the page. What is written about it before its first sample waits for that one.
 pub(crate) struct FamilyWriter<'p, 'a> {
-    page: &'p mut Page<'a>,
+    page: &'p mut PageWriter<'a>,
     family: &'p Metadata,
     empty: bool,
 }
@@ -45,8 +45,8 @@ impl Number {
     }
 }
 
-impl<'a> Page<'a> {
-    pub(crate) fn new(format: Format, wanted: &'a Wanted) -> Self {
+impl<'a> PageWriter<'a> {
+    pub(crate) fn new(format: Format, wanted: &'a FamilyFilter) -> Self {
         Self { format, wanted, out: Vec::with_capacity(USUAL_SIZE), metrics: Vec::new() }
     }
 

@@ -9,31 +9,34 @@ use prometheus_client::metrics::exemplar::{CounterWithExemplar, HistogramWithExe
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Unit;
+use prometheus_client::registry::{Registry as Others, Unit};
 use proptest::prelude::*;
 
 use super::*;
+use crate::metrics::accept::accepts_gzip;
 
 fn text(registry: &Registry, format: Format) -> String {
-    String::from_utf8(render(registry, format, &Wanted::all()).unwrap().to_vec()).unwrap()
+    String::from_utf8(render(registry, format, &FamilyFilter::all()).to_vec()).unwrap()
 }
 
 #[test]
 fn the_classic_text_differs_from_openmetrics_where_it_must() {
-    let mut registry = Registry::default();
+    let registry = Registry::default();
+    let mut others = Others::default();
     let requests = CounterWithExemplar::<Vec<(String, String)>, u64>::default();
     requests.inc_by(3, Some(vec![("trace".into(), "a } # { b".into())]), None);
-    registry.others_mut().register("requests", "Requests", requests);
+    others.register("requests", "Requests", requests);
     let cpu = prometheus_client::metrics::counter::Counter::<f64, std::sync::atomic::AtomicU64>::default();
     cpu.inc_by(1.5);
-    registry.others_mut().register_with_unit("cpu", "CPU time", Unit::Seconds, cpu);
-    registry.others_mut().register("build", "Build", Info::new(vec![("version", "1 # {x=\"y\"} 2")]));
+    others.register_with_unit("cpu", "CPU time", Unit::Seconds, cpu);
+    others.register("build", "Build", Info::new(vec![("version", "1 # {x=\"y\"} 2")]));
     let temperature = Family::<Vec<(&str, &str)>, Gauge>::default();
     temperature.get_or_create(&vec![("room", "a\"b\\c\nd }")]).set(-4);
-    registry.others_mut().register("temperature", "First \"line\"\nsecond \\ line", temperature);
+    others.register("temperature", "First \"line\"\nsecond \\ line", temperature);
     let latency = HistogramWithExemplars::<Vec<(&str, &str)>>::new([0.5].into_iter());
     latency.observe(0.25, Some(vec![("trace", "z")]), None);
-    registry.others_mut().register_with_unit("latency", "Latency", Unit::Seconds, latency);
+    others.register_with_unit("latency", "Latency", Unit::Seconds, latency);
+    registry.add_foreign("others", others);
 
     assert_eq!(
         text(&registry, Format::Text),
@@ -289,7 +292,7 @@ fn spec() -> impl Strategy<Value = Spec> {
 type Labels = Vec<(&'static str, String)>;
 
 /// Registers `spec` and notes what a reader has to understand.
-fn register(registry: &mut Registry, expected: &mut Understood, name: &str, spec: &Spec) {
+fn register(others: &mut Others, expected: &mut Understood, name: &str, spec: &Spec) {
     let exemplar = || spec.exemplar.clone().map(|value| vec![("trace", value)]);
     let mut sample = |suffix: &str, labels: &[(&str, &str)], value: f64| {
         let labels = labels.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
@@ -302,7 +305,7 @@ fn register(registry: &mut Registry, expected: &mut Understood, name: &str, spec
                 family.get_or_create(&vec![("label", label.clone())]).inc_by(u64::from(*value), exemplar(), None);
                 sample("_total", &[("label", label)], f64::from(*value));
             }
-            registry.others_mut().register(name, spec.help.clone(), family);
+            others.register(name, spec.help.clone(), family);
             ("_total", "counter")
         }
         Kind::Gauge => {
@@ -311,7 +314,7 @@ fn register(registry: &mut Registry, expected: &mut Understood, name: &str, spec
                 family.get_or_create(&vec![("label", label.clone())]).set(i64::from(*value));
                 sample("", &[("label", label)], f64::from(*value));
             }
-            registry.others_mut().register(name, spec.help.clone(), family);
+            others.register(name, spec.help.clone(), family);
             ("", "gauge")
         }
         Kind::Histogram => {
@@ -326,12 +329,12 @@ fn register(registry: &mut Registry, expected: &mut Understood, name: &str, spec
                 sample("_bucket", &[("label", label), ("le", "10.0")], if value <= 10.0 { 1.0 } else { 0.0 });
                 sample("_bucket", &[("label", label), ("le", "+Inf")], 1.0);
             }
-            registry.others_mut().register(name, spec.help.clone(), family);
+            others.register(name, spec.help.clone(), family);
             ("", "histogram")
         }
         Kind::Info => {
             let label = &spec.values[0].0;
-            registry.others_mut().register(name, spec.help.clone(), Info::new(vec![("label", label.clone())]));
+            others.register(name, spec.help.clone(), Info::new(vec![("label", label.clone())]));
             sample("_info", &[("label", label)], 1.0);
             ("_info", "gauge")
         }
@@ -342,11 +345,12 @@ fn register(registry: &mut Registry, expected: &mut Understood, name: &str, spec
 proptest! {
     #[test]
     fn a_strict_reader_understands_any_registry(specs in proptest::collection::vec(spec(), 0..5)) {
-        let mut registry = Registry::default();
+        let (registry, mut others) = (Registry::default(), Others::default());
         let mut expected = Understood::default();
         for (position, spec) in specs.iter().enumerate() {
-            register(&mut registry, &mut expected, &format!("family_{position}"), spec);
+            register(&mut others, &mut expected, &format!("family_{position}"), spec);
         }
+        registry.add_foreign("others", others);
         let text = text(&registry, Format::Text);
         prop_assert_eq!(understand(&text), expected, "{}", text);
     }

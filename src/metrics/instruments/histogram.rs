@@ -19,12 +19,12 @@ use super::sync::AtomicU64;
 /// bucket and in the native zero bucket; no value is too large.
 #[derive(Debug)]
 pub struct Histogram<L> {
-    shared: Arc<Shared>,
+    shared: Arc<HistogramCells>,
     labels: PhantomData<fn(L)>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct HistogramCells {
     buckets: Arc<Buckets>,
     packed: Cells,
     wide: Wide,
@@ -85,7 +85,7 @@ impl<L> Clone for Histogram<L> {
 impl<L: LabelSet> Histogram<L> {
     /// Nothing observed yet.
     pub fn new(buckets: &Arc<Buckets>) -> Self {
-        let shared = Shared {
+        let shared = HistogramCells {
             buckets: Arc::clone(buckets),
             packed: Cells::new(L::COUNT * buckets.packed_len()),
             wide: Wide::new(L::COUNT),
@@ -129,7 +129,7 @@ impl<L: LabelSet> Histogram<L> {
     }
 }
 
-impl Shared {
+impl HistogramCells {
     #[inline]
     fn observe(&self, series: usize, value: u64) {
         let cell = self.packed_cell(self.packed.own(), series, value);

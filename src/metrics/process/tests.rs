@@ -2,13 +2,13 @@
 
 use super::*;
 use crate::metrics::Registry;
-use crate::metrics::exposition::{Format, Wanted, render};
+use crate::metrics::exposition::{FamilyFilter, Format, render};
 
 #[test]
 fn every_family_of_the_process_is_there() {
-    let mut registry = Registry::default();
-    registry.add(Box::new(ProcessFamilies::new())).unwrap();
-    let text = String::from_utf8(render(&registry, Format::Text, &Wanted::all()).unwrap().to_vec()).unwrap();
+    let registry = Registry::default();
+    registry.add_or_log(ProcessFamilies::new());
+    let text = String::from_utf8(render(&registry, Format::Text, &FamilyFilter::all()).to_vec()).unwrap();
     for family in c::ALL.iter().filter(|family| family.name.starts_with("process_")) {
         let sample = text.lines().find_map(|line| line.strip_prefix(family.name)?.strip_prefix(' '));
         let value: f64 = sample.unwrap_or_else(|| panic!("no {} in\n{text}", family.name)).parse().unwrap();

@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
 /// What the accept loop may know of a connection.
@@ -54,11 +55,11 @@ impl Place {
 
     /// When the answer that is under way ends at the latest, if it comes bit by bit.
     pub(super) fn streams_until(&self) -> Option<Instant> {
-        *self.streams_until.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.streams_until.lock()
     }
 
     fn set_streams_until(&self, until: Option<Instant>) {
-        *self.streams_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+        *self.streams_until.lock() = until;
     }
 
     /// `None` while the client waits for us.

@@ -10,11 +10,11 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use super::body::Body;
 use super::{Limits, pages};
-use crate::metrics::exposition::{self, Wanted};
 use crate::metrics::labels::{HttpCode, HttpHandler};
 use crate::metrics::{
-    ExposeError, Exposer, Exposition, GuestAnswer, GuestBody, GuestPages, Health, MetricsCollector, all_ready, joined,
+    ExposeError, Exposer, GuestAnswer, GuestBody, GuestPages, Health, MetricsCollector, Page, all_ready,
 };
+use crate::metrics::{accept, exposition};
 
 /// Everything that the pages show.
 pub(super) struct Routes {
@@ -30,17 +30,23 @@ pub(super) struct Routes {
 }
 
 /// A status, a body, and the headers that belong to it.
-struct Answer {
+struct EndpointAnswer {
     code: HttpCode,
     body: GuestBody,
     reason: Option<String>,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-impl Answer {
+impl EndpointAnswer {
     fn new(code: HttpCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
-        let headers = vec![(header::CONTENT_TYPE, HeaderValue::from_static(content_type))];
-        Self { code, body: GuestBody::Whole(body.into()), reason: None, headers }
+        Self::page(code, Page { content_type: Some(content_type.into()), gzip: false, body: body.into() })
+    }
+
+    fn page(code: HttpCode, page: Page) -> Self {
+        let content_type = page.content_type_header().map(|value| (header::CONTENT_TYPE, value));
+        let encoding = page.gzip.then(|| (header::CONTENT_ENCODING, HeaderValue::from_static("gzip")));
+        let headers = content_type.into_iter().chain(encoding).collect();
+        Self { code, body: GuestBody::Whole(page.body), reason: None, headers }
     }
 
     fn text(code: HttpCode, body: impl Into<Bytes>) -> Self {
@@ -53,7 +59,7 @@ impl Answer {
     }
 }
 
-impl From<GuestAnswer> for Answer {
+impl From<GuestAnswer> for EndpointAnswer {
     fn from(answer: GuestAnswer) -> Self {
         let GuestAnswer { code, reason, headers, body } = answer;
         Self { code, body, reason, headers }
@@ -66,9 +72,9 @@ impl Routes {
         let handler = self.handler(request.uri().path());
         let in_flight = self.collector.http_started(handler);
         let answer = match (handler, request.method()) {
-            (HttpHandler::Other, _) => Answer::text(HttpCode::NotFound, self.not_found.clone()),
+            (HttpHandler::Other, _) => EndpointAnswer::text(HttpCode::NotFound, self.not_found.clone()),
             (_, &Method::GET | &Method::HEAD) => self.page(handler, request).await,
-            _ => Answer::text(HttpCode::MethodNotAllowed, "Only GET and HEAD are answered here.\n")
+            _ => EndpointAnswer::text(HttpCode::MethodNotAllowed, "Only GET and HEAD are answered here.\n")
                 .with(header::ALLOW, "GET, HEAD"),
         };
         drop(in_flight);
@@ -87,43 +93,41 @@ impl Routes {
         }
     }
 
-    async fn page(&self, handler: HttpHandler, request: &Request<Incoming>) -> Answer {
+    async fn page(&self, handler: HttpHandler, request: &Request<Incoming>) -> EndpointAnswer {
         let headers = request.headers();
         match handler {
             HttpHandler::Metrics => self.scrape(request).await.with(header::VARY, "Accept, Accept-Encoding"),
-            HttpHandler::Live => Answer::text(HttpCode::Ok, "live\n"),
+            HttpHandler::Live => EndpointAnswer::text(HttpCode::Ok, "live\n"),
             HttpHandler::Ready => self.ready(headers).with(header::VARY, "Accept"),
             HttpHandler::Gateway => match &self.guest {
                 Some(guest) => guest.answer(request.uri().path(), headers).await.into(),
-                None => Answer::text(HttpCode::NotFound, self.not_found.clone()),
+                None => EndpointAnswer::text(HttpCode::NotFound, self.not_found.clone()),
             },
-            HttpHandler::Index | HttpHandler::Other => Answer::new(HttpCode::Ok, pages::HTML, self.index.clone())
-                .with(header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'"),
+            HttpHandler::Index | HttpHandler::Other => {
+                EndpointAnswer::new(HttpCode::Ok, pages::HTML, self.index.clone())
+                    .with(header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'")
+            }
         }
     }
 
-    fn ready(&self, headers: &HeaderMap) -> Answer {
+    fn ready(&self, headers: &HeaderMap) -> EndpointAnswer {
         let states = self.health.snapshot();
         // Of one reading: a 200 must not list a problem.
         let ready = all_ready(&states);
         let code = if ready { HttpCode::Ok } else { HttpCode::ServiceUnavailable };
-        if exposition::prefers_json(&joined(headers, &header::ACCEPT)) {
-            Answer::new(code, "application/json", pages::ready_json(ready, &states))
+        if exposition::prefers_json(&accept::joined(headers, &header::ACCEPT)) {
+            EndpointAnswer::new(code, "application/json", pages::ready_json(ready, &states))
         } else {
-            Answer::text(code, pages::ready_text(ready, &states))
+            EndpointAnswer::text(code, pages::ready_text(ready, &states))
         }
     }
 
-    async fn scrape(&self, request: &Request<Incoming>) -> Answer {
+    async fn scrape(&self, request: &Request<Incoming>) -> EndpointAnswer {
         let headers = request.headers();
-        let wanted = Wanted::from_query(request.uri().query());
-        let gzip = exposition::accepts_gzip(&joined(headers, &header::ACCEPT_ENCODING));
-        let accept = joined(headers, &header::ACCEPT);
-        match self.exposer.expose(&accept, wanted, gzip, self.limits.making).await {
-            Ok(Exposition { content_type, gzip: true, body }) => {
-                Answer::new(HttpCode::Ok, content_type, body).with(header::CONTENT_ENCODING, "gzip")
-            }
-            Ok(Exposition { content_type, gzip: false, body }) => Answer::new(HttpCode::Ok, content_type, body),
+        let gzip = accept::accepts_gzip(&accept::joined(headers, &header::ACCEPT_ENCODING));
+        let accept = accept::joined(headers, &header::ACCEPT);
+        match self.exposer.expose(&accept, request.uri().query(), gzip, self.limits.making).await {
+            Ok(page) => EndpointAnswer::page(HttpCode::Ok, page),
             Err(error) => {
                 if let ExposeError::Late(limit) = error {
                     tracing::warn!("a scrape had no answer after {limit:?}: some collector hangs");
@@ -132,13 +136,13 @@ impl Routes {
                     ExposeError::Busy(_) | ExposeError::Late(_) => HttpCode::ServiceUnavailable,
                     ExposeError::NotBuiltIn | ExposeError::Failed => HttpCode::InternalServerError,
                 };
-                Answer::text(code, format!("{error}\n"))
+                EndpointAnswer::text(code, format!("{error}\n"))
             }
         }
     }
 }
 
-fn response(answer: Answer) -> Response<Body> {
+fn response(answer: EndpointAnswer) -> Response<Body> {
     let mut response = Response::new(Body::new(answer.body));
     *response.status_mut() = status(answer.code);
     let headers = response.headers_mut();

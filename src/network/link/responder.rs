@@ -19,7 +19,7 @@ use crate::network::protocol::{
     ErrorBody, ErrorCode, FRAME_OVERHEAD, Hello, RemoteError, Request, RequestBody, RequestFrame, ResponseBody,
     ResponseFrame,
 };
-use crate::network::{Answer, Receipt};
+use crate::network::{MessageAnswer, Receipt};
 
 pub(super) struct Responder<S = Stream> {
     pub(super) framed: Framed<S>,
@@ -37,7 +37,7 @@ pub(super) struct Responder<S = Stream> {
 
 struct InFlight {
     id: u64,
-    work: BoxFuture<'static, Answer>,
+    work: BoxFuture<'static, MessageAnswer>,
     _counted: Counted,
 }
 
@@ -58,7 +58,7 @@ impl Drop for Counted {
 }
 
 impl Future for InFlight {
-    type Output = (u64, Answer);
+    type Output = (u64, MessageAnswer);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let id = self.id;
@@ -163,19 +163,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Responder<S> {
                     return receipt.complete(Err(ErrorCode::Unsupported));
                 }
                 let error = RemoteError::new(ErrorCode::Unsupported, "this agent does not know a request of this type");
-                return self.answer(id, Answer { result: Err(error), receipt });
+                return self.answer(id, MessageAnswer { result: Err(error), receipt });
             }
         };
         if self.draining {
             let receipt = Receipt::begin(self.context.metrics.clone(), request.message_type());
             let error = RemoteError::new(ErrorCode::ShuttingDown, "this agent is shutting down");
-            return self.answer(id, Answer { result: Err(error), receipt });
+            return self.answer(id, MessageAnswer { result: Err(error), receipt });
         }
         if self.of_peer.load(Ordering::Relaxed) >= self.context.limits.max_in_flight {
             // On this connection there is room: it is the peer's other ones that hold the rest.
             let receipt = Receipt::begin(self.context.metrics.clone(), request.message_type());
             let error = RemoteError::new(ErrorCode::Busy, "too many requests of yours are in flight");
-            return self.answer(id, Answer { result: Err(error), receipt });
+            return self.answer(id, MessageAnswer { result: Err(error), receipt });
         }
         let mut work = self.context.handler.handle(self.peer, request);
         // Most requests are done at once: those need no place among the ones that wait.
@@ -185,8 +185,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Responder<S> {
         }
     }
 
-    fn answer(&mut self, id: u64, answer: Answer) {
-        let Answer { result, receipt } = answer;
+    fn answer(&mut self, id: u64, answer: MessageAnswer) {
+        let MessageAnswer { result, receipt } = answer;
         let outcome = match &result {
             Ok(_) => Ok(()),
             Err(error) => Err(error.code),

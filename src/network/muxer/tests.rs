@@ -68,14 +68,14 @@ fn what_comes_is_counted_until_it_is_read_or_thrown_away_however_it_is_cut() {
         }
         assert_eq!(reading.headers.body, None);
         assert_eq!(waiting(&budget), 1700 + 3 * FRAME_COST, "cut into {cut}");
-        assert_eq!(account.lock().total, 1770 + 4 * FRAME_COST);
+        assert_eq!(account.state.lock().total, 1770 + 4 * FRAME_COST);
         account.read(1, 1500);
         assert_eq!(waiting(&budget), 200 + FRAME_COST);
         account.read(3, 100);
         account.dropped(3);
         assert_eq!(waiting(&budget), 0);
         account.dropped(2);
-        assert_eq!(account.lock().total, 0);
+        assert_eq!(account.state.lock().total, 0);
     }
 }
 
@@ -93,7 +93,7 @@ fn what_is_still_coming_waits_whatever_its_stream() {
         account.dropped(stream);
         assert_eq!(waiting(&budget), 1000 + FRAME_COST);
         reading.headers.feed(&frame[500..], &account);
-        assert_eq!((waiting(&budget), account.lock().total), (0, 0));
+        assert_eq!((waiting(&budget), account.state.lock().total), (0, 0));
     }
 }
 
@@ -109,7 +109,7 @@ fn what_opens_nothing_leaves_nothing() {
         headers.feed(&data(9, stream, 100), &account);
     }
     headers.feed(&frame(2, 1, 0, 1, &[]), &account);
-    let state = account.lock();
+    let state = account.state.lock();
     assert_eq!((state.streams.len(), state.total, waiting(&budget)), (0, 0, 0));
 }
 
@@ -126,11 +126,11 @@ fn what_was_asked_for_is_counted_apart_and_does_not_come_in_crumbs() {
     account.read(2, 1000);
     assert_eq!(asked.load(Ordering::Relaxed), 0);
     for _ in 0..=MAX_CRUMBS / FRAME_COST {
-        assert!(account.lock().verdict.is_none());
+        assert!(account.state.lock().verdict.is_none());
         reading.frame(&data(0, 2, 1));
     }
     reading.frame(&data(0, 2, 1));
-    assert!(matches!(account.lock().verdict, Some(Verdict::Crumbs)));
+    assert!(matches!(account.state.lock().verdict, Some(Verdict::Crumbs)));
     assert!(asked.load(Ordering::Relaxed) > MAX_CRUMBS);
     account.dropped(2);
     assert_eq!(asked.load(Ordering::Relaxed), 0);
@@ -233,10 +233,10 @@ mod properties {
                         unread.remove(&stream);
                     }
                 }
-                let bytes: usize = account.lock().streams.values().map(|stored| stored.bytes).sum();
+                let bytes: usize = account.state.lock().streams.values().map(|stored| stored.bytes).sum();
                 prop_assert_eq!(bytes, unread.values().sum::<usize>());
-                let total: usize = account.lock().streams.values().map(|stored| stored.cost()).sum();
-                prop_assert_eq!(total, account.lock().total);
+                let total: usize = account.state.lock().streams.values().map(|stored| stored.cost()).sum();
+                prop_assert_eq!(total, account.state.lock().total);
                 prop_assert_eq!(total, waiting(&budget));
             }
         }

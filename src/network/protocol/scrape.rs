@@ -15,11 +15,7 @@ pub const PROTOCOL: StreamProtocol = StreamProtocol::new("/peerscope/scrape/1");
 /// The longest [`Ask`] or [`Head`], in bytes, without the length in front.
 pub const MAX_HEAD: usize = 2 * 1024;
 
-/// The longest `Accept` that is passed on, in bytes. Prometheus 3 sends about 300.
-pub const MAX_ACCEPT: usize = 1024;
-
-/// The longest content type that is passed on, in bytes.
-pub const MAX_CONTENT_TYPE: usize = 256;
+pub use crate::metrics::{MAX_ACCEPT, MAX_CONTENT_TYPE};
 
 /// What is asked. Nothing else of a scraper's request reaches the peer.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -51,7 +47,7 @@ pub struct Head {
 pub enum HeadBody {
     /// A page follows.
     #[prost(message, tag = "1")]
-    Page(Page),
+    Page(PageHead),
     /// There is none.
     #[prost(message, tag = "2")]
     Error(ErrorBody),
@@ -59,7 +55,7 @@ pub enum HeadBody {
 
 /// What is said of the page that follows.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct Page {
+pub struct PageHead {
     /// Its `Content-Type`; empty when there is none.
     #[prost(string, tag = "1")]
     pub content_type: String,

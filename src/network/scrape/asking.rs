@@ -12,23 +12,11 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
 
 use super::{NoStream, Open, Opened, ScrapeError, ScrapeRequest};
-use crate::network::protocol::scrape::{Ask, Head, HeadBody, MAX_CONTENT_TYPE, MAX_HEAD, Page};
+use crate::metrics::Page;
+use crate::network::protocol::scrape::{Ask, Head, HeadBody, MAX_CONTENT_TYPE, MAX_HEAD, PageHead};
 use crate::network::protocol::{self, RemoteError};
 
-/// The beginning of a peer's answer, and the rest as it comes. Dropping it tells the peer that nobody waits.
-#[derive(Debug)]
-pub struct IncomingPage {
-    /// Its `Content-Type`, as the peer says; empty when it says none, or one that is too long.
-    pub content_type: String,
-    /// Whether the peer says that it is compressed by gzip.
-    pub gzip: bool,
-    /// How many bytes the peer says that there are.
-    pub len: u64,
-    /// The bytes.
-    pub body: PageBody,
-}
-
-/// The bytes of a page.
+/// The body of a peer's page, as it comes. Dropping it tells the peer that nobody waits.
 pub struct PageBody {
     /// `None` once all of it has come.
     lent: Option<(Stream, oneshot::Sender<Stream>)>,
@@ -55,6 +43,11 @@ impl PageBody {
         {
             let _one_is_enough = back.send(stream); // another one was lent since
         }
+    }
+
+    /// How many bytes of it have not been read yet; of a new one, all that the peer announced.
+    pub fn left(&self) -> u64 {
+        self.left
     }
 
     /// Reads some of what is left into `buffer`, which must have room; 0 once all of it has come.
@@ -86,7 +79,7 @@ impl PageBody {
 }
 
 /// Asks for a page over one connection.
-pub(crate) async fn ask(opens: &mpsc::Sender<Open>, request: &ScrapeRequest) -> Result<IncomingPage, ScrapeError> {
+pub(crate) async fn ask(opens: &mpsc::Sender<Open>, request: &ScrapeRequest) -> Result<Page<PageBody>, ScrapeError> {
     let mut out = Vec::new();
     protocol::encode(
         &Ask {
@@ -120,17 +113,16 @@ async fn open(opens: &mpsc::Sender<Open>, fresh: bool) -> Result<Opened, ScrapeE
     }
 }
 
-async fn exchange(opened: Opened, ask: &[u8]) -> Result<IncomingPage, ScrapeError> {
+async fn exchange(opened: Opened, ask: &[u8]) -> Result<Page<PageBody>, ScrapeError> {
     let Opened { mut stream, back, .. } = opened;
     stream.write_all(ask).await.map_err(|error| lost(&error))?;
     stream.flush().await.map_err(|error| lost(&error))?;
     let head: Head = read_head(&mut stream).await?;
     match head.body {
-        Some(HeadBody::Page(Page { mut content_type, gzip, len })) => {
-            if content_type.len() > MAX_CONTENT_TYPE {
-                content_type.clear();
-            }
-            Ok(IncomingPage { content_type, gzip, len, body: PageBody::new(stream, back, len) })
+        Some(HeadBody::Page(PageHead { content_type, gzip, len })) => {
+            let can_be_kept = (1..=MAX_CONTENT_TYPE).contains(&content_type.len());
+            let content_type = can_be_kept.then(|| content_type.into());
+            Ok(Page { content_type, gzip, body: PageBody::new(stream, back, len) })
         }
         Some(HeadBody::Error(error)) => Err(ScrapeError::Remote(RemoteError::from(error))),
         None => Err(ScrapeError::Malformed("it is of a kind that this agent does not know".into())),

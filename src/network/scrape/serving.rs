@@ -10,9 +10,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::asking::read_head;
 use super::{Context, ScrapeAnswer, ScrapeError, ScrapeRequest};
+use crate::metrics::Page;
 use crate::metrics::labels::{FailedMessage, FailureReason, MessageType};
 use crate::network::Receipt;
-use crate::network::protocol::scrape::{Ask, Head, HeadBody, MAX_ACCEPT, MAX_CONTENT_TYPE, Page};
+use crate::network::protocol::scrape::{Ask, Head, HeadBody, MAX_ACCEPT, MAX_CONTENT_TYPE, PageHead};
 use crate::network::protocol::{self, ErrorCode, RemoteError};
 
 /// How long a peer may take to say what it wants.
@@ -106,7 +107,7 @@ fn request(ask: Ask, timeout: Duration) -> Result<ScrapeRequest, RemoteError> {
 
 async fn write<S: AsyncWrite + Unpin>(
     stream: &mut S,
-    result: Result<super::ScrapePage, RemoteError>,
+    result: Result<Page, RemoteError>,
     receipt: Receipt,
 ) -> Result<(), ScrapeError> {
     let outcome = match &result {
@@ -115,11 +116,8 @@ async fn write<S: AsyncWrite + Unpin>(
     };
     let (head, body) = match result {
         Ok(page) => {
-            let mut content_type = page.content_type;
-            if content_type.len() > MAX_CONTENT_TYPE {
-                content_type.clear();
-            }
-            let head = Page { content_type, gzip: page.gzip, len: page.body.len() as u64 };
+            let content_type = page.content_type.filter(|text| text.len() <= MAX_CONTENT_TYPE).unwrap_or_default();
+            let head = PageHead { content_type: content_type.into(), gzip: page.gzip, len: page.body.len() as u64 };
             (HeadBody::Page(head), page.body)
         }
         Err(error) => (HeadBody::Error(error.into()), bytes::Bytes::new()),

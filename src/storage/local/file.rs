@@ -15,9 +15,10 @@ use std::io::{self, ErrorKind};
 use std::ops::{Bound, Deref};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, RwLock};
 use redb::{BackendError, StorageBackend};
 
 use super::disk::DiskFile;
@@ -56,8 +57,8 @@ impl DiskActivity {
         result
     }
 
-    fn waiting_since(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.waiting_since.lock().unwrap_or_else(PoisonError::into_inner)
+    fn waiting_since(&self) -> parking_lot::MutexGuard<'_, Option<Instant>> {
+        self.waiting_since.lock()
     }
 
     /// How long it has waited for the disk, in the call that it is at.
@@ -223,7 +224,7 @@ impl View {
     /// that can be both, and it is written again and synced before anything builds on it. (redb 4.6 writes it while it
     /// opens a database that was not closed; this does not depend on that.)
     pub(super) fn release(&self) -> io::Result<()> {
-        let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self.pending.write();
         let file = &self.file;
         if file.file.len()? >= HEADER_PAGE as u64 {
             let mut header = vec![0; HEADER_PAGE];
@@ -245,12 +246,12 @@ impl View {
 
     /// The first write that failed, if one did: since then nothing is durable any more.
     pub(super) fn take_failure(&self) -> Option<io::Error> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.failure.lock().take()
     }
 
     /// Whether a write failed, for those who can stop early.
     pub(super) fn has_failed(&self) -> bool {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.failure.lock().is_some()
     }
 
     /// From now on nothing is written to the file any more.
@@ -274,14 +275,14 @@ impl View {
     }
 
     fn change(&self, change: Change) {
-        self.pending.write().unwrap_or_else(PoisonError::into_inner).push(change);
+        self.pending.write().push(change);
     }
 
     /// Does `attempt`, and when it fails, keeps `change` in memory and everything after it too.
     fn attempt(&self, attempt: impl FnOnce(&StoreFile) -> io::Result<()>, change: impl FnOnce() -> Change) {
         if !self.is_in_memory() {
             let Err(error) = attempt(&self.file) else { return };
-            self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            self.failure.lock().get_or_insert(error);
             self.change(change());
             // After the change is there: a reader that sees the flag has to find it.
             self.in_memory.store(true, Ordering::Release);
@@ -291,7 +292,7 @@ impl View {
     }
 
     fn read_through(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let pending = || self.pending.read().unwrap_or_else(PoisonError::into_inner);
+        let pending = || self.pending.read();
         let file_len = self.file.file.len()?;
         let end = offset.saturating_add(out.len() as u64);
         if end > changed_len(file_len, &pending()) {
@@ -386,7 +387,7 @@ impl StorageBackend for Backend {
         if !self.0.is_in_memory() {
             return Ok(len);
         }
-        Ok(changed_len(len, &self.0.pending.read().unwrap_or_else(PoisonError::into_inner)))
+        Ok(changed_len(len, &self.0.pending.read()))
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {

@@ -12,8 +12,8 @@ use super::file::ReadRetry;
 use super::log::Segments;
 use super::open::{Generation, Options, inspect, set_applied};
 use super::queue::Refuser;
-use super::state::{Entry, Frozen, Shared, Source};
-use super::writer::Failure;
+use super::state::{Entry, Frozen, Source, StoreState};
+use super::writer::WriteFailure;
 use super::{TABLE, value};
 use crate::panics;
 use crate::storage::OpenError;
@@ -35,7 +35,7 @@ const PAGE: usize = 4096;
 pub(super) struct Flusher {
     generation: Generation,
     options: Options,
-    shared: Arc<Shared>,
+    shared: Arc<StoreState>,
     /// Whether the database has failed and has to be opened anew first.
     broken: bool,
     /// What becomes of a page that cannot be read.
@@ -43,7 +43,7 @@ pub(super) struct Flusher {
 }
 
 impl Flusher {
-    pub(super) fn new(generation: Generation, options: Options, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(generation: Generation, options: Options, shared: Arc<StoreState>) -> Self {
         // Only the first opening checks every page.
         let options = Options { check: false, ..options };
         Self { generation, options, shared, broken: false, retry_read: None }
@@ -117,29 +117,29 @@ impl Flusher {
         }
     }
 
-    fn report(&self, failure: Failure) {
+    fn report(&self, failure: WriteFailure) {
         let path = self.shared.path.clone();
         self.shared.troubles.set(Source::Flush, failure.to_error(&path).to_string());
         // The log would keep more; but nobody knows whether there will ever be a store again to take it.
-        if matches!(failure, Failure::Damaged(_)) {
+        if matches!(failure, WriteFailure::Damaged(_)) {
             self.shared.queue.refuse(Refuser::Flusher, move || failure.to_error(&path));
         }
     }
 
     /// Whether somebody has cut the file off. redb, which has pages in memory, would make it as long again.
-    fn check_length(&self) -> Result<(), Failure> {
+    fn check_length(&self) -> Result<(), WriteFailure> {
         let file = &self.generation.file;
         match file.disk_file().len() {
             Ok(len) if len < file.expected_len() => {
-                Err(Failure::Damaged(format!("it has {len} bytes of {}", file.expected_len())))
+                Err(WriteFailure::Damaged(format!("it has {len} bytes of {}", file.expected_len())))
             }
             Ok(_) => Ok(()),
-            Err(error) => Err(Failure::from_io(&error)),
+            Err(error) => Err(WriteFailure::from_io(&error)),
         }
     }
 
     /// Carries `frozen` into redb, in one transaction.
-    pub(super) fn flush(&mut self, frozen: &Frozen) -> Result<(), Failure> {
+    pub(super) fn flush(&mut self, frozen: &Frozen) -> Result<(), WriteFailure> {
         self.check_length()?;
         // A reader's look-up may write, too, where redb makes room in its cache, and fail at it unseen.
         if self.broken || self.generation.view.has_failed() {
@@ -147,7 +147,7 @@ impl Flusher {
         }
         // redb asserts what it believes of its pages. A table that trips over damage must not take the thread with it.
         let flushed = panics::caught(|| self.transact(frozen))
-            .unwrap_or_else(|panic| Err(Failure::Damaged(panics::text(&*panic))));
+            .unwrap_or_else(|panic| Err(WriteFailure::Damaged(panics::text(&*panic))));
         if flushed.is_err() {
             self.generation.view.freeze();
             self.broken = true;
@@ -155,7 +155,7 @@ impl Flusher {
         flushed
     }
 
-    fn transact(&self, frozen: &Frozen) -> Result<(), Failure> {
+    fn transact(&self, frozen: &Frozen) -> Result<(), WriteFailure> {
         self.write(frozen).map_err(|error| self.explain(&error))?;
         let snapshot = self.generation.snapshot().map_err(|error| self.explain(&error))?;
         drop(self.shared.publish(Some(snapshot), true));
@@ -196,37 +196,37 @@ impl Flusher {
     }
 
     /// The failed write behind redb's error, if there is one: it says more.
-    fn explain(&self, error: &redb::Error) -> Failure {
+    fn explain(&self, error: &redb::Error) -> WriteFailure {
         match (self.generation.view.take_failure(), error) {
-            (Some(failed), _) => Failure::from_io(&failed),
+            (Some(failed), _) => WriteFailure::from_io(&failed),
             (None, redb::Error::Io(failed)) if failed.kind() == ErrorKind::UnexpectedEof => {
-                Failure::Damaged("it is shorter than it was".into())
+                WriteFailure::Damaged("it is shorter than it was".into())
             }
-            (None, redb::Error::Io(failed)) => Failure::from_io(failed),
-            (None, redb::Error::Corrupted(reason)) => Failure::Damaged(reason.clone()),
-            (None, error) => Failure::Backend(error.to_string()),
+            (None, redb::Error::Io(failed)) => WriteFailure::from_io(failed),
+            (None, redb::Error::Corrupted(reason)) => WriteFailure::Damaged(reason.clone()),
+            (None, error) => WriteFailure::Backend(error.to_string()),
         }
     }
 
     /// Opens the database anew, and lets it take the place of the broken one. Until then readers have the old one.
-    fn renew(&mut self) -> Result<(), Failure> {
+    fn renew(&mut self) -> Result<(), WriteFailure> {
         let began = Instant::now();
-        self.generation.file.forget_failed().map_err(|error| Failure::from_io(&error))?;
+        self.generation.file.forget_failed().map_err(|error| WriteFailure::from_io(&error))?;
         let opened = inspect(self.generation.file.clone(), self.options);
         let opened = opened.and_then(|(next, _)| next.release().map(|()| next));
         let next = opened.map_err(|error| match error {
-            OpenError::Io { source, .. } => Failure::from_io(&source),
-            OpenError::Damaged { reason, .. } => Failure::Damaged(reason),
-            error => Failure::Backend(error.to_string()),
+            OpenError::Io { source, .. } => WriteFailure::from_io(&source),
+            OpenError::Damaged { reason, .. } => WriteFailure::Damaged(reason),
+            error => WriteFailure::Backend(error.to_string()),
         })?;
-        let snapshot = next.snapshot().map_err(|error| Failure::Backend(error.to_string()))?;
+        let snapshot = next.snapshot().map_err(|error| WriteFailure::Backend(error.to_string()))?;
         let before = self.shared.publish(Some(snapshot), false);
         // The new database knows nothing of the old one's readers and would write over the pages that they read. They
         // are not many, and each is at one look-up; while one of them waits for the disk, writes go on into the log.
         while before.as_ref().is_some_and(|before| Arc::strong_count(before) > 1) {
             if self.shared.queue.is_closed() {
                 drop(self.shared.publish(None, false));
-                return Err(Failure::Backend("a read is still waiting for the disk".into()));
+                return Err(WriteFailure::Backend("a read is still waiting for the disk".into()));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -302,7 +302,7 @@ mod tests {
         let watched = Watched::default();
         let options = Options { cache_size: 8 << 20, check: false };
         let generation = open(&LinuxDisk, &path, options, &watched).unwrap().generation;
-        let shared = Arc::new(Shared::new(path, Health::default()));
+        let shared = Arc::new(StoreState::new(path, Health::default()));
         let mut flusher = Flusher::new(generation, options, shared.clone());
         flusher.flush(&table(COUNT, 1)).unwrap();
 

@@ -180,7 +180,7 @@ pub(super) fn inspect(file: Arc<StoreFile>, options: Options) -> Result<(Generat
             .map_err(|error| refused(&path, error))?;
         let found = check_table(&database).map_err(|error| match error {
             Unknown::Table(reason) => damaged(&path, reason),
-            Unknown::Error(error) => failed(&path, error),
+            Unknown::Redb(error) => failed(&path, error),
         })?;
         Ok((database, found))
     });
@@ -199,12 +199,12 @@ pub(super) enum Found {
 
 enum Unknown {
     Table(String),
-    Error(redb::Error),
+    Redb(redb::Error),
 }
 
 impl<E: Into<redb::Error>> From<E> for Unknown {
     fn from(error: E) -> Self {
-        Self::Error(error.into())
+        Self::Redb(error.into())
     }
 }
 

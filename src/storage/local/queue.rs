@@ -1,13 +1,13 @@
 //! The writes that wait for the writer, and those that it has in its hands.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use super::state::{Before, closed};
-use crate::storage::Error;
+use crate::storage::StorageError;
 
 /// How many writes may wait for the writer: more than the callers of a busy agent have in flight, and what the writer
 /// takes in one batch.
@@ -24,7 +24,7 @@ const BATCH_BYTES: usize = 8 * 1024 * 1024;
 /// fraction of a sync, and only spent when the batch before was larger than this one is.
 const GATHER: Duration = Duration::from_micros(100);
 
-type Done = oneshot::Sender<Result<Before, Error>>;
+type Done = oneshot::Sender<Result<Before, StorageError>>;
 
 /// One put or delete.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl Write {
     }
 }
 
-/// Shared by the callers, who add, and the writer, who takes.
+/// StoreState by the callers, who add, and the writer, who takes.
 #[derive(Default)]
 pub(super) struct Queue {
     state: Mutex<State>,
@@ -69,7 +69,7 @@ struct State {
 }
 
 /// Why no write is taken; every caller gets an error of its own.
-type Refusal = Box<dyn Fn() -> Error + Send>;
+type Refusal = Box<dyn Fn() -> StorageError + Send>;
 
 /// Who may refuse writes.
 #[derive(Debug, Clone, Copy)]
@@ -95,58 +95,54 @@ pub(super) enum Taken {
 }
 
 impl Queue {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// From now on writes are taken.
     pub(super) fn open(&self) {
-        self.lock().opened = true;
+        self.state.lock().opened = true;
     }
 
     pub(super) fn is_open(&self) -> bool {
-        let state = self.lock();
+        let state = self.state.lock();
         state.opened && !state.closed
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.lock().closed
+        self.state.lock().closed
     }
 
     /// Takes no more writes; those that are in it are still written.
     pub(super) fn close(&self) {
-        self.lock().closed = true;
+        self.state.lock().closed = true;
         self.wake.notify_one();
         self.closing.notify_all();
     }
 
     /// Refuses all writes from now on, until [`allow`](Self::allow).
-    pub(super) fn refuse(&self, who: Refuser, why: impl Fn() -> Error + Send + 'static) {
-        if let Some(refusal) = self.lock().refusals.get_mut(who as usize) {
+    pub(super) fn refuse(&self, who: Refuser, why: impl Fn() -> StorageError + Send + 'static) {
+        if let Some(refusal) = self.state.lock().refusals.get_mut(who as usize) {
             *refusal = Some(Box::new(why));
         }
     }
 
     pub(super) fn allow(&self, who: Refuser) {
-        if let Some(refusal) = self.lock().refusals.get_mut(who as usize) {
+        if let Some(refusal) = self.state.lock().refusals.get_mut(who as usize) {
             *refusal = None;
         }
     }
 
     /// Waits for a closing, but no longer than `time`; whether it came.
     pub(super) fn wait_closed(&self, time: Duration) -> bool {
-        let state = self.lock();
-        let waited = self.closing.wait_timeout_while(state, time, |state| !state.closed);
-        waited.unwrap_or_else(PoisonError::into_inner).0.closed
+        let mut state = self.state.lock();
+        self.closing.wait_while_for(&mut state, |state| !state.closed, time);
+        state.closed
     }
 
     /// Adds a write. Its caller hears of it through `done`.
     ///
     /// # Errors
     ///
-    /// When it is not taken: [`Error::Busy`], [`Error::Unavailable`], or what [`refuse`](Self::refuse) says.
-    pub(super) fn add(&self, write: Write) -> Result<(), Error> {
-        let mut state = self.lock();
+    /// When it is not taken: [`StorageError::Busy`], [`StorageError::Unavailable`], or what [`refuse`](Self::refuse) says.
+    pub(super) fn add(&self, write: Write) -> Result<(), StorageError> {
+        let mut state = self.state.lock();
         if state.closed {
             return Err(closed());
         }
@@ -155,7 +151,7 @@ impl Queue {
         }
         let size = write.size();
         if state.waiting.len() >= QUEUE_WRITES || (state.bytes > 0 && state.bytes + size > QUEUE_BYTES) {
-            return Err(Error::Busy(state.waiting.len()));
+            return Err(StorageError::Busy(state.waiting.len()));
         }
         state.bytes += size;
         state.waiting.push(write);
@@ -171,7 +167,7 @@ impl Queue {
     /// Waits until there is something to write, but no longer than `patience`; then a moment longer, for as many as
     /// the last batch had. `patience` is cut short by a closing.
     pub(super) fn take(&self, last_batch: usize, patience: Duration) -> Taken {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.since = None;
         let deadline = Instant::now() + patience;
         while state.waiting.is_empty() {
@@ -183,7 +179,7 @@ impl Queue {
                 state.since = Some(Instant::now());
                 return Taken::Nothing;
             }
-            state = self.wait(state, 1, left);
+            self.wait(&mut state, 1, left);
         }
         // Those who were in the batch before have just been told and are on their way back. To sync the few that are
         // here already would make all others wait for a whole sync.
@@ -193,21 +189,20 @@ impl Queue {
             if left.is_zero() {
                 break;
             }
-            state = self.wait(state, last_batch, left);
+            self.wait(&mut state, last_batch, left);
         }
         state.batch()
     }
 
-    fn wait<'a>(&'a self, mut state: MutexGuard<'a, State>, wanted: usize, time: Duration) -> MutexGuard<'a, State> {
+    fn wait(&self, state: &mut MutexGuard<'_, State>, wanted: usize, time: Duration) {
         state.wanted = wanted;
-        let (mut state, _) = self.wake.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner);
+        self.wake.wait_for(state, time);
         state.wanted = 0;
-        state
     }
 
     /// Tells the callers of the batch that is being written; those that were given up heard already.
-    pub(super) fn finish(&self, outcomes: impl IntoIterator<Item = Result<Before, Error>>) {
-        let callers = std::mem::take(&mut self.lock().flying);
+    pub(super) fn finish(&self, outcomes: impl IntoIterator<Item = Result<Before, StorageError>>) {
+        let callers = std::mem::take(&mut self.state.lock().flying);
         for (done, outcome) in callers.into_iter().zip(outcomes) {
             // A caller that has gone away wants no answer.
             let _gone = done.send(outcome);
@@ -216,14 +211,19 @@ impl Queue {
 
     /// How long the writer has been at what it took last.
     pub(super) fn waiting(&self) -> Option<Duration> {
-        self.lock().since.map(|since| since.elapsed())
+        self.state.lock().since.map(|since| since.elapsed())
     }
 
     /// Tells everybody who waits that it takes too long, if the writer has been at it for `time`: `flying` those whose
     /// write may still happen, `waiting` those whose write will not.
-    pub(super) fn give_up(&self, time: Duration, flying: impl Fn() -> Error, waiting: impl Fn() -> Error) {
+    pub(super) fn give_up(
+        &self,
+        time: Duration,
+        flying: impl Fn() -> StorageError,
+        waiting: impl Fn() -> StorageError,
+    ) {
         let (given_up, refused) = {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             if !time.is_zero() && state.since.is_none_or(|since| since.elapsed() < time) {
                 return;
             }

@@ -11,10 +11,10 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::file::{ReadStopped, Reading, reading};
-use super::state::{Shared, closed};
+use super::state::{StoreState, closed};
 use super::{Snapshot, value};
 use crate::panics;
-use crate::storage::Error;
+use crate::storage::StorageError;
 
 /// How many reads may wait for the disk at once: as many as a disk works at together with profit.
 const READERS: usize = 16;
@@ -34,7 +34,7 @@ pub(super) struct Readers {
 
 /// Why a look-up found nothing out.
 #[derive(Debug)]
-enum Failure {
+enum LookUpFailure {
     /// It needs the disk.
     NotInMemory,
     Read(ReadStopped),
@@ -51,22 +51,22 @@ impl Readers {
     /// Reads the value under `key`.
     pub(super) async fn get(
         &self,
-        shared: &Arc<Shared>,
+        shared: &Arc<StoreState>,
         snapshot: Arc<Snapshot>,
         key: &Bytes,
-    ) -> Result<Option<Bytes>, Error> {
+    ) -> Result<Option<Bytes>, StorageError> {
         match find(Reading::Inline, &snapshot, key) {
-            Err(Failure::NotInMemory) => self.wait_for_disk(shared, snapshot, key.clone()).await,
+            Err(LookUpFailure::NotInMemory) => self.wait_for_disk(shared, snapshot, key.clone()).await,
             found => found.map_err(|failure| report(shared, failure)),
         }
     }
 
     async fn wait_for_disk(
         &self,
-        shared: &Arc<Shared>,
+        shared: &Arc<StoreState>,
         snapshot: Arc<Snapshot>,
         key: Bytes,
-    ) -> Result<Option<Bytes>, Error> {
+    ) -> Result<Option<Bytes>, StorageError> {
         let _place = Waiting::new(&self.waiting)?;
         let read = async {
             let permit = self.places.clone().acquire_owned().await.map_err(|_| closed())?;
@@ -78,7 +78,7 @@ impl Readers {
             });
             read.await.unwrap_or_else(|_| Err(closed()))
         };
-        tokio::time::timeout(PATIENCE, read).await.unwrap_or(Err(Error::Timeout(PATIENCE)))
+        tokio::time::timeout(PATIENCE, read).await.unwrap_or(Err(StorageError::Timeout(PATIENCE)))
     }
 }
 
@@ -86,10 +86,10 @@ impl Readers {
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Result<Self, Error> {
+    fn new(count: &'a AtomicUsize) -> Result<Self, StorageError> {
         let waiting = Self(count);
         match count.fetch_add(1, Ordering::Relaxed) {
-            before if before >= READERS + WAITING => Err(Error::Busy(READERS + WAITING)),
+            before if before >= READERS + WAITING => Err(StorageError::Busy(READERS + WAITING)),
             _ => Ok(waiting),
         }
     }
@@ -101,12 +101,12 @@ impl Drop for Waiting<'_> {
     }
 }
 
-fn find(who: Reading, snapshot: &Snapshot, key: &[u8]) -> Result<Option<Bytes>, Failure> {
-    let look_up = || match snapshot.get(key).map_err(Failure::Redb)? {
+fn find(who: Reading, snapshot: &Snapshot, key: &[u8]) -> Result<Option<Bytes>, LookUpFailure> {
+    let look_up = || match snapshot.get(key).map_err(LookUpFailure::Redb)? {
         None => Ok(None),
         Some(stored) => match value::verified(key, stored.value()) {
             Some(value) => Ok(Some(Bytes::copy_from_slice(value))),
-            None => Err(Failure::Damaged("the value does not match its checksum".into())),
+            None => Err(LookUpFailure::Damaged("the value does not match its checksum".into())),
         },
     };
     // redb asserts what it believes of its pages. A look-up that trips over damage must not take the caller's task with
@@ -116,30 +116,34 @@ fn find(who: Reading, snapshot: &Snapshot, key: &[u8]) -> Result<Option<Bytes>, 
 
 /// Reads one key without a runtime, waiting for the disk.
 #[cfg(test)]
-pub(super) fn find_waiting(shared: &Shared, snapshot: &Snapshot, key: &[u8]) -> Result<Option<Bytes>, Error> {
+pub(super) fn find_waiting(
+    shared: &StoreState,
+    snapshot: &Snapshot,
+    key: &[u8],
+) -> Result<Option<Bytes>, StorageError> {
     find(Reading::Waiting, snapshot, key).map_err(|failure| report(shared, failure))
 }
 
-fn stopped(panic: Box<dyn Any + Send>) -> Failure {
+fn stopped(panic: Box<dyn Any + Send>) -> LookUpFailure {
     match panic.downcast::<ReadStopped>() {
-        Ok(stopped) if stopped.error.kind() == ErrorKind::WouldBlock => Failure::NotInMemory,
-        Ok(stopped) => Failure::Read(*stopped),
-        Err(panic) => Failure::Damaged(panics::text(&*panic)),
+        Ok(stopped) if stopped.error.kind() == ErrorKind::WouldBlock => LookUpFailure::NotInMemory,
+        Ok(stopped) => LookUpFailure::Read(*stopped),
+        Err(panic) => LookUpFailure::Damaged(panics::text(&*panic)),
     }
 }
 
 /// The caller's error. A read that fails shows until what failed can be read again.
-fn report(shared: &Shared, failure: Failure) -> Error {
+fn report(shared: &StoreState, failure: LookUpFailure) -> StorageError {
     let path = shared.path.display();
     match failure {
-        Failure::NotInMemory => Error::Busy(READERS),
-        Failure::Read(ReadStopped { error, offset, len }) => {
+        LookUpFailure::NotInMemory => StorageError::Busy(READERS),
+        LookUpFailure::Read(ReadStopped { error, offset, len }) => {
             let reason = format!("cannot read {path}: {error}");
             shared.cannot_read((offset, len), reason.clone());
-            Error::Backend(reason)
+            StorageError::Backend(reason)
         }
-        Failure::Redb(redb::StorageError::DatabaseClosed) => closed(),
-        Failure::Redb(redb::StorageError::Corrupted(reason)) | Failure::Damaged(reason) => {
+        LookUpFailure::Redb(redb::StorageError::DatabaseClosed) => closed(),
+        LookUpFailure::Redb(redb::StorageError::Corrupted(reason)) | LookUpFailure::Damaged(reason) => {
             let reason = format!("{path} is damaged: {reason}");
             // Whoever asks again and again must not fill the log.
             if !shared.damage_was_said.swap(true, Ordering::Relaxed) {
@@ -149,8 +153,8 @@ fn report(shared: &Shared, failure: Failure) -> Error {
                      Further ones are only counted (storage_operation_errors_total)"
                 );
             }
-            Error::Damaged(reason)
+            StorageError::Damaged(reason)
         }
-        Failure::Redb(error) => Error::Backend(format!("cannot read {path}: {error}")),
+        LookUpFailure::Redb(error) => StorageError::Backend(format!("cannot read {path}: {error}")),
     }
 }

@@ -16,11 +16,11 @@ use super::flush::Flusher;
 use super::log::{Log, Replay, Segments};
 use super::open::{self, Opened, Options, Progress};
 use super::queue::Refuser;
-use super::state::{Frozen, MemoryTable, Shared, Source};
+use super::state::{Frozen, MemoryTable, Source, StoreState};
 use super::writer::Writer;
 use crate::metrics::MetricsCollector;
 use crate::panics;
-use crate::storage::{Error, OpenError};
+use crate::storage::{OpenError, StorageError};
 
 /// How long until an opening that met an I/O error is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -40,7 +40,7 @@ pub(super) struct Parts {
 pub(super) fn start(
     disk: Arc<dyn Disk>,
     options: Options,
-    shared: Arc<Shared>,
+    shared: Arc<StoreState>,
     metrics: MetricsCollector,
 ) -> watch::Receiver<Stage> {
     let (stage, told) = watch::channel(Stage::Starting);
@@ -73,7 +73,7 @@ pub(super) fn start(
 }
 
 fn spawn_watch(
-    shared: &Arc<Shared>,
+    shared: &Arc<StoreState>,
     watched: &Arc<super::watch::Watched>,
     stage: watch::Receiver<Stage>,
 ) -> io::Result<()> {
@@ -85,13 +85,13 @@ fn spawn_watch(
 }
 
 /// Does `work`, and shows when it panics, with what: the store takes no more writes then.
-fn guarded<T>(shared: &Shared, work: impl FnOnce() -> T) -> Result<T, String> {
+fn guarded<T>(shared: &StoreState, work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         let reason = format!("the store has failed: {}; restart the agent", panics::text(&*panic));
         shared.troubles.set(Source::Thread, reason.clone());
         let refused = reason.clone();
-        shared.queue.refuse(Refuser::Dead, move || Error::Backend(refused.clone()));
-        let lost = || Error::Uncertain { path: shared.path.clone(), reason: reason.clone() };
+        shared.queue.refuse(Refuser::Dead, move || StorageError::Backend(refused.clone()));
+        let lost = || StorageError::Uncertain { path: shared.path.clone(), reason: reason.clone() };
         shared.queue.give_up(Duration::ZERO, lost, lost);
         reason
     })
@@ -101,7 +101,7 @@ fn guarded<T>(shared: &Shared, work: impl FnOnce() -> T) -> Result<T, String> {
 fn run(
     disk: Arc<dyn Disk>,
     options: Options,
-    shared: &Arc<Shared>,
+    shared: &Arc<StoreState>,
     metrics: MetricsCollector,
     stage: &watch::Sender<Stage>,
     watched: &super::watch::Watched,
@@ -132,7 +132,7 @@ fn run(
 }
 
 fn spawn_flusher(
-    shared: &Arc<Shared>,
+    shared: &Arc<StoreState>,
     flusher: Flusher,
     tables: Receiver<Frozen>,
     flushed: Sender<Segments>,
@@ -160,7 +160,7 @@ fn spawn_flusher(
 fn open_until_done(
     disk: &Arc<dyn Disk>,
     options: Options,
-    shared: &Arc<Shared>,
+    shared: &Arc<StoreState>,
     metrics: &MetricsCollector,
     watched: &super::watch::Watched,
 ) -> Result<Option<Parts>, OpenError> {
@@ -200,7 +200,7 @@ fn mends_itself(error: &OpenError) -> bool {
 pub(super) fn open_all(
     disk: &Arc<dyn Disk>,
     options: Options,
-    shared: &Arc<Shared>,
+    shared: &Arc<StoreState>,
     metrics: &MetricsCollector,
     progress: &dyn Progress,
 ) -> Result<Parts, OpenError> {

@@ -2,17 +2,18 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
 
 use super::Snapshot;
 use super::log::{Frame, Segments};
 use super::queue::Queue;
 use crate::metrics::Health;
 use crate::metrics::labels::Component;
-use crate::storage::Error;
+use crate::storage::StorageError;
 
 /// What the log has and redb may not: the newest value of each key, `None` for a removed one. The bytes are those of the
 /// log's frames, so that a table holds no more of them than its segments on the disk.
@@ -84,7 +85,7 @@ pub(super) enum Before {
     NotAsked,
 }
 
-pub(super) struct Shared {
+pub(super) struct StoreState {
     pub(super) path: PathBuf,
     pub(super) queue: Queue,
     pub(super) troubles: Troubles,
@@ -96,14 +97,14 @@ pub(super) struct Shared {
     pub(super) damage_was_said: AtomicBool,
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for StoreState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // A table's own `Debug` reads from the disk.
-        f.debug_struct("Shared").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("StoreState").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
-impl Shared {
+impl StoreState {
     pub(super) fn new(path: PathBuf, health: Health) -> Self {
         Self {
             troubles: Troubles::new(health),
@@ -116,8 +117,8 @@ impl Shared {
     }
 
     /// Looks the key up in memory. Values are copied: a small one must not hold on to its frame.
-    pub(super) fn look_up(&self, key: &[u8]) -> Result<LookUp, Error> {
-        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn look_up(&self, key: &[u8]) -> Result<LookUp, StorageError> {
+        let tables = self.tables.read();
         let Some(snapshot) = &tables.snapshot else { return Err(self.unavailable()) };
         Ok(match tables.in_memory(key) {
             Some(value) => LookUp::Found(value.map(|value| Bytes::copy_from_slice(value))),
@@ -127,7 +128,7 @@ impl Shared {
 
     /// Shows readers what is durable in the log. Answers for each record whose `asked` is true what was there before.
     pub(super) fn apply(&self, frame: &Frame, asked: &[bool]) -> Vec<Before> {
-        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        let mut tables = self.tables.write();
         let mut before = Vec::with_capacity(asked.len());
         if asked.contains(&true) {
             // Each sees those before it in the same frame.
@@ -143,7 +144,7 @@ impl Shared {
 
     /// Makes room for a new table. `None` when there is nothing in the active one, or the frozen one is there yet.
     pub(super) fn freeze(&self) -> Option<Arc<MemoryTable>> {
-        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        let mut tables = self.tables.write();
         if tables.frozen.is_some() || tables.active.is_empty() {
             return None;
         }
@@ -154,14 +155,14 @@ impl Shared {
 
     /// Shows readers the store as an opening found it.
     pub(super) fn open(&self, snapshot: Arc<Snapshot>, frozen: Option<Arc<MemoryTable>>) {
-        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        let mut tables = self.tables.write();
         *tables = Tables { active: MemoryTable::default(), frozen, snapshot: Some(snapshot) };
     }
 
     /// Shows readers another state of redb, and returns the one that they saw before. With `has_frozen`, it has what
     /// the frozen table holds.
     pub(super) fn publish(&self, snapshot: Option<Arc<Snapshot>>, has_frozen: bool) -> Option<Arc<Snapshot>> {
-        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        let mut tables = self.tables.write();
         let frozen = if has_frozen { tables.frozen.take() } else { None };
         let before = std::mem::replace(&mut tables.snapshot, snapshot);
         drop(tables);
@@ -172,19 +173,19 @@ impl Shared {
 
     /// A read of so many bytes at this offset failed.
     pub(super) fn cannot_read(&self, part: (u64, usize), reason: String) {
-        let mut failed = self.failed_read.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failed = self.failed_read.lock();
         *failed = Some(part);
         self.troubles.set(Source::Read, reason);
     }
 
     /// What could not be read last.
     pub(super) fn failed_read(&self) -> Option<(u64, usize)> {
-        *self.failed_read.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.failed_read.lock()
     }
 
     /// It can be read, and is no trouble any more unless something else failed meanwhile.
     pub(super) fn can_read(&self, part: (u64, usize)) {
-        let mut failed = self.failed_read.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failed = self.failed_read.lock();
         if *failed == Some(part) {
             *failed = None;
             self.troubles.clear(Source::Read);
@@ -192,13 +193,13 @@ impl Shared {
     }
 
     /// Why nothing can be asked.
-    pub(super) fn unavailable(&self) -> Error {
+    pub(super) fn unavailable(&self) -> StorageError {
         if self.queue.is_closed() {
             return closed();
         }
         let reason = self.troubles.first().unwrap_or_else(|| "the store is being opened".into());
         // After it was open there is only one way to nothing: a thread of the store has ended.
-        if self.queue.is_open() { Error::Unavailable(reason) } else { Error::Starting(reason) }
+        if self.queue.is_open() { StorageError::Unavailable(reason) } else { StorageError::Starting(reason) }
     }
 }
 
@@ -221,8 +222,8 @@ impl Tables {
     }
 }
 
-pub(super) fn closed() -> Error {
-    Error::Unavailable("the store is closed".into())
+pub(super) fn closed() -> StorageError {
+    StorageError::Unavailable("the store is closed".into())
 }
 
 /// Whom a trouble concerns. The first one that has one says why the store is not ready.
@@ -272,8 +273,8 @@ impl Troubles {
         self.list().iter().flatten().next().cloned()
     }
 
-    fn list(&self) -> std::sync::MutexGuard<'_, [Option<String>; SOURCES]> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    fn list(&self) -> parking_lot::MutexGuard<'_, [Option<String>; SOURCES]> {
+        self.list.lock()
     }
 
     fn change(&self, source: Source, reason: Option<String>) {

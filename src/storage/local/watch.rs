@@ -1,15 +1,16 @@
 //! The watch: one thread that never touches the disk, and says when the others wait for it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::Stage;
 use super::file::DiskActivity;
 use super::queue::Refuser;
-use super::state::{Shared, Source};
-use crate::storage::Error;
+use super::state::{Source, StoreState};
+use crate::storage::StorageError;
 
 /// How often it looks.
 const TICK: Duration = Duration::from_millis(500);
@@ -56,11 +57,11 @@ impl Watched {
     }
 
     fn set(&self, activity: Activity) {
-        *self.activity.lock().unwrap_or_else(PoisonError::into_inner) = activity;
+        *self.activity.lock() = activity;
     }
 
     fn describe(&self) -> Option<String> {
-        match &*self.activity.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &*self.activity.lock() {
             Activity::Nothing => None,
             Activity::Reading => {
                 let read = self.disk.bytes_read() / (1024 * 1024);
@@ -74,7 +75,7 @@ impl Watched {
 }
 
 /// Looks until the store has ended.
-pub(super) fn run(shared: &Shared, watched: &Watched, stage: &watch::Receiver<Stage>) {
+pub(super) fn run(shared: &StoreState, watched: &Watched, stage: &watch::Receiver<Stage>) {
     let (mut was_waiting, mut refuses) = (false, false);
     loop {
         std::thread::sleep(TICK);
@@ -123,14 +124,14 @@ pub(super) fn run(shared: &Shared, watched: &Watched, stage: &watch::Receiver<St
 }
 
 /// Tells callers that the writer has waited for the disk so long.
-fn refuse(shared: &Shared, waiting: Duration) {
+fn refuse(shared: &StoreState, waiting: Duration) {
     let path = &shared.path;
     let seconds = waiting.as_secs();
     let refused_path = path.clone();
-    let refused = move || Error::Hangs { path: refused_path.clone(), seconds, may_happen: false };
+    let refused = move || StorageError::Hangs { path: refused_path.clone(), seconds, may_happen: false };
     shared.queue.refuse(Refuser::Watch, refused);
     if waiting >= GIVE_UP {
-        let hangs = |may_happen| Error::Hangs { path: path.clone(), seconds, may_happen };
+        let hangs = |may_happen| StorageError::Hangs { path: path.clone(), seconds, may_happen };
         shared.queue.give_up(GIVE_UP, || hangs(true), || hangs(false));
     }
 }

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use super::disk::DiskFile;
 use super::log::{AppendError, Frame, FrameBuilder, Log, Refused, Segments};
 use super::queue::{Refuser, Taken};
-use super::state::{Before, Frozen, Shared, Source};
+use super::state::{Before, Frozen, Source, StoreState};
 use crate::metrics::MetricsCollector;
-use crate::storage::Error;
+use crate::storage::StorageError;
 
 /// At most this many bytes of memory (the last frame may go beyond) hold what redb has not begun to take; then writes
 /// wait. As many again may be on their way. So this bounds memory, the log on the disk, and what a start reads. More at
@@ -55,7 +55,7 @@ const RECORD_IN_MEMORY: u64 = 128;
 
 /// Why writes fail; every caller gets an error of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(super) enum WriteFailure {
     DiskFull,
     /// It may still happen.
     Uncertain(String),
@@ -66,7 +66,7 @@ pub(super) enum Failure {
     Backend(String),
 }
 
-impl Failure {
+impl WriteFailure {
     pub(super) fn from_io(error: &io::Error) -> Self {
         match error.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Self::DiskFull,
@@ -74,16 +74,16 @@ impl Failure {
         }
     }
 
-    pub(super) fn to_error(&self, path: &Path) -> Error {
+    pub(super) fn to_error(&self, path: &Path) -> StorageError {
         match self {
-            Self::DiskFull => Error::DiskFull(path.to_owned()),
-            Self::Uncertain(reason) => Error::Uncertain { path: path.to_owned(), reason: reason.clone() },
-            Self::LogFull(reason) => Error::Backend(format!("its log is full: {reason}")),
-            Self::Damaged(reason) => Error::Backend(format!(
+            Self::DiskFull => StorageError::DiskFull(path.to_owned()),
+            Self::Uncertain(reason) => StorageError::Uncertain { path: path.to_owned(), reason: reason.clone() },
+            Self::LogFull(reason) => StorageError::Backend(format!("its log is full: {reason}")),
+            Self::Damaged(reason) => StorageError::Backend(format!(
                 "{} is damaged ({reason}); stop the agent, keep a copy of the store with its log, and restore a backup",
                 path.display()
             )),
-            Self::Backend(reason) => Error::Backend(format!("cannot write {}: {reason}", path.display())),
+            Self::Backend(reason) => StorageError::Backend(format!("cannot write {}: {reason}", path.display())),
         }
     }
 }
@@ -103,7 +103,7 @@ pub(super) struct Writer {
     frozen_is_large: bool,
     /// Since when the active one holds something.
     active_since: Option<Instant>,
-    shared: Arc<Shared>,
+    shared: Arc<StoreState>,
     metrics: MetricsCollector,
     /// redb's file, to see that it is still there.
     store: Arc<dyn DiskFile>,
@@ -121,7 +121,7 @@ pub(super) struct Writer {
 
 struct Trouble {
     /// What those are told who come in the meantime.
-    failure: Failure,
+    failure: WriteFailure,
     /// Not to be tried again before.
     retry_at: Instant,
 }
@@ -131,7 +131,7 @@ impl Writer {
     pub(super) fn new(
         log: Log,
         frozen: Option<u64>,
-        shared: Arc<Shared>,
+        shared: Arc<StoreState>,
         metrics: MetricsCollector,
         store: Arc<dyn DiskFile>,
     ) -> Self {
@@ -209,17 +209,17 @@ impl Writer {
     pub(super) fn commit(&mut self, batch: &[(Bytes, Option<Bytes>)]) {
         let shared = self.shared.clone();
         self.last_batch = batch.len();
-        let failed = |failure: &Failure| Err(failure.to_error(&shared.path));
+        let failed = |failure: &WriteFailure| Err(failure.to_error(&shared.path));
         match self.try_commit(batch) {
             Ok(before) => shared.queue.finish(before.into_iter().map(Ok)),
             // Those that fit are not to wait for those that do not.
-            Err(Failure::DiskFull) if self.trouble.is_none() => {
+            Err(WriteFailure::DiskFull) if self.trouble.is_none() => {
                 let fits = self.fitting(batch);
                 let chosen: Vec<_> =
                     batch.iter().zip(&fits).filter(|(_, fits)| **fits).map(|(write, _)| write.clone()).collect();
                 let mut written = self.try_commit(&chosen).map(Vec::into_iter);
                 shared.queue.finish(fits.into_iter().map(|fits| match &mut written {
-                    _ if !fits => failed(&Failure::DiskFull),
+                    _ if !fits => failed(&WriteFailure::DiskFull),
                     Ok(before) => Ok(before.next().unwrap_or(Before::NotAsked)),
                     Err(failure) => failed(failure),
                 }));
@@ -244,7 +244,7 @@ impl Writer {
     }
 
     /// Answers for each write, and for those who asked, what was there before.
-    fn try_commit(&mut self, batch: &[(Bytes, Option<Bytes>)]) -> Result<Vec<Before>, Failure> {
+    fn try_commit(&mut self, batch: &[(Bytes, Option<Bytes>)]) -> Result<Vec<Before>, WriteFailure> {
         if let Some(trouble) = &self.trouble {
             // They came before the trouble was known to all.
             return Err(trouble.failure.clone());
@@ -257,7 +257,7 @@ impl Writer {
             && room < self.needed(size)
         {
             let nothing_fits = room < self.needed(SMALL);
-            return Err(if nothing_fits { self.report(Failure::DiskFull) } else { Failure::DiskFull });
+            return Err(if nothing_fits { self.report(WriteFailure::DiskFull) } else { WriteFailure::DiskFull });
         }
         let mut builder = FrameBuilder::with_capacity(usize::try_from(size).unwrap_or(0));
         for (key, value) in batch {
@@ -276,9 +276,11 @@ impl Writer {
                 Ok(before)
             }
             Err(Refused { error: AppendError::Full, .. }) => Err(self.report(self.log_full())),
-            Err(Refused { error: AppendError::NotWritten(error), .. }) => Err(self.report(Failure::from_io(&error))),
+            Err(Refused { error: AppendError::NotWritten(error), .. }) => {
+                Err(self.report(WriteFailure::from_io(&error)))
+            }
             Err(Refused { error: AppendError::Unknown(error), frame }) => {
-                Err(self.report_unknown(Failure::from_io(&error), frame))
+                Err(self.report_unknown(WriteFailure::from_io(&error), frame))
             }
         }
     }
@@ -296,7 +298,7 @@ impl Writer {
                 self.report(failure);
             } else if self.store.room().is_ok_and(|room| room < self.needed(SMALL)) {
                 // Better than that the first to write finds out.
-                self.report(Failure::DiskFull);
+                self.report(WriteFailure::DiskFull);
             }
             return;
         };
@@ -305,9 +307,9 @@ impl Writer {
             return;
         }
         if self.store.room().is_ok_and(|room| room < self.needed(size)) {
-            if trouble.failure != Failure::DiskFull {
+            if trouble.failure != WriteFailure::DiskFull {
                 // Whatever was wrong before, this is what it waits for now.
-                self.report(Failure::DiskFull);
+                self.report(WriteFailure::DiskFull);
             }
             return;
         }
@@ -335,7 +337,7 @@ impl Writer {
         if let Err(error) = written {
             let failure = match error {
                 AppendError::Full => self.log_full(),
-                AppendError::NotWritten(error) | AppendError::Unknown(error) => Failure::from_io(&error),
+                AppendError::NotWritten(error) | AppendError::Unknown(error) => WriteFailure::from_io(&error),
             };
             self.report(failure);
             return;
@@ -414,22 +416,22 @@ impl Writer {
                 Ok(segments) => self.in_redb(&segments),
                 Err(RecvTimeoutError::Timeout) => {
                     if let Some(reason) = self.shared.troubles.of(Source::Flush) {
-                        self.report(Failure::LogFull(reason));
+                        self.report(WriteFailure::LogFull(reason));
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    self.report(Failure::LogFull("what empties it has failed".into()));
+                    self.report(WriteFailure::LogFull("what empties it has failed".into()));
                 }
             }
         }
     }
 
     /// Whether somebody took a file away. What is written then is gone with the last process that has it open.
-    fn misplaced(&mut self, log_is_in_place: impl FnOnce(&mut Log) -> io::Result<bool>) -> Option<Failure> {
+    fn misplaced(&mut self, log_is_in_place: impl FnOnce(&mut Log) -> io::Result<bool>) -> Option<WriteFailure> {
         let store: &PathBuf = &self.shared.path;
         let gone = |what: &str| {
             let process = std::process::id();
-            Failure::Backend(format!(
+            WriteFailure::Backend(format!(
                 "{what} was removed or replaced while in use; put it back: what it held is in /proc/{process}/fd as \
                  long as this agent runs, and gone after that"
             ))
@@ -441,31 +443,31 @@ impl Writer {
         }
     }
 
-    fn log_full(&self) -> Failure {
+    fn log_full(&self) -> WriteFailure {
         let reason = self.shared.troubles.of(Source::Flush);
-        Failure::LogFull(reason.unwrap_or_else(|| "it waits for the disk".into()))
+        WriteFailure::LogFull(reason.unwrap_or_else(|| "it waits for the disk".into()))
     }
 
     /// `frame` may or may not be found by the next opening. The failure for its callers.
-    fn report_unknown(&mut self, failure: Failure, frame: Frame) -> Failure {
+    fn report_unknown(&mut self, failure: WriteFailure, frame: Frame) -> WriteFailure {
         self.unknown = Some(frame);
         let reason = match self.report(failure) {
-            Failure::DiskFull => "no space left on its disk".into(),
-            Failure::Uncertain(reason)
-            | Failure::Damaged(reason)
-            | Failure::LogFull(reason)
-            | Failure::Backend(reason) => reason,
+            WriteFailure::DiskFull => "no space left on its disk".into(),
+            WriteFailure::Uncertain(reason)
+            | WriteFailure::Damaged(reason)
+            | WriteFailure::LogFull(reason)
+            | WriteFailure::Backend(reason) => reason,
         };
-        Failure::Uncertain(reason)
+        WriteFailure::Uncertain(reason)
     }
 
     /// No write is taken from now on, until the next look at it.
-    fn report(&mut self, failure: Failure) -> Failure {
+    fn report(&mut self, failure: WriteFailure) -> WriteFailure {
         let path = self.shared.path.clone();
         self.shared.troubles.set(Source::Log, failure.to_error(&path).to_string());
         let refused = failure.clone();
         self.shared.queue.refuse(Refuser::Writer, move || refused.to_error(&path));
-        let pause = if failure == Failure::DiskFull { Duration::ZERO } else { PAUSE };
+        let pause = if failure == WriteFailure::DiskFull { Duration::ZERO } else { PAUSE };
         self.trouble = Some(Trouble { failure: failure.clone(), retry_at: Instant::now() + pause });
         failure
     }

@@ -10,7 +10,7 @@ use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, RedisResult, TlsCertificates, Value};
 
 use super::super::{OpenError, RedisConfig};
-use super::failure::{Classifier, Failure, Kind};
+use super::failure::{Classifier, Kind, RedisFailure};
 use super::fence::ServerSide;
 use super::node::NodeConnection;
 
@@ -65,7 +65,7 @@ pub(super) enum Verdict {
     /// The connection is good, but not all operations will succeed, and why.
     Degraded(String),
     /// The connection is of no use any more.
-    Broken(Failure),
+    Broken(RedisFailure),
 }
 
 impl Connector {
@@ -103,7 +103,7 @@ impl Connector {
 
     /// Connects, authenticates, sees that Redis serves requests, and has it end `before`, the connection that was given
     /// up.
-    pub(super) async fn connect(&self, before: Option<&ServerSide>) -> Result<Connected, Failure> {
+    pub(super) async fn connect(&self, before: Option<&ServerSide>) -> Result<Connected, RedisFailure> {
         let timeout = self.classifier.timeout;
         let connecting = async {
             match &self.target {
@@ -117,7 +117,7 @@ impl Connector {
         // bounds them together, should one of redis-rs's own timeouts fail.
         let mut connection = match tokio::time::timeout(timeout * 4, connecting).await {
             Ok(connected) => connected.map_err(|error| self.failure(&error))?,
-            Err(_) => return Err(Failure::timeout(timeout * 4)),
+            Err(_) => return Err(RedisFailure::timeout(timeout * 4)),
         };
         if let Verdict::Broken(failure) = connection.probe(&self.classifier).await {
             return Err(failure);
@@ -134,7 +134,7 @@ impl Connector {
         &self,
         connection: &mut MultiplexedConnection,
         before: Option<&ServerSide>,
-    ) -> Result<(Option<ServerSide>, Option<String>), Failure> {
+    ) -> Result<(Option<ServerSide>, Option<String>), RedisFailure> {
         let fenced = async {
             let own = ServerSide::of(connection).await?;
             // Without one to end: whether it would be allowed to.
@@ -161,7 +161,7 @@ impl Connector {
         }
     }
 
-    pub(super) fn failure(&self, error: &redis::RedisError) -> Failure {
+    pub(super) fn failure(&self, error: &redis::RedisError) -> RedisFailure {
         self.classifier.failure(error)
     }
 
@@ -197,7 +197,7 @@ impl Connection {
     async fn probe_role(&mut self, classifier: &Classifier) -> Verdict {
         match self.send(redis::cmd("INFO").arg("replication")).await {
             Ok(info) => match replica_of(&redis::from_redis_value::<String>(info).unwrap_or_default()) {
-                Some(primary) => Verdict::Broken(Failure::new(
+                Some(primary) => Verdict::Broken(RedisFailure::new(
                     Kind::Later,
                     format!(
                         "it is a replica of {primary} and takes no writes; storage.redis.urls has to lead to the primary"

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
-use super::super::Error;
+use super::super::StorageError;
 use super::node::TIMED_OUT;
 
 /// What one failed attempt means for the next one.
@@ -22,12 +22,12 @@ pub(super) enum Kind {
 
 /// One failed attempt. The message is for people; it holds no password and no address of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Failure {
+pub(super) struct RedisFailure {
     pub(super) kind: Kind,
     pub(super) message: String,
 }
 
-impl Failure {
+impl RedisFailure {
     pub(super) fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into() }
     }
@@ -47,11 +47,11 @@ impl Failure {
     }
 
     /// The error that the caller gets when there are no more attempts.
-    pub(super) fn into_error(self, timeout: Duration) -> Error {
+    pub(super) fn into_error(self, timeout: Duration) -> StorageError {
         match self.kind {
-            Kind::Timeout => Error::Timeout(timeout),
-            Kind::Lost | Kind::Later => Error::Unavailable(self.message),
-            Kind::Refused => Error::Backend(self.message),
+            Kind::Timeout => StorageError::Timeout(timeout),
+            Kind::Lost | Kind::Later => StorageError::Unavailable(self.message),
+            Kind::Refused => StorageError::Backend(self.message),
         }
     }
 }
@@ -69,9 +69,9 @@ pub(super) struct Classifier {
 }
 
 impl Classifier {
-    pub(super) fn failure(&self, error: &RedisError) -> Failure {
+    pub(super) fn failure(&self, error: &RedisError) -> RedisFailure {
         let (kind, message) = self.read(error);
-        Failure { kind, message: self.scrub(message) }
+        RedisFailure { kind, message: self.scrub(message) }
     }
 
     fn read(&self, error: &RedisError) -> (Kind, String) {
@@ -207,10 +207,10 @@ mod tests {
     #[test]
     fn the_caller_gets_the_matching_error() {
         let timeout = Duration::from_secs(2);
-        let error = |kind| Failure::new(kind, "why").into_error(timeout);
-        assert!(matches!(error(Kind::Timeout), Error::Timeout(t) if t == timeout));
-        assert!(matches!(error(Kind::Lost), Error::Unavailable(m) if m == "why"));
-        assert!(matches!(error(Kind::Later), Error::Unavailable(m) if m == "why"));
-        assert!(matches!(error(Kind::Refused), Error::Backend(m) if m == "why"));
+        let error = |kind| RedisFailure::new(kind, "why").into_error(timeout);
+        assert!(matches!(error(Kind::Timeout), StorageError::Timeout(t) if t == timeout));
+        assert!(matches!(error(Kind::Lost), StorageError::Unavailable(m) if m == "why"));
+        assert!(matches!(error(Kind::Later), StorageError::Unavailable(m) if m == "why"));
+        assert!(matches!(error(Kind::Refused), StorageError::Backend(m) if m == "why"));
     }
 }

@@ -7,9 +7,9 @@
 //! When the connection for writes is replaced, so are these: behind the same name there may be another server by then, and
 //! the old one may live on with what was there before.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{Client, Cmd, RedisResult, Value};
 
@@ -57,7 +57,7 @@ impl OnDemand {
     }
 
     fn current(&self, generation: u64) -> Option<Made> {
-        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.current.lock();
         current.clone().filter(|made| made.generation >= generation)
     }
 
@@ -69,17 +69,17 @@ impl OnDemand {
         let connection = way.client.get_multiplexed_async_connection_with_config(&config(way.timeout)).await?;
         *last += 1;
         let made = Made { generation: way.generation, number: *last, connection };
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(made.clone());
+        *self.current.lock() = Some(made.clone());
         Ok(made)
     }
 
     fn give_up(&self, number: u64) {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner).take_if(|made| made.number == number);
+        self.current.lock().take_if(|made| made.number == number);
     }
 
     /// Disconnects, when nobody waits for an answer any more.
     fn close(&self) {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.current.lock().take();
     }
 }
 

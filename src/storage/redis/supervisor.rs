@@ -3,15 +3,15 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use super::backoff::{REFUSED_WAIT, RETRY_CAPS, reconnect_wait};
 use super::connection::{Connected, Connection, Connector, Verdict};
-use super::failure::{Failure, Kind};
+use super::failure::{Kind, RedisFailure};
 use super::fence::ServerSide;
 use crate::metrics::labels::Component;
 use crate::metrics::{Health, MetricsCollector};
@@ -31,13 +31,13 @@ pub(super) enum Link {
     /// Connected; the number tells one connection from the next.
     Up(u64, Connection),
     /// Not connected, and why.
-    Down(Failure),
+    Down(RedisFailure),
     /// The storage was closed.
     Closed,
 }
 
 /// What the operations and the background task share.
-pub(super) struct Shared {
+pub(super) struct RedisState {
     /// Written by the background task and, at the very end, by `close`. Readers copy what they need
     /// and let go of its lock before they await.
     pub(super) link: watch::Sender<Link>,
@@ -62,7 +62,7 @@ pub(super) struct Shared {
     panics: AtomicBool,
 }
 
-impl Shared {
+impl RedisState {
     pub(super) fn new(address: String) -> Self {
         Self {
             link: watch::Sender::new(Link::Connecting),
@@ -96,7 +96,7 @@ impl Shared {
     }
 
     /// An operation has found this connection broken.
-    pub(super) fn broke(&self, generation: u64, failure: &Failure) {
+    pub(super) fn broke(&self, generation: u64, failure: &RedisFailure) {
         self.link.send_if_modified(|link| {
             let is_this = matches!(link, Link::Up(up, _) if *up == generation);
             if is_this {
@@ -108,7 +108,7 @@ impl Shared {
 
     /// A write was refused for a reason that concerns all writes.
     pub(super) fn write_refused(&self, reason: &str) {
-        *self.refusing.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        *self.refusing.lock() = Some(reason.to_owned());
         if !self.is_refusing.swap(true, Ordering::Relaxed) {
             self.suspect.notify_one();
         }
@@ -125,16 +125,16 @@ impl Shared {
         if !self.is_refusing.load(Ordering::Relaxed) {
             return None;
         }
-        self.refusing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.refusing.lock().clone()
     }
 
     /// See [`fence`](super::fence).
     pub(super) fn unfenced(&self) -> Option<String> {
-        self.unfenced.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.unfenced.lock().clone()
     }
 
     fn set_unfenced(&self, reason: Option<String>) {
-        let mut current = self.unfenced.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.unfenced.lock();
         if let Some(reason) = &reason
             && current.is_none()
         {
@@ -149,20 +149,20 @@ impl Shared {
     }
 
     /// Says once an outage, and every [`LOG_INTERVAL`] while it lasts, that the retries did not help.
-    pub(super) fn log_exhausted(&self, failure: &Failure) {
+    pub(super) fn log_exhausted(&self, failure: &RedisFailure) {
         if self.may_log() {
             tracing::error!(address = %self.address, cause = %failure.message, "Redis connection failed after 3 retries");
         }
     }
 
-    fn log_refused(&self, failure: &Failure) {
+    fn log_refused(&self, failure: &RedisFailure) {
         if self.may_log() {
             tracing::error!(address = %self.address, cause = %failure.message, "Redis refused the connection");
         }
     }
 
     fn may_log(&self) -> bool {
-        let mut last = self.last_logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last_logged.lock();
         let due = last.is_none_or(|at| at.elapsed() >= LOG_INTERVAL);
         if due {
             *last = Some(Instant::now());
@@ -171,7 +171,7 @@ impl Shared {
     }
 
     fn outage_is_over(&self) {
-        *self.last_logged.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.last_logged.lock() = None;
     }
 }
 
@@ -187,7 +187,7 @@ struct Kept {
 /// The task's own part.
 pub(super) struct Supervisor {
     pub(super) connector: Arc<Connector>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<RedisState>,
     pub(super) metrics: MetricsCollector,
     pub(super) health: Health,
 }
@@ -199,7 +199,7 @@ impl Supervisor {
         loop {
             let keep = self.keep(&mut kept);
             let _panic_was_logged = AssertUnwindSafe(keep).catch_unwind().await;
-            self.went_down(Failure::new(Kind::Lost, "what keeps the connection has failed, and is started again"));
+            self.went_down(RedisFailure::new(Kind::Lost, "what keeps the connection has failed, and is started again"));
             tokio::time::sleep(REFUSED_WAIT).await;
         }
     }
@@ -248,20 +248,20 @@ impl Supervisor {
     }
 
     /// Returns when an operation has found the connection broken: a probe on it may still have long to wait.
-    async fn found_broken(&self) -> Failure {
+    async fn found_broken(&self) -> RedisFailure {
         let mut link = self.shared.link.subscribe();
         loop {
             if let Link::Down(failure) = &*link.borrow_and_update() {
                 return failure.clone();
             }
             if link.changed().await.is_err() {
-                return Failure::new(Kind::Lost, "nobody uses it any more");
+                return RedisFailure::new(Kind::Lost, "nobody uses it any more");
             }
         }
     }
 
     /// Returns when the connection is of no use any more, with the reason.
-    async fn watch_over(&self, mut connection: Connection) -> Failure {
+    async fn watch_over(&self, mut connection: Connection) -> RedisFailure {
         let mut degraded = false;
         let mut replicas = None;
         let mut looked = Instant::now();
@@ -338,7 +338,7 @@ impl Supervisor {
         self.health.ready(Component::Storage);
     }
 
-    fn went_down(&self, failure: Failure) {
+    fn went_down(&self, failure: RedisFailure) {
         self.not_ready(&failure.message);
         self.publish(Link::Down(failure));
     }
@@ -364,14 +364,14 @@ mod tests {
     async fn a_supervisor_that_panics_is_said_and_started_again() {
         let urls = vec!["redis://127.0.0.1:1".parse().unwrap()];
         let config = RedisConfig { urls, ..RedisConfig::default() };
-        let shared = Arc::new(Shared::new("nowhere".into()));
+        let shared = Arc::new(RedisState::new("nowhere".into()));
         shared.panics.store(true, Ordering::Relaxed);
         let agent = AgentInfo { peer_id: "a".into(), name: "a".into() };
         let health = Health::default();
         let supervisor = Supervisor {
             connector: Arc::new(Connector::new(&config).unwrap()),
             shared: Arc::clone(&shared),
-            metrics: MetricsCollector::new(&mut Registry::default(), &agent),
+            metrics: MetricsCollector::new(&Registry::default(), &agent),
             health: health.clone(),
         };
         let mut link = shared.link.subscribe();

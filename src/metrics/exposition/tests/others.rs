@@ -10,10 +10,11 @@ use super::*;
 
 #[test]
 fn a_family_that_is_registered_twice_comes_once_with_the_samples_of_both() {
-    let mut registry = Registry::default();
+    let registry = Registry::default();
+    let mut others = Others::default();
     for shard in ["a", "b", "a"] {
         let labels = std::iter::once(("shard".into(), shard.into()));
-        let sub = registry.others_mut().sub_registry_with_labels(labels);
+        let sub = others.sub_registry_with_labels(labels);
         let family = Family::<Vec<(&str, &str)>, Gauge>::default();
         family.get_or_create(&vec![("to", "x")]).set(1);
         sub.register("load", "Load", family);
@@ -22,9 +23,10 @@ fn a_family_that_is_registered_twice_comes_once_with_the_samples_of_both() {
     let family = Family::<Vec<(&str, &str)>, Gauge>::default();
     family.get_or_create(&vec![("to", "x"), ("shard", "b")]).set(5);
     family.get_or_create(&vec![("to", "y"), ("shard", "b")]).set(6);
-    registry.others_mut().register("load", "Load", family);
+    others.register("load", "Load", family);
     // One name, two types: the first one has it.
-    registry.others_mut().register("load", "Load", prometheus_client::metrics::counter::Counter::<u64>::default());
+    others.register("load", "Load", prometheus_client::metrics::counter::Counter::<u64>::default());
+    registry.add_foreign("others", others);
     let text = text(&registry, Format::Text);
     let understood = understand(&text);
     assert_eq!(understood.families["load"], ("gauge".to_owned(), "Load.".to_owned()));
@@ -39,19 +41,23 @@ fn a_family_that_is_registered_twice_comes_once_with_the_samples_of_both() {
 
 #[test]
 fn labels_in_another_order_are_the_same_series() {
-    let mut registry = Registry::default();
+    let registry = Registry::default();
+    let mut others = Others::default();
     let family = Family::<Vec<(&str, &str)>, Gauge>::default();
     family.get_or_create(&vec![("a", "1"), ("b", "2")]).set(1);
     family.get_or_create(&vec![("b", "2"), ("a", "1")]).set(1);
-    registry.others_mut().register("load", "Load", family);
+    others.register("load", "Load", family);
+    registry.add_foreign("others", others);
     assert_eq!(understand(&text(&registry, Format::Text)).samples.len(), 1);
     assert_eq!(own::as_samples(&own::families(&registry)).len(), 1);
 }
 
 #[test]
 fn a_family_without_samples_does_not_come_at_all() {
-    let mut registry = Registry::default();
-    registry.others_mut().register("nothing", "Nothing", Family::<Vec<(&str, &str)>, Gauge>::default());
+    let registry = Registry::default();
+    let mut others = Others::default();
+    others.register("nothing", "Nothing", Family::<Vec<(&str, &str)>, Gauge>::default());
+    registry.add_foreign("others", others);
     for format in [Format::Text, Format::Protobuf] {
         assert_eq!(text(&registry, format), "");
     }
@@ -60,13 +66,14 @@ fn a_family_without_samples_does_not_come_at_all() {
 
 #[test]
 fn names_that_two_families_would_share_in_some_format_are_given_once() {
-    let mut registry = Registry::default();
-    let others = registry.others_mut();
+    let registry = Registry::default();
+    let mut others = Others::default();
     others.register("requests", "A", prometheus_client::metrics::counter::Counter::<u64>::default());
     others.register("requests_total", "B", Gauge::<i64>::default());
     others.register("latency", "C", prometheus_client::metrics::histogram::Histogram::new([1.0]));
     others.register("latency_count", "D", Gauge::<i64>::default());
     others.register("latency_max", "E", Gauge::<i64>::default());
+    registry.add_foreign("others", others);
     let understood = understand(&text(&registry, Format::Text));
     let names: Vec<_> = understood.families.keys().map(String::as_str).collect();
     assert_eq!(names, ["latency", "latency_max", "requests_total"]);
@@ -113,7 +120,8 @@ fn careless(name: &str, labels: &[(&str, &str)], value: f64) -> Careless {
 
 #[test]
 fn what_no_reader_would_take_is_left_out_and_the_rest_stays() {
-    let mut registry = Registry::default();
+    let registry = Registry::default();
+    let mut others = Others::default();
     for bad in [
         careless("two words", &[], 1.0),
         careless("1st", &[], 1.0),
@@ -125,10 +133,11 @@ fn what_no_reader_would_take_is_left_out_and_the_rest_stays() {
         careless("e", &[("x=\"\",y", "1")], 1.0),
         careless("f\n# TYPE g gauge\ng", &[], 1.0),
     ] {
-        registry.others_mut().register_collector(Box::new(bad));
+        others.register_collector(Box::new(bad));
     }
-    registry.others_mut().register_collector(Box::new(careless("good", &[("a", "}\n# EOF")], f64::INFINITY)));
-    registry.others_mut().register_collector(Box::new(careless("good", &[("a", "n")], f64::NAN)));
+    others.register_collector(Box::new(careless("good", &[("a", "}\n# EOF")], f64::INFINITY)));
+    others.register_collector(Box::new(careless("good", &[("a", "n")], f64::NAN)));
+    registry.add_foreign("others", others);
     let text = text(&registry, Format::OpenMetrics);
     let lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
     assert_eq!(lines, ["e{x=\"\",y=\"1\"} 1.0", "good{a=\"}\\n# EOF\"} +Inf", "good{a=\"n\"} NaN"], "{text}");
@@ -162,10 +171,12 @@ fn anything() -> impl Strategy<Value = Careless> {
 proptest! {
     #[test]
     fn whatever_is_registered_a_strict_reader_takes_it(all in proptest::collection::vec(anything(), 0..8)) {
-        let mut registry = Registry::default();
+        let registry = Registry::default();
+        let mut others = Others::default();
         for careless in all {
-            registry.others_mut().register_collector(Box::new(careless));
+            others.register_collector(Box::new(careless));
         }
+        registry.add_foreign("others", others);
         // It panics at a family or a sample that comes twice, and at whatever is not the format.
         let understood = understand(&text(&registry, Format::Text));
         for name in understood.families.keys() {

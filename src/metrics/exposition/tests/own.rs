@@ -18,13 +18,8 @@ fn durations() -> Arc<Buckets> {
 }
 
 /// A family with two labels.
-const TEST_COUNTER: c::Descriptor = c::Descriptor {
-    name: "test_redis_total",
-    kind: c::Kind::Counter,
-    labels: &["type", "backend"],
-    help: "A counter",
-    recorded_by: "nobody",
-};
+const TEST_COUNTER: c::Descriptor =
+    c::Descriptor { name: "test_redis_total", kind: c::Kind::Counter, labels: &["type", "backend"], help: "A counter" };
 
 /// Every kind of instrument, with values in it.
 struct Instruments {
@@ -50,7 +45,7 @@ impl Instruments {
     }
 
     fn registry(&self) -> Registry {
-        let mut registry = Registry::default();
+        let registry = Registry::default();
         registry.register(&TEST_COUNTER, &self.counter).unwrap();
         registry.register(&c::PEERS_CONNECTED, &self.gauge).unwrap();
         registry.register(&c::HTTP_IN_FLIGHT, &self.in_flight).unwrap();
@@ -213,7 +208,7 @@ struct Span {
 }
 
 pub(super) fn families(registry: &Registry) -> Vec<MetricFamily> {
-    let page = render(registry, Format::Protobuf, &Wanted::all()).unwrap();
+    let page = render(registry, Format::Protobuf, &FamilyFilter::all());
     let mut rest = &page[..];
     let mut families = Vec::new();
     while !rest.is_empty() {
@@ -304,20 +299,22 @@ fn the_messages_carry_native_histograms() {
 
 #[test]
 fn the_families_of_others_are_messages_too() {
-    let mut registry = Registry::default();
+    let registry = Registry::default();
+    let mut others = Others::default();
     let requests = CounterWithExemplar::<Vec<(String, String)>, u64>::default();
     requests.inc_by(3, Some(vec![("trace".into(), "a } # { b".into())]), None);
-    registry.others_mut().register("requests", "Requests", requests);
-    registry.others_mut().register("build", "Build", Info::new(vec![("version", "1 # {x=\"y\"} 2")]));
+    others.register("requests", "Requests", requests);
+    others.register("build", "Build", Info::new(vec![("version", "1 # {x=\"y\"} 2")]));
     let temperature = Family::<Vec<(&str, &str)>, Gauge>::default();
     temperature.get_or_create(&vec![("room", "a\"b\\c\nd }")]).set(-4);
-    registry.others_mut().register("temperature", "First \"line\"\nsecond \\ line", temperature);
+    others.register("temperature", "First \"line\"\nsecond \\ line", temperature);
     let latency = Family::<Vec<(&str, &str)>, HistogramWithExemplars<Vec<(&str, &str)>>>::new_with_constructor(|| {
         HistogramWithExemplars::new([0.5, 2.0].into_iter())
     });
     latency.get_or_create(&vec![("to", "a")]).observe(0.25, Some(vec![("trace", "z")]), None);
     latency.get_or_create(&vec![("to", "b")]).observe(7.0, None, None);
-    registry.others_mut().register_with_unit("latency", "Latency", Unit::Seconds, latency);
+    others.register_with_unit("latency", "Latency", Unit::Seconds, latency);
+    registry.add_foreign("others", others);
     let understood = understand(&text(&registry, Format::Text));
     assert_eq!(as_samples(&families(&registry)), understood.samples);
     assert_eq!(understood.samples.len(), 3 + 2 * 5);
@@ -325,11 +322,13 @@ fn the_families_of_others_are_messages_too() {
 
 #[test]
 fn only_the_families_that_are_asked_for_are_shown() {
-    let mut registry = Instruments::new().registry();
-    registry.others_mut().register("requests", "Requests", Counter::<()>::new());
+    let registry = Instruments::new().registry();
+    let mut others = Others::default();
+    others.register("requests", "Requests", Counter::<()>::new());
+    registry.add_foreign("others", others);
     for format in [Format::Text, Format::OpenMetrics, Format::Protobuf] {
         let names = |query: &str| {
-            let page = render(&registry, format, &Wanted::from_query(Some(query))).unwrap();
+            let page = render(&registry, format, &FamilyFilter::from_query(Some(query)));
             let page = String::from_utf8_lossy(&page).into_owned();
             ["messages_received", "message_processing_duration_seconds", "agent_peers_connected", "requests_total"]
                 .map(|name| page.contains(name))
@@ -349,14 +348,16 @@ fn only_the_families_that_are_asked_for_are_shown() {
 
 #[test]
 fn a_name_can_be_taken_once() {
-    let mut registry = Registry::default();
+    let registry = Registry::default();
+    let mut others = Others::default();
     let gauge = instruments::Gauge::<()>::new();
     registry.register(&c::PEERS_CONNECTED, &gauge).unwrap();
     let error = registry.register(&c::PEERS_CONNECTED, &gauge).unwrap_err();
     assert_eq!(error.to_string(), "the metric name agent_peers_connected is taken by another family of this registry");
     // Nor by somebody else, whatever its type.
-    registry.others_mut().register("agent_peers_connected", "Another", Counter::<()>::new());
-    registry.others_mut().register("agent_peers", "Fine", Counter::<()>::new());
+    others.register("agent_peers_connected", "Another", Counter::<()>::new());
+    others.register("agent_peers", "Fine", Counter::<()>::new());
+    registry.add_foreign("others", others);
     let text = text(&registry, Format::Text);
     assert_eq!(text.matches("# TYPE").count(), 2, "{text}");
     assert!(text.contains("# TYPE agent_peers_connected gauge\n") && text.contains("agent_peers_total 0\n"), "{text}");
@@ -385,7 +386,7 @@ impl Label for Ambiguous {
 
 #[test]
 fn what_would_make_the_page_unreadable_cannot_be_registered() {
-    let mut registry = Registry::default();
+    let registry = Registry::default();
     let named = |name| c::Descriptor { name, ..TEST_COUNTER };
     let refused = |error: Result<(), RegisterError>, text: &str| {
         let error = error.unwrap_err().to_string();
@@ -407,8 +408,8 @@ fn what_would_make_the_page_unreadable_cannot_be_registered() {
 
 #[test]
 fn infos_are_gauges_where_there_are_no_infos() {
-    let mut registry = Registry::default();
-    registry.add(Box::new(crate::metrics::registry::Info::new(&c::BUILD_INFO, &[("version", "1 \"x\"")]))).unwrap();
+    let registry = Registry::default();
+    registry.add_or_log(crate::metrics::registry::Info::new(&c::BUILD_INFO, &[("version", "1 \"x\"")]));
     assert!(
         text(&registry, Format::Text)
             .ends_with("# TYPE agent_build_info gauge\nagent_build_info{version=\"1 \\\"x\\\"\"} 1\n")

@@ -7,9 +7,9 @@ const MAX_NAMES: usize = 256;
 
 /// All families, or those that `name[]` parameters name, as client_golang's endpoint has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Wanted(Option<Vec<String>>);
+pub struct FamilyFilter(Option<Vec<String>>);
 
-impl Wanted {
+impl FamilyFilter {
     /// All families.
     pub fn all() -> Self {
         Self(None)
@@ -42,13 +42,13 @@ mod tests {
 
     #[test]
     fn names_are_read_from_a_query_as_browsers_and_prometheus_write_them() {
-        let names = |query| Wanted::from_query(Some(query)).0;
+        let names = |query| FamilyFilter::from_query(Some(query)).0;
         assert_eq!(names("name[]=up&name[]=down"), Some(vec!["up".into(), "down".into()]));
         assert_eq!(names("x=1&name%5B%5D=u%70&name"), Some(vec!["up".into()]));
         assert_eq!(names("name[]="), Some(vec![String::new()]));
         assert_eq!(names("name=up&x"), None);
         assert_eq!(names(""), None);
         assert_eq!(names(&"name[]=x&".repeat(1_000)).unwrap().len(), MAX_NAMES);
-        assert_eq!(Wanted::from_query(None), Wanted::all());
+        assert_eq!(FamilyFilter::from_query(None), FamilyFilter::all());
     }
 }
