@@ -1,11 +1,11 @@
-# The targets are thin: each is one command that can be typed as well.
+# Shortcuts for commands that can also be typed by hand.
 .PHONY: run test lint bench doc coverage
 
-# An agent with the default configuration.
+# Runs an agent with the default configuration.
 run:
 	cargo run --release -- run
 
-# All tests. Gets the programs that they run against first (tests/tools.sh).
+# Runs all tests, after fetching the programs that they run against (tests/tools.sh).
 test:
 	tests/run.sh
 
@@ -14,7 +14,7 @@ lint:
 	cargo clippy --all-targets -- -D warnings
 	cargo clippy --all-targets --no-default-features -- -D warnings
 
-# The names of the benchmarks; `make bench NAME=storage` runs one.
+# Lists the benchmarks; `make bench NAME=storage` runs one.
 bench:
 	cargo run --release -p peerscope-bench -- $(or $(NAME),--help)
 

@@ -1,16 +1,16 @@
-//! Hands the build's revision, compiler and target to `agent_build_info`.
+//! Passes the revision, compiler and target of the build to `agent_build_info`.
 
 use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-env-changed=BUILD_REVISION");
     println!("cargo:rerun-if-changed=build.rs");
-    // The log of HEAD changes with every commit. A path that does not exist would mean a new build each time.
+    // The reflog of HEAD changes with every commit. A path that does not exist would trigger a rebuild every time.
     let log = output("git", &["rev-parse", "--git-path", "logs/HEAD"]);
     if let Some(log) = log.filter(|log| std::path::Path::new(log).exists()) {
         println!("cargo:rerun-if-changed={log}");
     }
-    // A package builder without a checkout sets BUILD_REVISION.
+    // A package build without a checkout sets BUILD_REVISION.
     let revision = std::env::var("BUILD_REVISION").ok();
     let revision = revision.or_else(|| output("git", &["rev-parse", "--short=12", "HEAD"]));
     println!("cargo:rustc-env=BUILD_REVISION={}", revision.unwrap_or_else(|| "unknown".into()));

@@ -1,19 +1,18 @@
-//! The control socket: HTTP and JSON on a Unix socket in the data directory, for the short commands
-//! of the command line and for `curl --unix-socket`. The agent's own user and root may do everything through
-//! it, and nobody else anything.
+//! The control socket: HTTP with JSON on a Unix socket in the data directory, for the commands of the command line
+//! and for `curl --unix-socket`. It serves the agent's own user and root, who may do everything, and nobody else.
 //!
 //! | request | answer |
 //! | --- | --- |
 //! | `GET /v1/status` | [`Status`] |
 //! | `GET /v1/peers` | a list of [`Peer`] |
-//! | `GET /v1/metrics` | the exposition, in the format that `Accept` asks for |
-//! | `GET /v1/metrics?peer=PEER_ID` | on a gateway, a peer's; with `&exposed=NAME`, that of an exporter behind it |
+//! | `GET /v1/metrics` | the agent's metrics page, in the format that `Accept` asks for |
+//! | `GET /v1/metrics?peer=PEER_ID` | on a gateway, a peer's page; with `&exposed=NAME`, an exporter's behind it |
 //! | `GET /v1/keys/KEY` | the value, byte for byte |
 //! | `PUT /v1/keys/KEY` | 204 once it is stored |
 //! | `DELETE /v1/keys/KEY` | [`Deleted`] |
 //!
-//! `KEY` is percent-encoded. `?peer=PEER_ID` asks that peer instead of this agent's own store. Every
-//! failure is a [`ErrorResponse`] with a fitting status.
+//! `KEY` is percent-encoded. `?peer=PEER_ID` sends the request to that peer instead of this agent's own store.
+//! Every failure is an [`ErrorResponse`] with a matching status.
 
 mod routes;
 
@@ -41,61 +40,61 @@ use crate::storage::Storage;
 /// The name of the socket in the data directory.
 pub const SOCKET_NAME: &str = "control.sock";
 
-/// Connections at once. The short commands use one each.
+/// How many connections are served at once. Each command uses one.
 const MAX_CONNECTIONS: usize = 64;
 
-/// How long a client may take to say what it wants.
+/// How long a client may take to send the head of its request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The pause after a failed accept: out of descriptors, mostly, which only time can heal.
+/// The pause after a failed accept: mostly no descriptor is left, and only waiting helps.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long the log is silent after it said that something is wrong with the socket.
+/// The shortest time between two log lines about problems with the socket.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// How many connections the kernel holds until they are accepted.
+/// How many connections the kernel queues until they are accepted.
 const BACKLOG: i32 = 128;
 
-/// How often it is looked whether the socket is still where the commands look for it.
+/// How often to check that the socket is still at its path.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How long the removal at the end may take: the disk may hang.
+/// How long the removal of the socket may take while stopping: the disk may hang.
 const REMOVAL: Duration = Duration::from_secs(1);
 
-/// What `sockaddr_un` has room for, less its closing zero (unix(7)).
+/// The longest path, in bytes, that fits in `sockaddr_un` before its terminating zero (unix(7)).
 const MAX_PATH: usize = 107;
 
 /// Why the control socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// The system allows no socket path of this length.
+    /// The path is longer than the system allows for a socket.
     #[error(
-        "the control socket's path {} has {} bytes, and the system allows {MAX_PATH}; choose a shorter node.data_dir",
+        "the control socket's path {} is {} bytes long, but the system allows {MAX_PATH}; choose a shorter node.data_dir",
         .0.display(),
         .0.as_os_str().len()
     )]
     PathTooLong(PathBuf),
-    /// The socket cannot be made.
+    /// The socket cannot be created.
     #[error("cannot open the control socket {}: {source}", .path.display())]
     Io {
-        /// The socket.
+        /// The path of the socket.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// Where the control socket of a data directory is.
+/// The path of the control socket in a data directory.
 ///
 /// # Errors
 ///
-/// When the system allows no socket path of that length.
+/// If the path is longer than the system allows.
 pub fn socket_path(data_dir: &Path) -> Result<PathBuf, ControlError> {
     let path = data_dir.join(SOCKET_NAME);
     if path.as_os_str().len() > MAX_PATH { Err(ControlError::PathTooLong(path)) } else { Ok(path) }
 }
 
-/// What the API works on.
+/// What the API reports on and works with.
 #[derive(Debug)]
 pub struct Api {
     /// Who the agent is.
@@ -106,13 +105,13 @@ pub struct Api {
     pub network: Network,
     /// Its store.
     pub storage: Storage,
-    /// What is ready.
+    /// The readiness of its components.
     pub health: Health,
-    /// What makes its metrics page, for the control socket alone: it takes no place from a scraper.
+    /// Makes its metrics page for the control socket only, so that no scraper loses its place to a command.
     pub exposer: Exposer,
-    /// Its scraper of peers, when it is a gateway.
+    /// Scrapes peers, if this agent is a gateway.
     pub gateway: Option<crate::gateway::Scraper>,
-    /// Where its endpoint is.
+    /// The URL of its metrics page.
     pub metrics_url: UrlReader,
 }
 
@@ -129,11 +128,11 @@ pub struct Status {
     pub revision: String,
     /// How long it has been running, in seconds.
     pub uptime_seconds: u64,
-    /// Where it listens for peers, each with its PeerId.
+    /// The addresses on which it listens for peers, each with its PeerId.
     pub listen: Vec<String>,
-    /// Its store, without secrets.
+    /// A description of its store, without secrets.
     pub store: String,
-    /// Its metrics page; `None` when the endpoint is off or cannot listen.
+    /// The URL of its metrics page; `None` if the endpoint is off or cannot listen.
     pub metrics: Option<String>,
     /// How many peers are connected.
     pub peers_connected: usize,
@@ -146,65 +145,65 @@ pub struct Status {
 /// One component of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ComponentStatus {
-    /// `storage`, `network` or `metrics`.
+    /// `storage`, `network`, `metrics` or `runtime`.
     pub component: String,
     /// Whether it is ready.
     pub ready: bool,
-    /// Why it is not.
+    /// Why it is not ready.
     pub problem: Option<String>,
 }
 
-/// A peer: one that is connected or, on a gateway, one that it offers to Prometheus.
+/// A peer that is connected or, on a gateway, that is offered to Prometheus.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Peer {
     /// Its PeerId in base58.
     pub peer_id: String,
-    /// The address of its newest connection; `None` when it never had one.
+    /// The address of its newest connection; `None` if it has not connected since the agent started.
     pub address: Option<String>,
-    /// Who opened that connection.
+    /// Which side opened that connection.
     pub direction: Option<Direction>,
-    /// How many connections there are.
+    /// How many connections it has.
     pub connections: usize,
-    /// For how long it has been connected, in seconds.
+    /// How long it has been connected, in seconds.
     pub connected_seconds: u64,
-    /// The software that it says it runs.
+    /// The software that it claims to run.
     pub agent: Option<String>,
     /// Whether requests can be sent to it.
     pub link: bool,
-    /// What the gateway knows of it; `None` when this agent is no gateway.
+    /// What the gateway knows about it; `None` if this agent is not a gateway.
     pub gateway: Option<GatewayPeer>,
 }
 
-/// What a gateway knows of a peer.
+/// What a gateway knows about a peer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GatewayPeer {
-    /// What it calls itself, cleaned and cut.
+    /// The name that it gives itself, sanitized and truncated.
     pub name: Option<String>,
-    /// `connected`, `refusing`, `departed` or `waiting`, as the label `state` of `gateway_peers`; `no target` for one
-    /// that the gateway does not offer.
+    /// `connected`, `refusing`, `departed` or `waiting`, as in the label `state` of `gateway_peers`; `no target` for a
+    /// peer that is in none of these states.
     pub state: String,
     /// Why it cannot be scraped now.
     pub problem: Option<String>,
-    /// The exporters behind it.
+    /// The names of the exporters behind it.
     pub exposed: Vec<String>,
-    /// For how long it has been away, in seconds.
+    /// How long it has been away, in seconds.
     pub departed_seconds: Option<u64>,
     /// Why it left, as far as this agent can tell.
     pub departed_because: Option<String>,
-    /// What became of the last scrape of it.
+    /// The result of its last scrape.
     pub last_scrape: Option<Scrape>,
 }
 
-/// What became of a scrape.
+/// The result of a scrape.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scrape {
     /// How long ago it ended, in seconds.
     pub seconds_ago: f64,
     /// How long it took, in seconds.
     pub duration_seconds: f64,
-    /// The size of the page as it crossed the network.
+    /// The size of the page as it crossed the network, in bytes.
     pub body_bytes: usize,
-    /// As the label `outcome` of `gateway_scrapes_total`.
+    /// As in the label `outcome` of `gateway_scrapes_total`.
     pub outcome: String,
     /// Why it failed.
     pub problem: Option<String>,
@@ -213,15 +212,15 @@ pub struct Scrape {
 /// The answer to a delete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deleted {
-    /// Whether there was a value.
+    /// Whether the key had a value.
     pub deleted: bool,
 }
 
-/// The answer when something failed.
+/// The answer to a request that failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorResponse {
-    /// A word for programs: `not_found`, `bad_request`, `refused`, `too_large`, `busy`, `timeout`,
-    /// `unreachable`, `unavailable`, `disk_full`, `storage`, `metrics`, `link_lost`, `peer`, `no_metrics`, `no_gateway`,
+    /// A code for programs: `not_found`, `bad_request`, `refused`, `too_large`, `busy`, `timeout`, `unreachable`,
+    /// `unavailable`, `disk_full`, `damaged`, `storage`, `metrics`, `link_lost`, `peer`, `no_metrics`, `no_gateway` or
     /// `scrape`.
     pub code: String,
     /// A sentence for people.
@@ -236,7 +235,7 @@ pub struct ControlServer {
     api: Arc<Api>,
 }
 
-/// A socket that listens, and which file is its name.
+/// A listening socket, with the device and inode numbers of its file.
 #[derive(Debug)]
 struct Socket {
     listener: UnixListener,
@@ -244,12 +243,12 @@ struct Socket {
 }
 
 impl ControlServer {
-    /// Opens the socket in `data_dir`, for its owner only. A socket that is there already is an earlier
-    /// run's: the caller holds the lock on the directory.
+    /// Opens the socket in `data_dir`, for its owner only. An existing socket was left behind by an earlier run and is
+    /// replaced: the caller holds the lock on the directory.
     ///
     /// # Errors
     ///
-    /// When the path is too long or the socket cannot be made.
+    /// If the path is too long or the socket cannot be created.
     pub fn bind(data_dir: &Path, api: Api) -> Result<Self, ControlError> {
         let path = socket_path(data_dir)?;
         match Socket::bind(&path) {
@@ -258,14 +257,14 @@ impl ControlServer {
         }
     }
 
-    /// Serves until `stop` becomes true; then lets the requests under way finish. A socket whose name is gone, or is
-    /// another's, is made anew.
+    /// Serves until `stop` becomes true, then lets running requests finish. If the socket's file is removed or
+    /// replaced, the socket is recreated.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
         let Self { mut socket, path, api } = self;
         let mut connections = JoinSet::new();
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // One at a time, and beside everything else: the disk may hang.
+        // One at a time, and in the background: the disk may hang.
         let mut looking: JoinSet<io::Result<Option<Socket>>> = JoinSet::new();
         let mut said = Said::default();
         loop {
@@ -279,11 +278,15 @@ impl ControlServer {
                 Some(looked) = looking.join_next(), if !looking.is_empty() => match looked {
                     Ok(Ok(None)) | Err(_) => {}
                     Ok(Ok(Some(new))) => {
-                        tracing::warn!(path = %path.display(), "The control socket was gone, and is made anew");
+                        tracing::warn!(path = %path.display(), "The control socket was missing and has been recreated");
                         socket = new;
                     }
                     Ok(Err(error)) => said.at_most_once_a_minute(|| {
-                        tracing::warn!(%error, path = %path.display(), "the control socket is gone, and cannot be made anew");
+                        tracing::warn!(
+                            %error,
+                            path = %path.display(),
+                            "the control socket is missing and cannot be recreated; trying again every second"
+                        );
                     }),
                 },
                 accepted = socket.listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
@@ -292,24 +295,26 @@ impl ControlServer {
                     }),
                     Ok((stream, _)) => drop(connections.spawn(serve(stream, Arc::clone(&api), stop.clone()))),
                     Err(error) => {
-                        said.at_most_once_a_minute(|| tracing::warn!(%error, "the control socket cannot accept"));
+                        said.at_most_once_a_minute(|| {
+                            tracing::warn!(%error, "the control socket cannot accept connections");
+                        });
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
             }
         }
-        // What is being made anew at this moment is to be removed, too.
+        // A socket that is being recreated right now has to be removed, too.
         if let Ok(Some(Ok(Ok(Some(new))))) = tokio::time::timeout(REMOVAL, looking.join_next()).await {
             socket = new;
         }
-        // Gone before the requests are: who comes now is told that no agent is running.
+        // Removed before the requests have finished, so that new clients report that no agent is running.
         let removed = tokio::task::spawn_blocking(move || match file_of(&path) {
             Ok(file) if file == socket.file => std::fs::remove_file(&path),
             _ => Ok(()),
         });
         match tokio::time::timeout(REMOVAL, removed).await {
             Ok(Ok(Err(error))) => tracing::warn!(%error, "cannot remove the control socket"),
-            Err(_) => tracing::warn!("the control socket is not removed: the disk does not answer"),
+            Err(_) => tracing::warn!("the control socket was not removed: the disk does not answer"),
             Ok(_) => {}
         }
         while connections.join_next().await.is_some() {}
@@ -317,10 +322,10 @@ impl ControlServer {
 }
 
 impl Socket {
-    /// Listens at `path`, in the place of what is there.
+    /// Listens at `path`, replacing what is there.
     fn bind(path: &Path) -> io::Result<Self> {
-        // Made under another name and moved when it listens. The mode comes before the name, so that there is no moment
-        // at which others may open it, and nothing is changed that somebody else put there.
+        // Created under another name and renamed once it listens. The mode is set before the file exists, so that
+        // others can never open it, and the mode of somebody else's file is never changed.
         let draft = files::draft(path)?;
         let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
         rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o600))?;
@@ -332,7 +337,7 @@ impl Socket {
         Ok(Self { listener: UnixListener::from_std(OwnedFd::from(socket).into())?, file })
     }
 
-    /// Listens anew when `path` is not the name of `file` any more.
+    /// Listens again if `path` no longer refers to `file`.
     fn replace_missing(path: &Path, file: (u64, u64)) -> io::Result<Option<Self>> {
         match file_of(path) {
             Ok(found) if found == file => Ok(None),
@@ -342,19 +347,19 @@ impl Socket {
     }
 }
 
-/// Which file this is the name of.
+/// The device and inode numbers of the file at `path`.
 fn file_of(path: &Path) -> io::Result<(u64, u64)> {
     let found = path.symlink_metadata()?;
     Ok((found.dev(), found.ino()))
 }
 
-/// Whether the other end is this user, or root: whoever got hold of the socket in another way is not let in.
+/// Whether the client runs as this user or as root. Any other is rejected, even if it could open the socket.
 fn is_ours(stream: &UnixStream) -> bool {
     let user = rustix::process::geteuid().as_raw();
     stream.peer_cred().is_ok_and(|peer| peer.uid() == user || peer.uid() == 0)
 }
 
-/// What the log says of the socket, at most once a minute.
+/// When a problem with the socket was last logged.
 #[derive(Debug, Default)]
 struct Said(Option<Instant>);
 
@@ -367,7 +372,7 @@ impl Said {
     }
 }
 
-/// Also when the sender is gone: then nobody else will say so.
+/// Completes when `stop` is true, and also when its sender is gone and can no longer set it.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|&stop| stop).await;
 }
@@ -377,7 +382,7 @@ async fn serve(stream: UnixStream, api: Arc<Api>, mut stop: watch::Receiver<bool
         let api = Arc::clone(&api);
         async move { Ok::<_, std::convert::Infallible>(api.answer(request).await) }
     });
-    // One request a connection: a short command has no second one.
+    // One request per connection: a command sends no second one.
     let connection = http1::Builder::new()
         .keep_alive(false)
         .timer(TokioTimer::new())
@@ -385,15 +390,15 @@ async fn serve(stream: UnixStream, api: Arc<Api>, mut stop: watch::Receiver<bool
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
-        biased; // what has arrived is read before the stop is looked at
+        biased; // what has arrived is read before the stop is checked
         ended = connection.as_mut() => ended,
         () = stopped(&mut stop) => {
-            // Ends at once for a client that has said nothing yet: a stop need not wait for it.
+            // Ends at once if the client has sent nothing yet, so that a stop need not wait for it.
             connection.as_mut().graceful_shutdown();
             connection.await
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "a client of the control socket went away");
+        tracing::debug!(%error, "a connection to the control socket failed");
     }
 }

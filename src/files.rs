@@ -1,27 +1,27 @@
-//! Small private files that are whole whenever somebody looks, also after a power cut.
+//! Small private files that are never seen half-written, not even after a power cut.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-/// Puts a file with these bytes in the place of `path`, durably, for its owner only.
+/// Durably replaces the file at `path` with one that holds these bytes and that only its owner can access.
 ///
 /// # Errors
 ///
-/// When it cannot be written; what stood there still does.
+/// When it cannot be written; the old file is then unchanged. If only syncing the folder fails, the new file is in
+/// place, but a power cut may bring back the old one.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let draft = write_draft(path, bytes)?;
     std::fs::rename(&draft, path)?;
     sync_folder(path)
 }
 
-/// The same where there is no file yet.
+/// Like [`replace`], but only if there is no file at `path` yet.
 ///
 /// # Errors
 ///
-/// [`AlreadyExists`](io::ErrorKind::AlreadyExists) when there is one, of two callers for one of them; or when it cannot be
-/// written.
+/// [`AlreadyExists`](io::ErrorKind::AlreadyExists) when there is one, or when the file cannot be written.
 pub(crate) fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let draft = write_draft(path, bytes)?;
     let linked = std::fs::hard_link(&draft, path);
@@ -30,11 +30,11 @@ pub(crate) fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_folder(path)
 }
 
-/// The draft of `path`, where nothing is left of an earlier one. Whoever calls holds the lock on the data directory.
+/// The path for a draft of `path`, after removing any earlier one. The caller must hold the lock on the data directory.
 ///
 /// # Errors
 ///
-/// When what is left cannot be removed.
+/// When the earlier draft cannot be removed.
 pub(crate) fn draft(path: &Path) -> io::Result<PathBuf> {
     let draft = path.with_extension("new");
     match std::fs::remove_file(&draft) {
@@ -45,14 +45,17 @@ pub(crate) fn draft(path: &Path) -> io::Result<PathBuf> {
 
 fn write_draft(path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
     let draft = draft(path)?;
-    // Created, so that nothing that stands in its place is written through.
+    // `create_new`, so that a link at this path is never written through.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    Ok(draft)
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    if written.is_err() {
+        // It may hold half of a secret.
+        let _left_behind = std::fs::remove_file(&draft);
+    }
+    written.map(|()| draft)
 }
 
-/// Without this a power cut may take the name away.
+/// Makes the file's name durable: without this, a power cut may lose it.
 fn sync_folder(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }

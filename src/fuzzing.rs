@@ -1,7 +1,7 @@
-//! What must hold of every parser of bytes from outside, whatever the bytes: the fuzz targets of `fuzz/`, and a test that
-//! replays what they kept.
+//! What must hold for every parser of untrusted bytes, whatever the bytes: the fuzz targets of `fuzz/`, and a test that
+//! replays their seeds.
 //!
-//! Compiled for tests and for cargo-fuzz (`--cfg fuzzing`) alone.
+//! Compiled only for tests and for cargo-fuzz (`--cfg fuzzing`).
 
 #![allow(
     clippy::unwrap_used,
@@ -19,10 +19,10 @@ pub use crate::expose::fuzz_exporter as exporter;
 pub use crate::network::fuzz_muxer as muxer;
 pub use crate::storage::{fuzz_log as log, fuzz_redis as redis};
 
-/// Panics when what has to hold of the bytes does not.
+/// Panics if the property that it checks does not hold for the bytes.
 pub type Check = fn(&[u8]);
 
-/// All of them, by name.
+/// All checks, by name.
 pub const CHECKS: &[(&str, Check)] = &[
     ("config", config),
     ("exporter", exporter),
@@ -34,15 +34,15 @@ pub const CHECKS: &[(&str, Check)] = &[
     ("scrape", scrape),
 ];
 
-/// Any text is a valid configuration or gives at least one problem of one line each; and what is valid prints to something
-/// that loads as the same.
+/// Any text is a valid configuration or yields at least one problem, each on one line. Printing a valid configuration
+/// and loading the result yields the same configuration.
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match Config::from_yaml("fuzz.yaml", text) {
         Ok(config) => {
             let printed = config.to_yaml_masked();
-            // Masking changes passwords, and only them: the second time nothing changes any more.
-            let again = Config::from_yaml("printed.yaml", &printed).expect("what is printed loads");
+            // Masking changes only passwords, so the second time nothing changes.
+            let again = Config::from_yaml("printed.yaml", &printed).expect("the printed configuration loads");
             assert_eq!(again.to_yaml_masked(), printed);
         }
         Err(error) => {
@@ -52,8 +52,8 @@ pub fn config(data: &[u8]) {
     }
 }
 
-/// Bytes from a peer, cut anywhere, are frames or an error, the same however they are cut; the reader never holds more than
-/// one frame and one read; and what it decodes encodes to something that it decodes again.
+/// Bytes from a peer yield the same frames or error wherever they are split. The reader never holds more than one frame
+/// and one read. A decoded frame, encoded, decodes to itself.
 pub fn frames(data: &[u8]) {
     let Some((&step, bytes)) = data.split_first() else { return };
     both_ways::<RequestFrame>(bytes, usize::from(step).max(1));
@@ -95,13 +95,13 @@ fn both_ways<F: prost::Message + Default + PartialEq + std::fmt::Debug>(bytes: &
         let mut wire = Vec::new();
         encode(&frame, &mut wire);
         let (again, error) = read::<F>(&wire, step, 2 * MAX_FRAME);
-        // A little longer at most: a negative error code may come in five bytes and is written in ten.
+        // At most a little longer: a negative error code may arrive in five bytes and is written in ten.
         assert_eq!((again, error), (vec![frame], None));
     }
 }
 
-/// Whatever a client of the endpoint sends as `Accept`, `Accept-Encoding` or query, there is an answer, and the same one for
-/// the same bytes.
+/// Whatever a client of the endpoint sends as `Accept`, `Accept-Encoding` or query, it is interpreted without a panic,
+/// and the same bytes always in the same way.
 #[cfg(feature = "metrics-prometheus")]
 pub fn scrape(data: &[u8]) {
     use crate::metrics::accept::accepts_gzip;
@@ -109,11 +109,11 @@ pub fn scrape(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let answer = || (negotiate(text), accepts_gzip(text), prefers_json(text), FamilyFilter::from_query(Some(text)));
     assert_eq!(answer(), answer());
-    // A coding that is refused outright is never chosen.
+    // An encoding that the client refuses is never chosen.
     assert!(!accepts_gzip(&format!("{},gzip;q=0,x-gzip;q=0", text.replace(['"', ';', ','], ""))));
 }
 
-/// What the fuzzer found worth keeping still holds.
+/// The checks still hold for every input that the fuzzer kept.
 #[cfg(test)]
 #[test]
 fn the_seeds_hold() {

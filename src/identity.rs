@@ -1,5 +1,5 @@
-//! The agent's key: made on the first start, kept in one file that only its owner may read, and never
-//! replaced. Losing or changing it would make the agent a stranger to its peers.
+//! The agent's key: created on the first start, kept in one file that only its owner can read, and never
+//! replaced. An agent whose key is lost or changed is a stranger to its peers.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read as _};
@@ -13,13 +13,13 @@ use crate::files;
 /// The name of the key file in the data directory.
 pub const FILE_NAME: &str = "identity.key";
 
-/// The most that a key file may hold, in bytes. An Ed25519 key takes 68 (libp2p's protobuf encoding).
+/// The largest key file, in bytes. An Ed25519 key takes 68 (libp2p's protobuf encoding).
 const MAX_SECRET: u64 = 4096;
 
 /// Why the key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// The file cannot be used; it was left as it is.
+    /// The file cannot be used; it is left unchanged.
     #[error("cannot use the identity key {}: {problem}", .path.display())]
     Unusable {
         /// The file.
@@ -27,9 +27,9 @@ pub enum IdentityError {
         /// What is wrong.
         problem: SecretError,
     },
-    /// The file does not hold an Ed25519 key; it was left as it is.
+    /// The file does not hold an Ed25519 key; it is left unchanged.
     #[error(
-        "the identity key {} is damaged: {reason}. Restore it from a backup; or move it away, and the agent will make a new \
+        "the identity key {} is damaged: {reason}. Restore it from a backup, or move it away: the agent then creates a new \
          identity, with a new PeerId, on its next start",
         .path.display()
     )]
@@ -39,22 +39,22 @@ pub enum IdentityError {
         /// What is wrong.
         reason: String,
     },
-    /// The file cannot be made.
-    #[error("cannot make the identity key {}: {source}", .path.display())]
+    /// The file cannot be created.
+    #[error("cannot create the identity key {}: {source}", .path.display())]
     Create {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// Why a file that holds a secret is not read.
+/// Why a file that holds a secret cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    /// Others may read or write it than its owner and the groups of this process.
+    /// Users other than its owner and the groups of this process can read or write it.
     #[error(
-        "others may read or write it (its mode is {mode:04o}, its group {group}); make it private with: chmod 600 {}",
+        "other users can read or write it (mode {mode:04o}, group {group}); make it private with: chmod 600 {}",
         .path.display()
     )]
     Exposed {
@@ -62,25 +62,25 @@ pub enum SecretError {
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
-        /// The number of its group.
+        /// The id of its group.
         group: u32,
     },
-    /// It is a folder, a pipe, or the like.
+    /// It is a directory or a pipe, for example.
     #[error("it is not a regular file")]
     NotAFile,
     /// It is far larger than any key.
-    #[error("it has more than {MAX_SECRET} bytes, which no key has")]
+    #[error("it has more than {MAX_SECRET} bytes, too many for a key")]
     TooLarge,
-    /// The system does not let us read it.
+    /// It cannot be read.
     #[error("{0}")]
     Io(#[from] io::Error),
 }
 
-/// Loads the key from `data_dir`, making one when there is none.
+/// Loads the key from `data_dir`, creating one if there is none. The caller must hold the lock on the directory.
 ///
 /// # Errors
 ///
-/// When the file is damaged or readable by others (it is left as it is), or cannot be made.
+/// When the file is damaged or readable by others (it is left unchanged), or cannot be created.
 pub fn load_or_create(data_dir: &Path) -> Result<Keypair, IdentityError> {
     let path = data_dir.join(FILE_NAME);
     match load(&path) {
@@ -97,20 +97,20 @@ pub fn load_or_create(data_dir: &Path) -> Result<Keypair, IdentityError> {
 ///
 /// # Errors
 ///
-/// When there is none, or when it is damaged or readable by others.
+/// When the file is missing, damaged, or readable by others.
 pub fn load(path: &Path) -> Result<Keypair, IdentityError> {
     let bytes = read_secret(path).map_err(|problem| IdentityError::Unusable { path: path.to_owned(), problem })?;
     let damaged = |reason: &str| IdentityError::Damaged { path: path.to_owned(), reason: reason.into() };
     if bytes.is_empty() {
         return Err(damaged("it is empty"));
     }
-    // The decoder's own message speaks of key types that this build has left out.
+    // The decoder's own message mentions key types that this build leaves out.
     let key = Keypair::from_protobuf_encoding(&bytes).map_err(|_| damaged("it does not hold an Ed25519 key"))?;
-    key.clone().try_into_ed25519().map_err(|_| damaged("it holds a key of another type than Ed25519"))?;
+    key.clone().try_into_ed25519().map_err(|_| damaged("it holds a key of a type other than Ed25519"))?;
     Ok(key)
 }
 
-/// Writes a new key. Of two agents that start at once one wins, and the other reads its key.
+/// Writes a new key. If one exists by now, loads that one instead.
 fn create(path: &Path) -> Result<Keypair, IdentityError> {
     let error = |source| IdentityError::Create { path: path.to_owned(), source };
     let key = Keypair::generate_ed25519();
@@ -122,13 +122,13 @@ fn create(path: &Path) -> Result<Keypair, IdentityError> {
     }
 }
 
-/// Reads a file that holds a secret, when nobody may that this process does not share it with anyway: its owner, the
-/// groups that it is in (Kubernetes' `fsGroup`), root's. What systemd hands over ([`LoadCredential=`][1]) is private by an
-/// access control list, which the mode does not show.
+/// Reads a secret from a file that only its owner, the groups of this process (Kubernetes' `fsGroup`) and root's group
+/// can access. Credentials from systemd ([`LoadCredential=`][1]) are accepted whatever their mode: an access control
+/// list, which the mode does not show, keeps them private.
 ///
 /// [1]: https://systemd.io/CREDENTIALS/
 pub(crate) fn read_secret(path: &Path) -> Result<Vec<u8>, SecretError> {
-    // A pipe that nobody writes to must not be waited for.
+    // Opening a pipe without a writer must not block.
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
     let metadata = file.metadata()?;
@@ -148,13 +148,13 @@ pub(crate) fn read_secret(path: &Path) -> Result<Vec<u8>, SecretError> {
     Ok(bytes)
 }
 
-/// Whether this process is in the group, or it is root's.
+/// Whether this process is in the group, or the group is root's.
 fn is_own_group(group: u32) -> io::Result<bool> {
     let group = rustix::fs::Gid::from_raw(group);
     Ok(group.is_root() || group == rustix::process::getegid() || rustix::process::getgroups()?.contains(&group))
 }
 
-/// Whether systemd keeps the file for this service alone.
+/// Whether the file is one of this service's systemd credentials.
 fn is_credential(path: &Path) -> io::Result<bool> {
     let Some(folder) = std::env::var_os("CREDENTIALS_DIRECTORY") else { return Ok(false) };
     let Ok(folder) = Path::new(&folder).canonicalize() else { return Ok(false) };
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crash_left_behind_does_not_stop_the_next_start() {
+    fn a_draft_left_by_a_crash_does_not_stop_the_next_start() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("identity.new"), b"half a k").unwrap();
         let key = load_or_create(dir.path()).unwrap();
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_others_may_read_is_refused_and_left() {
+    fn a_key_that_others_can_access_is_refused_and_left_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         load_or_create(dir.path()).unwrap();
         let path = dir.path().join(FILE_NAME);
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_is_no_key_and_is_not_waited_for() {
+    fn a_pipe_is_refused_without_waiting_for_a_writer() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE_NAME);
         let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_key_is_refused_and_left() {
+    fn a_damaged_key_is_refused_and_left_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         load_or_create(dir.path()).unwrap();
         let path = dir.path().join(FILE_NAME);
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_folder_is_named() {
+    fn the_error_for_a_missing_folder_names_the_path() {
         let error = load_or_create(Path::new("/nonexistent/peerscope")).unwrap_err().to_string();
         assert!(error.contains("/nonexistent/peerscope/identity.key"), "{error}");
     }

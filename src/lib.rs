@@ -1,21 +1,21 @@
-//! Peerscope: a peer-to-peer agent that its operator can see into.
+//! Peerscope: an observable peer-to-peer agent.
 //!
-//! One binary joins a libp2p network, keeps data in an embedded store or in Redis, answers messages
-//! from its peers, and exposes everything that it does as Prometheus metrics.
+//! One binary joins a libp2p network, keeps data in an embedded store or in Redis, answers its peers'
+//! requests, and exports everything that it does as Prometheus metrics.
 //!
-//! The way in is [`node::Node`]: give it a [`config::Config`] and it binds every listener, serves, and
-//! shuts down in order. What it is made of, from the top down:
+//! The entry point is [`node::Node`]: given a [`config::Config`], it binds every listener, serves, and
+//! shuts down cleanly. Its parts, from the top down:
 //!
 //! - [`cli`]: the commands of the `peerscope` binary.
-//! - [`config`]: file, environment and flags, made into one valid [`config::Config`].
-//! - [`node`]: the composition root, and the one entry point of a peer's message.
-//! - [`control`]: the Unix socket through which the short commands talk to a running agent.
-//! - [`gateway`]: one Prometheus finds and scrapes every peer through one agent.
+//! - [`config`]: file, environment and flags, merged into one valid [`config::Config`].
+//! - [`node`]: the composition root, and the single entry point for peers' messages.
+//! - [`control`]: the Unix socket through which the short-lived commands talk to a running agent.
+//! - [`gateway`]: lets one Prometheus discover and scrape every peer through one agent.
 //! - [`network`]: the libp2p swarm and the framed link to each peer.
 //! - [`expose`]: other exporters on this machine, fetched for peers.
 //! - [`storage`]: `get`, `put` and `delete` on the embedded store or on Redis.
-//! - [`units`]: durations and sizes as people write them.
-//! - [`metrics`]: what is recorded, and the endpoint that shows it.
+//! - [`units`]: durations and sizes as written in the configuration.
+//! - [`metrics`]: the instruments, and the endpoint that exposes them.
 
 pub mod cli;
 pub mod config;

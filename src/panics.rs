@@ -1,4 +1,4 @@
-//! Panics that somebody waits for: redb asserts what it believes of its pages, and a damaged file shows in that way.
+//! Panics that a caller expects: redb asserts its assumptions about its pages, so a damaged file shows as a panic.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -8,7 +8,8 @@ thread_local! {
     static EXPECTED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Does `work`, and answers with what it panicked, if it does. No hook need say it: the caller does, in its own words.
+/// Runs `work` and returns its panic, if any, as an error. The panic hook need not report it: the caller does, in its
+/// own words.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
     let before = EXPECTED.replace(true);
     let outcome = catch_unwind(AssertUnwindSafe(work));
@@ -16,12 +17,12 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Sen
     outcome
 }
 
-/// Whether the panic of this thread is one that somebody waits for.
+/// Whether this thread runs inside [`caught`], so that a panic on it is expected.
 pub(crate) fn is_expected() -> bool {
     EXPECTED.get()
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(crate) fn text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("an internal check failed").to_owned()
@@ -32,15 +33,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_is_expected_only_where_somebody_waits_for_it() {
+    fn a_panic_is_expected_only_inside_caught() {
         assert!(!is_expected());
         let caught = caught(|| {
             assert!(is_expected());
-            let inner = super::caught(|| panic!("as it was told to")).unwrap_err();
+            let inner = super::caught(|| panic!("on purpose")).unwrap_err();
             assert!(is_expected());
             text(&*inner)
         });
-        assert_eq!(caught.unwrap(), "as it was told to");
+        assert_eq!(caught.unwrap(), "on purpose");
         assert!(!is_expected());
     }
 }

@@ -1,4 +1,5 @@
-//! The signals that ask the agent to stop, on a thread of their own: the second one ends the process, whatever hangs.
+//! The signals that stop the agent, handled on a thread of their own: the second one ends the process whatever else
+//! hangs.
 
 use std::io;
 use std::sync::{Arc, mpsc};
@@ -7,25 +8,25 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use tokio::sync::watch;
 
-/// A signal this soon after another one is its echo and not somebody's second wish: tools such as timeout(1) send the
-/// one signal twice, to the process and to its group.
+/// A signal this soon after the first is an echo of it, not a second request: tools such as timeout(1) send the same
+/// signal twice, to the process and to its group.
 const ECHO: Duration = Duration::from_millis(250);
 
-/// How long the last words may take.
+/// How long the callback for a second signal may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// SIGINT, SIGTERM and SIGHUP, which comes when a terminal is closed.
+/// SIGINT, SIGTERM and SIGHUP (sent when a terminal is closed).
 #[derive(Debug, Clone)]
 pub struct Signals(watch::Receiver<Option<&'static str>>);
 
 impl Signals {
-    /// From now on they do not end the process by themselves, and neither does SIGXFSZ, which comes with a write beyond
-    /// `ulimit -f`; that write then fails. When a second one comes, `again` is called with its name and the process ends
-    /// with the exit code that it answers.
+    /// Installs the handlers: these signals no longer end the process by themselves. Neither does SIGXFSZ, which a
+    /// write beyond `ulimit -f` raises; that write fails instead. On a second signal, `again` is called with its name,
+    /// and the process ends with the exit code that it returns.
     ///
     /// # Errors
     ///
-    /// When the system refuses the handlers, or the thread.
+    /// When the handlers cannot be installed or the thread cannot be started.
     pub fn start(again: impl Fn(&'static str) -> u8 + Send + Sync + 'static) -> io::Result<Self> {
         let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP, SIGXFSZ])?;
         let (sender, receiver) = watch::channel(None);
@@ -38,7 +39,7 @@ impl Signals {
                         first = Some(Instant::now());
                         sender.send_replace(Some(name));
                     }
-                    // However many come: who goes on asking has to be heard.
+                    // Measured from the first signal, so that repeating it cannot put off the end.
                     Some(first) if first.elapsed() < ECHO => {}
                     Some(_) => end(&again, name),
                 }
@@ -48,17 +49,17 @@ impl Signals {
         Ok(Self(receiver))
     }
 
-    /// Waits for the first of them and says its name.
+    /// Waits for the first signal and returns its name.
     pub async fn first(&mut self) -> &'static str {
         match self.0.wait_for(Option::is_some).await.map(|name| *name) {
             Ok(Some(name)) => name,
-            // The thread has no end. Without it nobody could stop the agent in order.
-            Ok(None) | Err(_) => "the end of the thread for signals",
+            // The thread never ends. Without it nothing could stop the agent cleanly.
+            Ok(None) | Err(_) => "the signal thread has ended",
         }
     }
 }
 
-/// Ends the process with what `again` answers; without that answer, if what it does hangs as well.
+/// Ends the process with the exit code that `again` returns, or with 1 if `again` hangs as well.
 fn end(again: &Arc<impl Fn(&'static str) -> u8 + Send + Sync + 'static>, name: &'static str) -> ! {
     let (answer, answered) = mpsc::channel();
     let ask = Arc::clone(again);

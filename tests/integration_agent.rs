@@ -1,5 +1,5 @@
-//! Stories of the whole agent: the built binary as real processes, with real peers and a real Redis. What
-//! it measures, and what real scrapers make of it, is told in `integration_metrics.rs`.
+//! Tests of the whole agent: the built binary as real processes, with real peers and a real Redis. Its metrics, and how
+//! real scrapers read them, are tested in `integration_metrics.rs`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

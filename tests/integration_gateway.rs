@@ -1,4 +1,4 @@
-//! Stories of the gateway: one Prometheus finds and scrapes every peer through one agent.
+//! Tests of the gateway: one Prometheus discovers and scrapes every peer through one agent.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

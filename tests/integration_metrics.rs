@@ -1,4 +1,4 @@
-//! Stories of the metrics: the endpoint over real sockets, and what real readers make of it.
+//! Tests of the metrics: the endpoint over real sockets, and what real scrapers read from it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -13,6 +13,8 @@ mod metrics {
     #[cfg(feature = "metrics-prometheus")]
     mod agent;
     mod docs;
+    #[cfg(feature = "metrics-prometheus")]
+    mod embedding;
     #[cfg(feature = "metrics-prometheus")]
     mod fixture;
     #[cfg(feature = "metrics-prometheus")]

@@ -1,4 +1,4 @@
-//! Stories of the network: what it promises to good peers, and what hostile ones cannot do to it.
+//! Tests of the network: what it promises to good peers, and what hostile peers cannot do to it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -10,7 +10,7 @@
 #[cfg(feature = "metrics-prometheus")]
 mod support;
 
-// What happened is read from the metrics, as an operator would.
+// The tests read what happened from the metrics, as an operator would.
 #[cfg(feature = "metrics-prometheus")]
 mod network {
     mod access;

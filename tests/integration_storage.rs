@@ -1,11 +1,11 @@
-//! Stories of the storage backends: one contract that both keep, and what is each one's own.
+//! Tests of the storage backends: one contract that both fulfil, and the behaviour specific to each.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    clippy::default_constructed_unit_structs, // Registry is one without metrics-prometheus
-    reason = "a test fails by panicking, in its helpers too"
+    clippy::default_constructed_unit_structs, // without metrics-prometheus, Registry is one
+    reason = "a test fails by panicking, also in its helpers"
 )]
 
 mod support;

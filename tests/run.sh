@@ -1,8 +1,8 @@
 #!/bin/sh
-# All tests, as `make test` and CI run them. Arguments go to the first `cargo test`.
+# Runs all tests, as `make test` and CI do. Arguments go to the first `cargo test`.
 #
-# tests/tools.sh first gets the programs that the tests run against (Redis, Prometheus, nftables, ...)
-# from Debian packages; as root, with sudo that asks for no password, or unpacked into target/tools.
+# tests/tools.sh first fetches the programs that the tests run against (Redis, Prometheus, nftables, ...) from
+# Debian packages. It installs them as root or with passwordless sudo, or else unpacks them into target/tools.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -12,7 +12,7 @@ eval "$tools"
 echo "tests: with the default features, documentation tests included" >&2
 cargo test --locked "$@"
 
-echo "tests: memory orders, with a model checker" >&2
+echo "tests: memory orderings, with a model checker" >&2
 RUSTFLAGS="--cfg loom" cargo test --locked --release --manifest-path loom/Cargo.toml --target-dir target/loom
 
 echo "tests: without metrics" >&2

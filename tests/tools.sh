@@ -1,27 +1,27 @@
 #!/bin/sh
-# Gets the programs that the tests run against, and prints `export` lines for them:
+# Fetches the programs that the tests run against, and prints `export` lines for them:
 #
 #     eval "$(tests/tools.sh)"
 #
-# - redis-server, redis-cli, nft and ip: installed by apt-get when they are missing and this is root (or
-#   sudo asks for no password); otherwise their Debian packages are unpacked into the tools folder. The
-#   server's binary comes from redis-tools: the package redis-server would add nothing but a service.
+# - redis-server, redis-cli, nft and ip: if missing, installed by apt-get as root or with passwordless sudo;
+#   otherwise their Debian packages are unpacked into the tools folder. The server's binary comes from
+#   redis-tools: the package redis-server would only add a service.
 # - prometheus with promtool, victoria-metrics, prometheus-node-exporter, prometheus-blackbox-exporter, haproxy
-#   and dnsdist: always unpacked, never installed, so that no service starts. The same two of Prometheus 3,
-#   which Debian 12 does not have, come from Debian's suite sid by way of this machine's own apt source: lists
-#   and packages stay in the tools folder, the machine's apt sees none of it, and apt checks sid's signature
-#   as it checks any other.
-# - the Python package prometheus-client, whose OpenMetrics parser is the strictest: into the tools folder.
+#   and dnsdist: always unpacked, never installed, so that no service starts. prometheus and promtool 3, which
+#   Debian 12 does not have, come from Debian's suite sid through this machine's own apt source: lists and
+#   packages stay in the tools folder, the machine's apt is not affected, and apt checks sid's signature as
+#   usual.
+# - the Python package prometheus-client, which has the strictest OpenMetrics parser: in the tools folder.
 #
-# The folder is $TEST_TOOLS_DIR, by default target/tools. A second run finds everything there. Who has a
-# program already names it: TEST_PROMETHEUS, TEST_PROMTOOL, TEST_PROMETHEUS_3, TEST_PROMTOOL_3,
+# The folder is $TEST_TOOLS_DIR, by default target/tools. A second run finds everything there. To use programs
+# that you already have, set their paths: TEST_PROMETHEUS, TEST_PROMTOOL, TEST_PROMETHEUS_3, TEST_PROMTOOL_3,
 # TEST_VICTORIA_METRICS, TEST_NODE_EXPORTER, TEST_BLACKBOX_EXPORTER, TEST_HAPROXY, TEST_DNSDIST.
-# Progress goes to stderr. What cannot be had ends the script with a message that says what to do.
+# Progress goes to stderr. If a program cannot be fetched, the script fails and says what to do.
 set -eu
 
 say() { echo "tools: $*" >&2; }
 
-# give_up MESSAGE...: each on a line of its own.
+# give_up LINE...: prints the lines and fails.
 give_up() {
     for line; do say "$line"; done
     exit 1
@@ -31,7 +31,7 @@ here=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 tools=${TEST_TOOLS_DIR:-$here/target/tools}
 mkdir -p "$tools"
 tools=$(CDPATH='' cd -- "$tools" && pwd)
-# System programs such as nft live in sbin, which is not on everybody's PATH.
+# System programs such as nft are in sbin, which is not on every user's PATH.
 path="$tools/root/usr/bin:$tools/root/usr/sbin:$tools/root/sbin:$tools/root/bin"
 PATH="$PATH:/usr/sbin:/sbin:$path"
 
@@ -52,15 +52,15 @@ update() {
     updated=yes
     [ $root = no ] && return
     say "apt-get update"
-    $as_root apt-get update -qq >&2 || say "apt-get update failed; going on with the lists that are there"
+    $as_root apt-get update -qq >&2 || say "apt-get update failed; using the existing package lists"
 }
 
-# unpack PACKAGE...: into the tools folder, without running anything of theirs.
+# unpack PACKAGE...: unpacks packages into the tools folder, without running their scripts.
 unpack() {
     update
     mkdir -p "$tools/packages" "$tools/root"
     for package; do
-        say "apt-get download $package, unpacked into $tools/root"
+        say "apt-get download $package, unpacking into $tools/root"
         (cd "$tools/packages" && apt-get download -qq "$package" >&2)
         for file in "$tools/packages/${package}_"*.deb; do
             dpkg -x "$file" "$tools/root"
@@ -68,7 +68,7 @@ unpack() {
     done
 }
 
-# needed PACKAGE: the package, and what it depends on and this machine does not have.
+# needed PACKAGE: prints the package and its dependencies that this machine does not have.
 needed() {
     echo "$1"
     apt-get install --simulate -qq --no-install-recommends "$1" |
@@ -93,12 +93,12 @@ if [ -n "$missing" ]; then
     fi
 fi
 if ! command -v redis-server >/dev/null 2>&1; then
-    # One binary under two names: it is a server when it is called like one.
+    # One binary under two names: called as redis-server, it is the server.
     mkdir -p "$tools/root/usr/bin"
     ln -sf "$(command -v redis-check-rdb)" "$tools/root/usr/bin/redis-server"
 fi
 
-# libraries: where those in the tools folder are, into the variable of that name.
+# libraries: sets the variable of that name to the library directories in the tools folder.
 libraries() {
     libraries=''
     for directory in "$tools"/root/usr/lib/*-linux-gnu "$tools"/root/lib/*-linux-gnu; do
@@ -106,20 +106,20 @@ libraries() {
     done
 }
 
-# runs PROGRAM [FLAG]: it is there and whole, and the libraries of this machine are new enough for it.
+# runs PROGRAM [FLAG]: whether the program exists and runs with the libraries of this machine.
 runs() {
     libraries
     [ -x "$1" ] && LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-}$libraries" "$1" "${2:---version}" >/dev/null 2>&1
 }
 
-# have PROGRAM VARIABLE PACKAGE [FLAG]: unpacks the package when the program does not run yet. FLAG has it tell its version.
+# have PROGRAM VARIABLE PACKAGE [FLAG]: unpacks the package if the program does not run yet. FLAG prints its version.
 have() {
     runs "$1" "${4:-}" && return
     update
     # shellcheck disable=SC2046
     unpack $(needed "$3") || say "apt-get cannot download $3"
-    runs "$1" "${4:-}" || give_up "no $1 that runs here" \
-        "put the program of the Debian package $3 on this machine, and its path into $2"
+    runs "$1" "${4:-}" || give_up "$1 is missing or does not run here" \
+        "install the program of the Debian package $3 and set $2 to its path"
 }
 
 prometheus=${TEST_PROMETHEUS:-$tools/root/usr/bin/prometheus}
@@ -137,14 +137,14 @@ dnsdist=${TEST_DNSDIST:-$tools/root/usr/bin/dnsdist}
 have "$haproxy" TEST_HAPROXY haproxy -v
 have "$dnsdist" TEST_DNSDIST dnsdist
 
-# sid_source DIRECTORY: this machine's first apt source of a Debian release, with its address, its keys and
-# its other options, but for the suite sid. Prints the file that it wrote.
+# sid_source DIRECTORY: writes a copy of this machine's first apt source of a Debian release, with its address,
+# keys and other options, but for the suite sid. Prints the name of the file.
 sid_source() {
     sourcelist='' sourceparts=''
     eval "$(apt-config shell sourcelist Dir::Etc::sourcelist/f sourceparts Dir::Etc::sourceparts/d)"
     suites="stable oldstable testing unstable sid $(. /etc/os-release && echo "${VERSION_CODENAME:-}")"
 
-    # One source a line: deb [OPTIONS] ADDRESS SUITE COMPONENT...
+    # One source per line: deb [OPTIONS] ADDRESS SUITE COMPONENT...
     for file in "$sourcelist" "$sourceparts"/*.list; do
         [ -r "$file" ] || continue
         awk -v suites="$suites" '
@@ -160,8 +160,8 @@ sid_source() {
         [ -s "$1/sid.list" ] && echo "$1/sid.list" && return
     done
 
-    # Paragraphs of fields (deb822); a line that begins with a space belongs to the field above it, such as
-    # the lines of a key.
+    # Paragraphs of fields (deb822). A line that begins with a space continues the field above it, as the lines
+    # of a key do.
     for file in "$sourceparts"/*.sources; do
         [ -r "$file" ] || continue
         awk -v suites="$suites" '
@@ -192,16 +192,16 @@ sid_source() {
     return 1
 }
 
-# unpack_from_sid PACKAGE...: into a root of its own, whose libraries no other program meets.
+# unpack_from_sid PACKAGE...: unpacks into a root of its own, whose libraries no other program uses.
 unpack_from_sid() {
     work=$tools/sid/apt
     rm -rf "$work"
     mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/packages" "$work/nothing"
     source=$(sid_source "$work") || {
-        say "no apt source of a Debian release in $(apt-config dump Dir::Etc::sourcelist) or beside it"
+        say "no apt source of a Debian release in $(apt-config dump Dir::Etc::sourcelist) or next to it"
         return 1
     }
-    # Only sid counts: no pin, no default release, no installed package and no hook of the machine.
+    # Uses only sid: no pins, default release, installed packages or hooks of the machine.
     cat >"$work/apt.conf" <<END
 Dir::Etc::sourcelist "$source";
 Dir::Etc::sourceparts "$work/nothing";
@@ -220,10 +220,10 @@ Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 END
     say "apt-get update with $source"
     if ! apt-get update -qq -c "$work/apt.conf" >&2; then
-        say "if its signature could not be checked, install a newer debian-archive-keyring"
+        say "if the signature could not be checked, install a newer debian-archive-keyring"
         return 1
     fi
-    say "apt-get download $* from sid, unpacked into $tools/sid/root"
+    say "apt-get download $* from sid, unpacking into $tools/sid/root"
     (cd "$work/packages" && apt-get download -qq -c "$work/apt.conf" "$@" >&2) || return 1
     for file in "$work/packages"/*.deb; do
         dpkg -x "$file" "$tools/sid/root" || return 1
@@ -234,10 +234,10 @@ END
 prometheus_3=${TEST_PROMETHEUS_3:-$tools/sid/root/usr/bin/prometheus}
 promtool_3=${TEST_PROMTOOL_3:-$tools/sid/root/usr/bin/promtool}
 if ! runs "$prometheus_3" || ! runs "$promtool_3"; then
-    unpack_from_sid prometheus promtool || say "Prometheus cannot be had from Debian sid"
-    runs "$prometheus_3" && runs "$promtool_3" || give_up "no Prometheus 3 that runs here" \
-        "put prometheus and promtool of a release 3.x on this machine, and their paths into" \
-        "TEST_PROMETHEUS_3 and TEST_PROMTOOL_3"
+    unpack_from_sid prometheus promtool || say "cannot get Prometheus from Debian sid"
+    runs "$prometheus_3" && runs "$promtool_3" || give_up "Prometheus 3 is missing or does not run here" \
+        "install prometheus and promtool of a 3.x release and set TEST_PROMETHEUS_3 and TEST_PROMTOOL_3" \
+        "to their paths"
 fi
 
 if ! PYTHONPATH="$tools/python" python3 -c 'import prometheus_client.openmetrics.parser' 2>/dev/null; then

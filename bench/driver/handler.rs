@@ -1,6 +1,5 @@
-//! A message in memory: a request's bytes are decoded, the node's handler does what they ask, the answer is encoded.
-//! No socket, no cryptography, no task switch: the least that a message can cost, so the largest share that recording
-//! can have.
+//! A message in memory: decode a request, let the node's handler execute it, encode the answer. Without socket,
+//! cryptography or task switch, this is the least that a message can cost, so recording has its largest possible share.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -39,7 +38,7 @@ pub(super) fn run(get: bool, count: usize) -> Result<f64> {
     })
 }
 
-/// Requests as they come from the socket.
+/// Encoded requests, as received from a socket.
 fn wire(get: bool) -> Vec<Vec<u8>> {
     let frame = |number: usize| {
         let request = match get {
@@ -65,11 +64,11 @@ impl Exchange {
         let room = self.reader.room().get_mut(..wire.len()).ok_or("no room for a request")?;
         room.copy_from_slice(wire);
         self.reader.filled(wire.len());
-        let frame = self.reader.next_frame::<RequestFrame>()?.ok_or("half a frame")?;
+        let frame = self.reader.next_frame::<RequestFrame>()?.ok_or("incomplete frame")?;
         let request = match frame.body {
             Some(RequestBody::Get(key)) => Request::Get { key },
             Some(RequestBody::Ping(payload)) => Request::Ping { payload },
-            _ => return Err("a request that was not made here".into()),
+            _ => return Err("unexpected request".into()),
         };
         let answer = self.handler.handle(self.peer, request).await;
         let outcome = answer.result.as_ref().map(drop).map_err(|error| error.code);
@@ -77,7 +76,7 @@ impl Exchange {
         encode(&ResponseFrame { id: frame.id, body: Some(answer.result.into()) }, &mut self.output);
         answer.receipt.complete(outcome);
         if outcome.is_err() || self.output.len() < PAYLOAD {
-            return Err("the handler did not answer what was asked".into());
+            return Err("the handler did not answer the request".into());
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
-//! A message over the link: two agents in one process, each with its store, its handler and its network, connected over
-//! loopback by TCP, Noise and Yamux. What one round trip costs both of them, each with its own metrics: the answering
-//! side's, the asking side's, and libp2p's.
+//! A message over the link between two agents in one process, each with its store, handler and network, over loopback
+//! TCP, Noise and Yamux. A round trip includes the metrics of both: those of the answering side, the requesting side
+//! and libp2p.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,8 +35,8 @@ pub(super) fn run(runtime: &Runtime, get: bool, in_flight: usize, count: usize) 
     })
 }
 
-/// What a node is made of, but for its identity's file, its sockets for people and its `process_*` metrics: the last are
-/// read through the vDSO in a way that Valgrind does not support.
+/// The parts of a node, without the identity file, the endpoint, the control socket and the `process_*` metrics, which
+/// are read through the vDSO in a way that Valgrind does not support.
 async fn agent(config: Config) -> Result<(Network, PeerId, TempDir)> {
     let registry = Registry::default();
     let agent = AgentInfo { peer_id: "bench".into(), name: "bench".into() };
@@ -64,7 +64,7 @@ async fn connect(network: &Network, peer: PeerId) -> Result<()> {
     Ok(tokio::time::timeout(Duration::from_secs(30), ready).await?)
 }
 
-/// `in_flight` tasks that together make `count` requests, one after the other.
+/// `in_flight` tasks that together make `count` requests, each task one at a time.
 async fn callers(network: &Network, peer: PeerId, get: bool, in_flight: usize, count: usize) -> Result<()> {
     let tasks: Vec<_> = (0..in_flight)
         .map(|caller| {
@@ -77,7 +77,7 @@ async fn callers(network: &Network, peer: PeerId, get: bool, in_flight: usize, c
                     };
                     match network.request(peer, request).await? {
                         Response::Pong(bytes) | Response::Value(Some(bytes)) if bytes.len() == PAYLOAD => {}
-                        other => return Err(format!("an answer that does not fit: {other:?}").into()),
+                        other => return Err(format!("unexpected answer: {other:?}").into()),
                     }
                 }
                 Result::Ok(())

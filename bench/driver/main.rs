@@ -1,6 +1,6 @@
-//! What `peerscope-bench overhead` measures, in a program small enough to build twice: with the cargo feature
-//! `metrics-prometheus` and without. `overhead-driver CASE COUNT` does the case's operation COUNT times, after a fixed
-//! number of times to warm up, and prints the nanoseconds that one took.
+//! The cases of `peerscope-bench overhead`, in a program small enough to build twice: with and without the cargo
+//! feature `metrics-prometheus`. `overhead-driver CASE COUNT` warms up, runs the case's operation COUNT times and
+//! prints the nanoseconds per operation.
 
 mod handler;
 mod link;
@@ -14,9 +14,9 @@ use tokio::runtime::{Builder, Runtime};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// The bytes of a payload or value.
+/// The size of a payload or value, in bytes.
 const PAYLOAD: usize = 256;
-/// How many keys there are.
+/// The number of keys.
 const KEYS: usize = 1000;
 
 fn main() -> ExitCode {
@@ -48,7 +48,7 @@ fn run(case: &str, count: usize) -> Result<f64> {
         "storage-get" => storage::get(count),
         "storage-put-1" => storage::put(1, count),
         "storage-put-64" => storage::put(64, count),
-        _ => Err(format!("no case `{case}`").into()),
+        _ => Err(format!("unknown case `{case}`").into()),
     }
 }
 
@@ -57,7 +57,7 @@ fn one_thread() -> Result<Runtime> {
     Ok(Builder::new_current_thread().enable_all().build()?)
 }
 
-/// As in the product, where callers and the connection's task meet on different threads.
+/// As in the agent, where callers and the connection's task run on different threads.
 fn two_threads() -> Result<Runtime> {
     Ok(Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
@@ -70,7 +70,7 @@ fn key(number: usize) -> bytes::Bytes {
     format!("key-{:06}", number % KEYS).into()
 }
 
-/// Nanoseconds since `begin`, for each of `count`.
+/// The nanoseconds since `begin` per operation, of `count` operations.
 fn per_operation(begin: Instant, count: usize) -> f64 {
     begin.elapsed().as_nanos() as f64 / count as f64
 }

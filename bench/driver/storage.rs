@@ -1,4 +1,4 @@
-//! An operation on the embedded store, by the agent's own way to it.
+//! An operation on the embedded store through `Storage`, as in the agent.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use super::{KEYS, PAYLOAD, Result, collector, key, one_thread, per_operation};
 
 const WARM_UP: usize = 640;
 
-/// A store that holds every key, and its folder.
+/// A store with every key, and its folder.
 pub(super) async fn open(metrics: MetricsCollector) -> Result<(Storage, TempDir)> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("store.redb");
@@ -29,7 +29,7 @@ pub(super) fn get(count: usize) -> Result<f64> {
             for key in keys.iter().cycle().take(count) {
                 let value = storage.get(key).await?;
                 if value.is_none_or(|value| value.len() != PAYLOAD) {
-                    return Err("a get did not answer what was put".into());
+                    return Err("a get did not return the value that was put".into());
                 }
             }
             Result::Ok(())
@@ -43,7 +43,7 @@ pub(super) fn get(count: usize) -> Result<f64> {
     })
 }
 
-/// Puts in rounds: in each, `callers` put one value and wait until all are durable.
+/// Puts in rounds: in each, `callers` callers put one value each and wait until all are durable.
 pub(super) fn put(callers: usize, count: usize) -> Result<f64> {
     one_thread()?.block_on(async {
         let (storage, _dir) = open(collector()).await?;

@@ -1,20 +1,20 @@
-//! Builds of this workspace that a run makes for itself.
+//! Builds programs of this workspace for a run.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Result;
 
-/// The workspace that this bench was built from.
+/// The workspace of this bench.
 const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// The target directory that this bench was built in: it stands in `TARGET/release`.
+/// The target directory of this bench, which is in `TARGET/release`.
 pub(crate) fn target_dir() -> Result<PathBuf> {
     let exe = std::env::current_exe()?;
     Ok(exe.parent().and_then(Path::parent).ok_or("the bench is not in a target directory")?.to_owned())
 }
 
-/// Builds the program `bin` as a release build does, and returns where it is.
+/// Builds the program `bin` in release mode and returns its path.
 pub(crate) fn build(bin: &str, arguments: &[&str]) -> Result<PathBuf> {
     let target = target_dir()?;
     eprintln!("building {bin} {}", arguments.join(" "));

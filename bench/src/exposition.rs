@@ -1,5 +1,5 @@
-//! Reads what contenders write, to see that they did the work, and to give one contender the families of another. Only
-//! what these pages hold: no exemplars, no timestamps.
+//! Parses the contenders' pages, to verify their work and to give one contender the families of another. Supports only
+//! what these pages contain: no exemplars and no timestamps.
 
 use crate::Result;
 
@@ -34,7 +34,7 @@ impl<'a> Line<'a> {
     }
 }
 
-/// The first quote that no backslash stands before.
+/// The first quote that is not escaped by a backslash.
 fn closing_quote(text: &str) -> Option<usize> {
     let mut escaped = false;
     text.find(|char| {
@@ -49,22 +49,22 @@ pub(crate) fn samples(page: &str) -> impl Iterator<Item = Result<Line<'_>>> {
     page.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(Line::parse)
 }
 
-/// How many messages a delimited protobuf holds; an error when its lengths do not add up.
+/// The number of messages in a delimited protobuf page; an error if the lengths do not add up.
 pub(crate) fn messages(mut bytes: &[u8]) -> Result<usize> {
     let mut count = 0;
     while !bytes.is_empty() {
         let mut length = 0_usize;
         let mut shift = 0;
         loop {
-            let (&byte, rest) = bytes.split_first().ok_or("a length is cut off")?;
+            let (&byte, rest) = bytes.split_first().ok_or("truncated length prefix")?;
             bytes = rest;
-            length |= usize::from(byte & 0x7f).checked_shl(shift).ok_or("a length is too long")?;
+            length |= usize::from(byte & 0x7f).checked_shl(shift).ok_or("overlong length prefix")?;
             shift += 7;
             if byte < 0x80 {
                 break;
             }
         }
-        bytes = bytes.get(length..).ok_or("a message is cut off")?;
+        bytes = bytes.get(length..).ok_or("truncated message")?;
         count += 1;
     }
     Ok(count)

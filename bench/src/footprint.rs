@@ -1,4 +1,4 @@
-//! What an idle agent takes: its memory, the time from start to the first scrape, the size of its program.
+//! The footprint of an idle agent: its program's size, the time from start to the first scrape, and its memory.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -11,7 +11,7 @@ use crate::process::Process;
 use crate::report::{OURS, Report, Unit};
 use crate::{Plan, Result, cargo};
 
-/// How long the agent is left alone before its memory is read.
+/// How long to wait before reading the agent's memory.
 const SETTLE: Duration = Duration::from_secs(3);
 /// How long a start may take.
 const START: Duration = Duration::from_secs(10);
@@ -19,7 +19,7 @@ const START: Duration = Duration::from_secs(10);
 pub(crate) fn run(plan: &Plan) -> Result<Report> {
     let agent = cargo::build("peerscope", &["-p", "peerscope"])?;
     let mut report = Report::new("footprint");
-    // The release profile strips it.
+    // Stripped, by the release profile.
     report.add("size of the program", OURS, Unit::MiB, mebibytes(fs::metadata(&agent)?.len()));
     for round in 1..=plan.rounds {
         eprintln!("round {round} of {}", plan.rounds);
@@ -36,9 +36,9 @@ pub(crate) fn run(plan: &Plan) -> Result<Report> {
     Ok(report)
 }
 
-/// Starts an agent, and scrapes it as soon as it can be scraped.
+/// Starts an agent and scrapes it as soon as possible.
 fn start(agent: &Path, dir: &Path) -> Result<(Process, Duration)> {
-    // Another process could take it before the agent does; then the scrape below is not the agent's and is refused.
+    // Another process could take the port before the agent does; the check of the page below would then fail.
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let mut command = Command::new(agent);
     command.args(["run", "--listen", "/ip4/127.0.0.1/tcp/0", "--metrics-port", &address.port().to_string()]);
@@ -55,7 +55,7 @@ fn start(agent: &Path, dir: &Path) -> Result<(Process, Duration)> {
             return Ok((process, taken));
         }
         if begin.elapsed() > START {
-            return Err(format!("the agent cannot be scraped {START:?} after its start").into());
+            return Err(format!("the agent cannot be scraped within {START:?} of its start").into());
         }
         std::thread::sleep(Duration::from_micros(200));
     }

@@ -1,4 +1,4 @@
-//! Peerscope measured side by side with what one would use in its place. `bench/README.md` says what each case means.
+//! Measures Peerscope side by side with the usual alternatives. `bench/README.md` describes each case.
 
 mod cargo;
 mod encode;
@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
-/// Whatever goes wrong ends the run with one line on stderr.
+/// Any error ends the run with one line on stderr.
 pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
@@ -34,31 +34,32 @@ struct Args {
     /// What to measure.
     #[arg(required_unless_present = "serve")]
     bench: Option<Bench>,
-    /// Print one JSON object a line in place of the table.
+    /// Print one JSON object per line instead of a table.
     #[arg(long)]
     json: bool,
-    /// How many times every contender is measured; the median is quoted.
+    /// How many times to measure every contender; the median is reported.
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// Three short rounds: to see that everything works, not to quote.
+    /// Run three short rounds to check that everything works; do not quote these figures.
     #[arg(long)]
     quick: bool,
-    /// Measure only this contender; may be repeated.
+    /// Measure only this contender (may be repeated).
     #[arg(long, value_name = "WHO")]
     only: Vec<String>,
-    /// Measure only the cases whose name contains this; may be repeated.
+    /// Measure only the cases whose names contain this text (may be repeated).
     #[arg(long, value_name = "CASE")]
     case: Vec<String>,
-    /// How many peers `fleet`, `steady` and `soak` have; several sizes are measured one after the other.
+    /// The number of peers of `fleet`, `steady` and `soak`; several sizes are measured in turn.
     #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=10_000))]
     peers: Vec<u32>,
-    /// How many scrapes `soak` makes: 200 peers are scraped 48,000 times in an hour.
+    /// The number of scrapes of `soak`; 200 peers scraped every 15 s make 48,000 an hour.
     #[arg(long, value_name = "N", default_value_t = 480_000)]
     scrapes: usize,
-    /// The server side of a contender, started by the bench itself: prints its address, ends when its stdin closes.
+    /// Runs the server side of a contender, which the bench starts itself. It prints its address and ends when its
+    /// stdin closes.
     #[arg(long, hide = true, value_name = "CONTENDER")]
     serve: Option<String>,
-    /// Where the contender's broker is.
+    /// An argument of the server side, such as its broker's address.
     #[arg(long, hide = true, value_name = "ADDRESS", requires = "serve")]
     at: Option<String>,
 }
@@ -67,27 +68,27 @@ struct Args {
 enum Bench {
     /// Requests between two processes over loopback.
     Messages,
-    /// Durable puts and gets, on the embedded store and on Redis.
+    /// Puts and gets on the embedded store (durable) and on Redis.
     Storage,
-    /// The same paths with and without metrics, in time and in instructions (needs valgrind).
+    /// The time and instructions that metrics add to the same paths (needs valgrind).
     Overhead,
-    /// What recording one event costs, in memory.
+    /// The cost of recording one event, in memory.
     Record,
-    /// What writing a page costs, in memory.
+    /// The cost of writing a metrics page, in memory.
     Encode,
-    /// Whole scrapes over loopback, and what they do to a thread that records meanwhile.
+    /// Complete scrapes over loopback, and their effect on a recording thread.
     Endpoint,
-    /// A gateway's peers scraped through it, over plain HTTP, and over bare substreams.
+    /// Scrapes of a fleet through a gateway, over plain HTTP and over bare substreams.
     Fleet,
-    /// A gateway on one core whose peers are scraped every 15 s.
+    /// A gateway on one core, with every peer scraped every 15 s.
     Steady,
-    /// Hours' worth of scrapes while peers come and go, and what the gateway holds meanwhile.
+    /// Hours' worth of scrapes while peers come and go, and the gateway's resources meanwhile.
     Soak,
-    /// Memory, time to the first scrape, and size of an idle agent.
+    /// Program size, time to the first scrape, and memory of an idle agent.
     Footprint,
 }
 
-/// How long and how often to measure, and what.
+/// What to measure, how long and how often.
 pub(crate) struct Plan {
     pub(crate) rounds: u32,
     pub(crate) quick: bool,
@@ -153,7 +154,7 @@ fn run(args: &Args) -> Result<()> {
     report.print(args.json)
 }
 
-/// How many peers, as told or as usual.
+/// The sizes from `--peers`, by default `usual`.
 fn sizes(args: &Args, usual: &[u32]) -> Vec<usize> {
     let told = if args.peers.is_empty() { usual } else { &args.peers };
     told.iter().map(|&size| size as usize).collect()

@@ -6,7 +6,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::{Error, Result};
 
-/// What one contender did in one round.
+/// The figures of one contender in one round.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Round {
     pub(crate) per_second: f64,
@@ -14,7 +14,7 @@ pub(crate) struct Round {
     pub(crate) p99_us: f64,
 }
 
-/// The window in which operations count: those that end after `from` and before `to`.
+/// The window of a measurement: operations that end in `from..to` count.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Window {
     pub(crate) from: Instant,
@@ -31,10 +31,10 @@ impl Window {
         self.from <= end && end < self.to
     }
 
-    /// Sums up the durations, in nanoseconds, of the operations that ended in the window.
+    /// The figures for operations that ended in the window, from their durations in nanoseconds.
     pub(crate) fn round(&self, mut nanos: Vec<u32>) -> Result<Round> {
         if nanos.is_empty() {
-            return Err("no operation ended within the round".into());
+            return Err("no operation finished within the round".into());
         }
         nanos.sort_unstable();
         let quantile = |q: f64| {
@@ -54,7 +54,7 @@ pub(crate) fn nanos(duration: Duration) -> u32 {
     u32::try_from(duration.as_nanos()).unwrap_or(u32::MAX)
 }
 
-/// The processor time that a thread or a process has had.
+/// The processor time that a thread or process has used.
 pub(crate) fn cpu_time(of: ClockId) -> Duration {
     let time = clock_gettime(of);
     // Neither part is ever negative.
@@ -95,7 +95,7 @@ where
     window.round(all)
 }
 
-/// As [`closed_loop`], with a thread a caller: for what blocks.
+/// Like [`closed_loop`] with a thread per caller, for operations that block.
 pub(crate) fn closed_loop_of_threads(
     callers: usize,
     window: Window,
@@ -127,7 +127,7 @@ pub(crate) fn closed_loop_of_threads(
     window.round(all)
 }
 
-/// The middle value; of an even number of values, the mean of the two in the middle.
+/// The median; for an even number of values, the mean of the middle two. NaN without values.
 pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -141,14 +141,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn median_of_odd_and_even_counts() {
+    fn the_median_of_an_odd_and_an_even_number_of_values() {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), 2.5);
         assert!(median(&[]).is_nan());
     }
 
     #[test]
-    fn a_round_counts_and_ranks() {
+    fn a_round_has_throughput_and_quantiles() {
         let window = Window::new(Duration::ZERO, Duration::from_secs(2));
         let round = window.round((1..=101).map(|us| us * 1000).collect()).unwrap();
         assert_eq!((round.per_second, round.p50_us, round.p99_us), (50.5, 51.0, 100.0));

@@ -1,5 +1,5 @@
-//! What recording costs: the same paths in two builds, with the cargo feature `metrics-prometheus` and without, as
-//! time on the clock, interleaved, and as instructions counted by callgrind.
+//! The cost of recording: the same paths in two builds, with and without the cargo feature `metrics-prometheus`,
+//! measured as wall-clock time, interleaved, and as instructions counted by callgrind.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,14 @@ const OFF: &str = "peerscope, metrics off";
 
 /// One path through the driver.
 struct Case {
-    /// How the driver calls it.
+    /// The driver's name for it.
     name: &'static str,
-    /// How the report calls it.
+    /// The report's name for it.
     shown: &'static str,
     /// Operations of one timed run: about half a second.
     timed: usize,
-    /// Operations of the shorter and the longer counted run, whose difference leaves out start, set-up and end. `None`
-    /// where threads race, so that a count would differ from run to run.
+    /// Operations of the shorter and the longer counted run, whose difference excludes start, set-up and end. `None` if
+    /// threads race, because the count would then differ between runs.
     counted: Option<[usize; 2]>,
 }
 
@@ -41,7 +41,7 @@ const CASES: [Case; 9] = [
     Case { name: "storage-put-64", shown: "storage, put, 64 callers", timed: 64_000, counted: Some([640, 7_040]) },
 ];
 
-/// The driver, built both ways.
+/// The driver's two builds.
 struct Drivers {
     on: PathBuf,
     off: PathBuf,
@@ -51,7 +51,7 @@ impl Drivers {
     fn build() -> Result<Self> {
         let folder = cargo::target_dir()?.join("overhead");
         let build = |name: &str, arguments: &[&str]| {
-            // Both builds have the same name in the target directory: each is put aside under its own.
+            // Both builds have the same path in the target directory, so each is copied to its own.
             let built = cargo::build("overhead-driver", arguments)?;
             let path = folder.join(name).join("overhead-driver");
             fs::create_dir_all(folder.join(name))?;
@@ -72,7 +72,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Report> {
     for round in 1..=plan.rounds {
         eprintln!("round {round} of {}", plan.rounds);
         for case in CASES.iter().filter(|case| plan.wants_case(case.shown)) {
-            // Who goes first changes from round to round: a machine that gets slower or faster favours neither.
+            // The order alternates between rounds, so that a machine that slows down or speeds up favours neither.
             let time = |driver| nanos(driver, case.name, case.timed / share);
             let (on, off) = match round % 2 {
                 0 => (time(&drivers.on)?, time(&drivers.off)?),
@@ -83,7 +83,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Report> {
             };
             report.add(case.shown, OURS, Unit::Nanoseconds, on);
             report.add(case.shown, OFF, Unit::Nanoseconds, off);
-            // Of neighbours in time, so that slow drifts of the machine cancel out.
+            // Of runs next to each other, so that slow drifts of the machine cancel out.
             report.add(case.shown, OURS, Unit::PercentOfTime, percent_more(on, off));
         }
     }
@@ -103,7 +103,7 @@ fn percent_more(on: f64, off: f64) -> f64 {
     (on - off) / off * 100.0
 }
 
-/// What the driver prints.
+/// The nanoseconds per operation, as printed by the driver.
 fn nanos(driver: &Path, case: &str, count: usize) -> Result<f64> {
     let output = Command::new(driver).arg(case).arg(count.to_string()).output()?;
     let printed = String::from_utf8_lossy(&output.stdout);
@@ -119,7 +119,7 @@ fn instructions_per_operation(driver: &Path, case: &str, counts: [usize; 2]) -> 
     Ok(difference / (more - fewer) as f64)
 }
 
-/// The instructions of a whole run, of all its threads, without those of the kernel.
+/// The instructions of a whole run, of all threads, without the kernel.
 fn instructions(driver: &Path, case: &str, count: usize) -> Result<f64> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
@@ -127,7 +127,7 @@ fn instructions(driver: &Path, case: &str, count: usize) -> Result<f64> {
         .arg(case)
         .arg(count.to_string())
         .output()
-        .map_err(|error| format!("cannot start valgrind: {error}; Debian has it in `valgrind`"))?;
+        .map_err(|error| format!("cannot start valgrind: {error}; on Debian, install `valgrind`"))?;
     let messages = String::from_utf8_lossy(&output.stderr);
     match collected(&messages) {
         Some(count) if output.status.success() => Ok(count),
@@ -135,7 +135,7 @@ fn instructions(driver: &Path, case: &str, count: usize) -> Result<f64> {
     }
 }
 
-/// The count in callgrind's closing line, `==PID== Collected : 12345`.
+/// The count in callgrind's final line, `==PID== Collected : 12345`.
 fn collected(messages: &str) -> Option<f64> {
     let (_, rest) = messages.rsplit_once("Collected :")?;
     rest.split_whitespace().next()?.parse().ok()
@@ -146,20 +146,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn overhead_is_a_share_of_the_build_without() {
+    fn overhead_is_relative_to_the_build_without_metrics() {
         assert_eq!(percent_more(202.0, 200.0), 1.0);
         assert_eq!(percent_more(198.0, 200.0), -1.0);
     }
 
     #[test]
-    fn the_count_is_found_in_what_callgrind_says() {
-        let said = "==7== Events    : Ir\n==7== Collected : 1234567\n==7==\n==7== I   refs:      1,234,567\n";
-        assert_eq!(collected(said), Some(1_234_567.0));
+    fn the_count_is_found_in_the_output_of_callgrind() {
+        let output = "==7== Events    : Ir\n==7== Collected : 1234567\n==7==\n==7== I   refs:      1,234,567\n";
+        assert_eq!(collected(output), Some(1_234_567.0));
         assert_eq!(collected("==7== Fatal error"), None);
     }
 
     #[test]
-    fn longer_counted_runs_are_longer_and_puts_come_in_whole_rounds() {
+    fn the_longer_counted_run_has_more_operations_and_puts_fill_whole_rounds() {
         for case in &CASES {
             assert!(case.counted.is_none_or(|[fewer, more]| fewer < more), "{}", case.name);
             if case.name == "storage-put-64" {

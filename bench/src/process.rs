@@ -1,4 +1,4 @@
-//! The processes that a run starts: each is ended, by its own handle, when its guard is dropped.
+//! The processes that a run starts. Each is killed when its [`Process`] is dropped.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 
-/// The clock in which `/proc/PID/stat` counts: `USER_HZ`, which Linux keeps at 100 for all programs.
+/// The unit of the times in `/proc/PID/stat`: `USER_HZ`, which is 100 for all programs on Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// A child process that does not outlive the run.
@@ -23,16 +23,16 @@ impl Process {
         self.0.id()
     }
 
-    /// The processor time that it has had so far, in seconds.
+    /// The processor time used so far, in seconds.
     pub(crate) fn cpu(&self) -> Result<f64> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
-        ticks(&stat).map(|ticks| ticks / TICKS_PER_SECOND).ok_or_else(|| "no times in the process's stat".into())
+        ticks(&stat).map(|ticks| ticks / TICKS_PER_SECOND).ok_or_else(|| "/proc/PID/stat has no processor times".into())
     }
 
     /// Its resident memory, in bytes.
     pub(crate) fn resident(&self) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
-        Ok(resident(&status).ok_or("no VmRSS in the process's status")? * 1024)
+        Ok(resident(&status).ok_or("/proc/PID/status has no VmRSS")? * 1024)
     }
 }
 
@@ -42,7 +42,7 @@ fn resident(status: &str) -> Option<u64> {
     rest.split_whitespace().next()?.parse().ok()
 }
 
-/// User and system time in a `/proc/PID/stat`: fields 14 and 15 of proc(5), the 12th and 13th behind the name.
+/// User plus system time in `/proc/PID/stat`: fields 14 and 15 of proc(5), the 12th and 13th after the name.
 fn ticks(stat: &str) -> Option<f64> {
     let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
     Some(fields.next()?.parse::<f64>().ok()? + fields.next()?.parse::<f64>().ok()?)
@@ -50,13 +50,13 @@ fn ticks(stat: &str) -> Option<f64> {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended by itself; there is nothing to do about that here.
+        // It may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Starts this binary as the server side of `contender`, and returns the address that it prints.
+/// Starts this binary as the server side of `contender` and returns the address that it prints.
 pub(crate) fn serve(contender: &str, at: Option<&str>) -> Result<(Process, String)> {
     let (process, _, address) = start(contender, at)?;
     Ok((process, address))
@@ -78,7 +78,7 @@ fn start(contender: &str, at: Option<&str>) -> Result<(Process, BufReader<ChildS
     Ok((process, stdout, address.trim().to_owned()))
 }
 
-/// A server side that answers questions about itself, a line each.
+/// A server side that answers questions, one per line.
 pub(crate) struct Server {
     pub(crate) process: Process,
     stdout: BufReader<ChildStdout>,
@@ -91,18 +91,18 @@ impl Server {
         Ok(Self { process, stdout, address })
     }
 
-    /// Asks one question and waits for the numbers of its answer.
+    /// Asks one question and waits for the numbers in the answer.
     pub(crate) fn ask<const N: usize>(&mut self, question: &str) -> Result<[f64; N]> {
         let stdin = self.process.0.stdin.as_mut().ok_or("the server side has no stdin")?;
         writeln!(stdin, "{question}")?;
         let mut answer = String::new();
         self.stdout.read_line(&mut answer)?;
         let numbers: Vec<f64> = answer.split_whitespace().map(str::parse).collect::<std::result::Result<_, _>>()?;
-        numbers.try_into().map_err(|_| format!("the server side answered `{question}` with: {answer}").into())
+        numbers.try_into().map_err(|_| format!("unexpected answer of the server side to `{question}`: {answer}").into())
     }
 }
 
-/// The server side's half: prints the address, and answers what it is asked until the bench closes stdin or is gone.
+/// For the server side: prints the address and answers questions until the bench closes stdin or ends.
 pub(crate) fn announce_and_answer(address: &str, mut answer: impl FnMut(&str) -> Result<String>) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{address}")?;
@@ -114,7 +114,7 @@ pub(crate) fn announce_and_answer(address: &str, mut answer: impl FnMut(&str) ->
     Ok(())
 }
 
-/// The server side's half: prints the address, and returns when the bench closes stdin or is gone.
+/// For the server side: prints the address and returns when the bench closes stdin or ends.
 pub(crate) fn announce_and_wait(address: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{address}")?;
@@ -124,16 +124,16 @@ pub(crate) fn announce_and_wait(address: &str) -> Result<()> {
     Ok(())
 }
 
-/// Starts a `nats-server` on a port of its own choice and returns its URL.
+/// Starts a `nats-server` on a port that it chooses, and returns its URL.
 pub(crate) fn nats_server(dir: &Path) -> Result<(Process, String)> {
     let mut command = Command::new("nats-server");
-    // It writes the port that it got into this folder.
+    // It writes its port to a file in this folder.
     command.args(["--addr", "127.0.0.1", "--port", "-1", "--ports_file_dir"]).arg(dir);
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let process = Process(
         command
             .spawn()
-            .map_err(|error| format!("cannot start nats-server: {error}; Debian has it in `nats-server`"))?,
+            .map_err(|error| format!("cannot start nats-server: {error}; on Debian, install `nats-server`"))?,
     );
     let ports = dir.join(format!("nats-server_{}.ports", process.0.id()));
     let url = wait_for("nats-server's ports file", || {
@@ -145,19 +145,20 @@ pub(crate) fn nats_server(dir: &Path) -> Result<(Process, String)> {
 
 /// Starts a `redis-server` that persists nothing, and returns its URL.
 pub(crate) fn redis_server() -> Result<(Process, String)> {
-    // Redis cannot be asked to choose a port; between this and its start another process could take it.
+    // Redis cannot choose a free port itself. Another process could take this one before Redis starts.
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let mut command = Command::new("redis-server");
     command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"]).arg(port.to_string());
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let start = command.spawn();
-    let process =
-        Process(start.map_err(|error| format!("cannot start redis-server: {error}; Debian has it in `redis-server`"))?);
+    let process = Process(
+        start.map_err(|error| format!("cannot start redis-server: {error}; on Debian, install `redis-server`"))?,
+    );
     wait_for("redis-server", || TcpStream::connect(("127.0.0.1", port)).ok())?;
     Ok((process, format!("redis://127.0.0.1:{port}")))
 }
 
-/// Polls until `ready` gives something, 10 s at most: for what offers no event to wait on.
+/// Polls `ready` until it returns a value, for at most 10 s. For conditions without an event to wait on.
 pub(crate) fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
@@ -165,7 +166,7 @@ pub(crate) fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> R
             return Ok(value);
         }
         if Instant::now() > deadline {
-            return Err(format!("{what} did not come within 10 s").into());
+            return Err(format!("timed out after 10 s waiting for {what}").into());
         }
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -1,4 +1,4 @@
-//! Collects the rounds' figures and prints their medians, as a table or as JSON lines.
+//! Collects the figures of all rounds and prints their medians as a table or as JSON lines.
 
 use std::io::Write;
 
@@ -7,24 +7,24 @@ use serde::Serialize;
 use crate::Result;
 use crate::measure::median;
 
-/// The contender that the ratios are about.
+/// The contender that ratios compare with the others.
 pub(crate) const OURS: &str = "peerscope";
 
-/// What a figure counts, and so which way is better.
+/// The unit of a figure, which also tells whether more or less is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
     PerSecond,
     Microseconds,
     Milliseconds,
-    /// For one operation.
+    /// Per operation.
     Nanoseconds,
     NanosecondsPerByte,
     Bytes,
-    /// For one operation.
+    /// Per operation.
     Instructions,
-    /// How much more time the build with metrics takes.
+    /// How much more time the build with metrics takes than the one without.
     PercentOfTime,
-    /// How many more instructions it takes.
+    /// The same in instructions.
     PercentOfInstructions,
     /// Of processor time.
     PercentOfACore,
@@ -52,7 +52,7 @@ impl Unit {
         }
     }
 
-    /// Above 1 always means that we are ahead.
+    /// Above 1 always means that Peerscope is ahead.
     fn ratio(self, ours: f64, theirs: f64) -> f64 {
         match self {
             Self::PerSecond => ours / theirs,
@@ -81,7 +81,7 @@ struct Row<'a> {
     who: &'a str,
     median: f64,
     unit: &'a str,
-    /// `None` where there is nobody to compare with.
+    /// `None` without a contender to compare with.
     ratio: Option<f64>,
 }
 
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn above_one_means_ahead_whichever_way_is_better() {
+    fn a_ratio_above_one_means_ahead_for_every_unit() {
         let mut report = Report::new("messages");
         for value in [90.0, 100.0, 300.0] {
             report.add("ping", OURS, Unit::PerSecond, value);
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn without_somebody_to_compare_with_there_is_no_ratio() {
+    fn a_single_contender_has_no_ratio() {
         let mut report = Report::new("footprint");
         report.add("size", OURS, Unit::MiB, 17.5);
         let line = r#"{"bench":"footprint","case":"size","who":"peerscope","median":17.5,"unit":"MiB","ratio":null}"#;

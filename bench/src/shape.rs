@@ -1,4 +1,4 @@
-//! What a registry is filled with, the same for every contender: families, their label names and values, and numbers.
+//! The content of a registry, the same for every contender: families, label names and values, and numbers.
 
 use peerscope::metrics::labels::{Label, MessageType};
 
@@ -7,8 +7,8 @@ use crate::library::{DURATION, DURATION_HELP, EVENTS, EVENTS_HELP, TYPE};
 use crate::samples::{BUCKETS, Sample};
 use crate::{Error, Result};
 
-/// The values of the generated families' two labels. All of a label's values have the same length, so that a page is
-/// the sum of equal lines.
+/// The two labels of the generated families. All values of a label have the same length, so that the lines of a page
+/// are equally long.
 pub(crate) const SHARD: &str = "shard";
 pub(crate) const SHARDS: [&str; 10] =
     ["shard-0", "shard-1", "shard-2", "shard-3", "shard-4", "shard-5", "shard-6", "shard-7", "shard-8", "shard-9"];
@@ -18,21 +18,21 @@ pub(crate) const OUTCOMES: [&str; 10] = [
     "returned",
 ];
 
-/// How often a histogram of the filling was observed.
+/// Observations in each generated histogram.
 const OBSERVED: usize = 100;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Kind {
     Counter,
     Gauge,
-    /// With its upper bounds, but for the infinite one.
+    /// With its upper bounds, without the infinite one.
     Histogram(Vec<f64>),
 }
 
-/// One family. Its texts live as long as the process, because most libraries want them so.
+/// One family. Its strings are `'static`, as most libraries require.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Family {
-    /// As on the page: a counter's ends with `_total`.
+    /// As on the page: a counter's name ends with `_total`.
     pub(crate) name: &'static str,
     pub(crate) help: &'static str,
     pub(crate) kind: Kind,
@@ -42,24 +42,24 @@ pub(crate) struct Family {
 }
 
 impl Family {
-    /// The name for libraries that append `_total` themselves.
+    /// The name, for libraries that append `_total` themselves.
     pub(crate) fn stem(&self) -> &'static str {
         self.name.strip_suffix("_total").unwrap_or(self.name)
     }
 
-    /// Each series' labels as pairs, with its place in the family.
+    /// The labels of each series as pairs, with its index in the family.
     pub(crate) fn pairs(&self) -> impl Iterator<Item = (usize, Vec<(&'static str, &'static str)>)> {
         let names = &self.labels;
         self.series.iter().map(|values| names.iter().copied().zip(values.iter().copied()).collect()).enumerate()
     }
 }
 
-/// What a counter or gauge shows: numbers of one to six digits.
+/// The value of a counter or gauge: a number of one to six digits.
 pub(crate) fn number(place: usize) -> u32 {
     (place as u32).wrapping_mul(7919) % 1_000_000
 }
 
-/// What a histogram observed.
+/// The observations of a histogram.
 pub(crate) fn observations(table: &[Sample], place: usize) -> impl Iterator<Item = Sample> {
     table.iter().cycle().skip(place).step_by(7).take(OBSERVED).copied()
 }
@@ -70,8 +70,8 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// `counters` counters, 100 a family with two labels, and one histogram for each 20 of them, 10 a family with one
-    /// label.
+    /// `counters` counters, 100 per family with two labels, and one histogram for every 20 counters, 10 per family with
+    /// one label.
     pub(crate) fn generated(counters: usize) -> Self {
         let pairs: Vec<_> = SHARDS.iter().flat_map(|&shard| OUTCOMES.map(|outcome| vec![shard, outcome])).collect();
         let counters_of = (0..counters / pairs.len()).map(|number| Family {
@@ -117,7 +117,7 @@ impl Shape {
         Ok(Self { families })
     }
 
-    /// Together with the families in which events are recorded.
+    /// Adds the families in which events are recorded.
     pub(crate) fn and_events(mut self) -> Self {
         let series: Vec<_> = MessageType::ALL.iter().map(|kind| vec![kind.as_str()]).collect();
         for (name, help, kind) in
@@ -128,10 +128,10 @@ impl Shape {
         self
     }
 
-    /// How many samples its page has.
+    /// The number of samples on its page.
     pub(crate) fn samples(&self) -> usize {
         let of = |family: &Family| match &family.kind {
-            // The bounds and the infinite one, sum and count.
+            // The finite bounds, the infinite one, sum and count.
             Kind::Histogram(bounds) => family.series.len() * (bounds.len() + 3),
             Kind::Counter | Kind::Gauge => family.series.len(),
         };
@@ -143,7 +143,7 @@ fn leak(text: &str) -> &'static str {
     text.to_owned().leak()
 }
 
-/// Whether a sample of this name is one of the family's.
+/// Whether a sample with this name belongs to the family.
 fn of(family: &Family, sample: &str) -> bool {
     match &family.kind {
         Kind::Histogram(_) => {
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_generated_shape_has_as_many_series_as_it_says() {
+    fn a_generated_shape_has_the_requested_number_of_series() {
         let shape = Shape::generated(1000);
         let series = |histogram: bool| {
             let of = shape.families.iter().filter(|family| matches!(family.kind, Kind::Histogram(_)) == histogram);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_gives_its_families() {
+    fn families_are_read_from_a_page() {
         let page = "# HELP a_total Help of a\n# TYPE a_total counter\na_total{x=\"1\"} 3\na_total{x=\"2\"} 4\n\
                     # HELP h Help\n# TYPE h histogram\nh_bucket{le=\"0.5\"} 1\nh_bucket{le=\"+Inf\"} 1\nh_sum 0.1\nh_count 1\n";
         let shape = Shape::of_page(page).unwrap();

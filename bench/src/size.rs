@@ -1,4 +1,4 @@
-//! How much there is to write out: the cases of `encode` and `endpoint`.
+//! The sizes of pages in `encode` and `endpoint`.
 
 use crate::Result;
 use crate::library::peerscope;
@@ -8,7 +8,7 @@ use crate::shape::Shape;
 pub(crate) enum Size {
     /// An agent's own families.
     Agent,
-    /// So many counters, and one histogram for each 20 of them.
+    /// This number of counters, and one histogram for every 20 of them.
     Generated(usize),
 }
 
@@ -24,10 +24,10 @@ impl Size {
     }
 
     pub(crate) fn named(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|size| size.name() == name).ok_or_else(|| format!("`{name}` is no size").into())
+        Self::ALL.into_iter().find(|size| size.name() == name).ok_or_else(|| format!("`{name}` is not a size").into())
     }
 
-    /// What every contender's registry is filled with. An agent's families are those of its own page.
+    /// The content of every contender's registry. An agent's families are those of its own page.
     pub(crate) fn shape(self) -> Result<Shape> {
         match self {
             Self::Agent => Shape::of_page(&peerscope::agent_page()?),

@@ -1,10 +1,10 @@
-//! Models of what threads do to the recording types, in all interleavings within a bound.
+//! Models of what threads do with the recording types, in all interleavings within a bound.
 //!
-//! The thread that makes a model is the one that writes: the checker lets it go first, and then lets a reader's
-//! loads return every value that they may. The other way round it misses orders in which a thread that reads and
+//! The thread that creates a model is the one that writes: the checker runs it first, and then lets a reader's
+//! loads return every value that they may. The other way round, it would miss orders in which a thread that reads and
 //! then writes a cell comes before another one that reads it.
 #![cfg(all(loom, test))]
-// Only a part of what the files offer is used here.
+// Only part of what the files provide is used here.
 #![allow(dead_code)]
 
 #[path = "../../src/metrics/instruments/packed.rs"]
@@ -21,22 +21,22 @@ use loom::thread;
 use self::packed::{ONE, Total, Wide, add};
 use self::pool::Pool;
 
-/// Every interleaving in which threads are set aside at most so often at a place of their own; loads return every
-/// value that they may. Without that bound it takes hours.
+/// Runs `run` in every interleaving with at most two preemptions; loads return every value that they may. Without that
+/// bound it takes hours.
 fn model(run: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(2);
     builder.check(run);
 }
 
-/// What a cell's owner does: a load and a store, which loses increments if two threads own it at once, or if
-/// the next owner does not see the last one's.
+/// What a cell's owner does: a load and a store, which lose increments if two threads own the cell at once, or if
+/// the next owner does not see the last one's increments.
 fn bump(cell: &AtomicU64) {
     cell.store(cell.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
 #[test]
-fn a_slots_next_owner_goes_on_where_the_last_one_stopped() {
+fn the_next_owner_of_a_slot_continues_where_the_last_one_stopped() {
     model(|| {
         let (pool, cell, shared) = (Arc::new(Pool::new()), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let work = {
@@ -67,7 +67,7 @@ fn read(wide: &Wide, cell: &AtomicU64) -> Total {
     })
 }
 
-/// What an owner does with a value of 7.
+/// Records a value of 7, as the cell's owner does.
 fn record(wide: &Wide, cell: &AtomicU64) {
     if add(cell, 7).is_none() {
         wide.add(&wide.cells(0, 1)[0], 7, Some(cell));
@@ -75,10 +75,10 @@ fn record(wide: &Wide, cell: &AtomicU64) {
 }
 
 #[test]
-fn a_cell_that_is_emptied_while_it_is_read_is_read_before_or_after() {
+fn a_reader_sees_a_cell_either_before_or_after_it_is_emptied() {
     model(|| {
         let wide = Arc::new(Wide::new(1));
-        // Made beforehand: how it is made is the standard library's affair.
+        // Allocated beforehand: the allocation is synchronized by the standard library.
         let _ = wide.cells(0, 1);
         // The count is full.
         let cell = Arc::new(AtomicU64::new(65_535 * (ONE + 7)));
@@ -96,10 +96,10 @@ fn a_cell_that_is_emptied_while_it_is_read_is_read_before_or_after() {
     });
 }
 
-/// The owner empties the cell and ends, and the slot's next owner goes on with it: a reader that sees what the
+/// The owner empties the cell and ends, and the slot's next owner continues with the cell: a reader that sees what the
 /// second one stored must not miss what the first one moved.
 #[test]
-fn a_cell_that_changes_hands_after_it_was_emptied_is_read_whole() {
+fn a_reader_misses_nothing_when_a_cell_changes_owner_after_it_was_emptied() {
     model(|| {
         let (wide, pool) = (Arc::new(Wide::new(1)), Arc::new(Pool::new()));
         let _ = wide.cells(0, 1);
@@ -129,7 +129,7 @@ fn a_cell_that_changes_hands_after_it_was_emptied_is_read_whole() {
 }
 
 #[test]
-fn threads_without_a_slot_lose_nothing_to_each_other_or_to_a_reader() {
+fn threads_without_a_slot_lose_no_observations() {
     model(|| {
         let wide = Arc::new(Wide::new(1));
         let _ = wide.cells(0, 1);

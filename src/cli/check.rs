@@ -1,4 +1,4 @@
-//! `peerscope check`: validate and print the resolved configuration; with `--store`, read the whole embedded store.
+//! `peerscope check`: validates and prints the resolved configuration; with `--store`, checks the whole embedded store.
 
 use std::io::{IsTerminal as _, Write as _};
 
@@ -13,7 +13,7 @@ use crate::storage::{self, BackendKind, Checked};
 pub(super) struct Check {
     #[command(flatten)]
     pub(super) flags: run::Flags,
-    /// Read every value and page of the embedded store in place of the configuration; the agent has to be stopped
+    /// Check every value and page of the embedded store instead of the configuration; the agent must be stopped
     #[arg(long = "store")]
     store_itself: bool,
 }
@@ -27,17 +27,17 @@ pub(super) fn run(config: &Config, check: &Check, json: bool) -> Result<(), Comm
 
 fn store(config: &Config, json: bool) -> Result<(), CommandError> {
     if config.storage.backend != BackendKind::Local {
-        return Err(CommandError::usage("--store checks the embedded store, and storage.backend is redis"));
+        return Err(CommandError::usage("--store checks the embedded store, but storage.backend is redis"));
     }
     let terminal = std::io::stderr().is_terminal();
     let tell = |read: u64, all: u64| {
         if terminal {
             let (read, all) = (read / MEBIBYTE, all / MEBIBYTE);
-            // Whoever closed it does not want to know.
+            // If the terminal is closed, losing the progress does no harm.
             let _closed = write!(std::io::stderr(), "\r{read} of {all} MiB read\x1b[K");
         }
     };
-    // What redb asserts of a damaged file is said below.
+    // redb panics on some damaged files; those panics are reported as damage below.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if !panics::is_expected() {

@@ -15,13 +15,12 @@ use super::CommandError;
 use crate::config::Config;
 use crate::control::{self, SOCKET_NAME};
 
-/// Longer than the agent needs for its slowest answer, one that waits for a peer.
+/// Longer than the slowest answer takes by default, which is one that waits for a peer.
 const SLOW: Duration = Duration::from_secs(60);
 
-/// What the agent says of itself waits for nobody. The operator who asks an agent that hangs is to know soon.
+/// For answers about the agent itself, which wait for no peer, so that an operator soon sees that it hangs.
 const QUICK: Duration = Duration::from_secs(5);
 
-/// What the agent answered.
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) status: StatusCode,
@@ -31,13 +30,15 @@ pub(super) struct Reply {
 impl Reply {
     pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, CommandError> {
         serde_json::from_slice(&self.body).map_err(|error| {
-            CommandError::failed(format!("the agent's answer is not understood ({error}); is it of this version?"))
+            CommandError::failed(format!(
+                "cannot parse the agent's answer ({error}); are the agent and this command of the same version?"
+            ))
         })
     }
 }
 
-/// Asks the agent of this configuration. An answer that is no success becomes the failure it says,
-/// except 404, which is the caller's to judge.
+/// Sends a request to the agent of this configuration. An answer that reports a failure becomes an error with its
+/// message, except 404, which is left to the caller.
 pub(super) fn ask(config: &Config, method: Method, target: &str, body: Bytes) -> Result<Reply, CommandError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| CommandError::failed(format!("cannot start the runtime: {error}")))?;
@@ -47,7 +48,7 @@ pub(super) fn ask(config: &Config, method: Method, target: &str, body: Bytes) ->
         tokio::time::timeout(limit, exchange(dir, method, target, body)).await.unwrap_or_else(|_| {
             let socket = dir.join(SOCKET_NAME);
             Err(CommandError::unavailable(format!(
-                "the agent at {} did not answer within {limit:?}: it is running, but it hangs",
+                "the agent at {} did not answer within {limit:?}: it is running, but appears to hang",
                 socket.display()
             )))
         })
@@ -70,7 +71,9 @@ async fn exchange(dir: &Path, method: Method, target: &str, body: Bytes) -> Resu
         }
     })?;
     let lost = |error: hyper::Error| {
-        CommandError::unavailable(format!("the agent went away, or does not let this user in: {error}"))
+        CommandError::unavailable(format!(
+            "the agent closed the connection; it may have stopped, or may not allow this user: {error}"
+        ))
     };
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
     let connection = tokio::spawn(connection);

@@ -1,4 +1,4 @@
-//! `peerscope gateway`: what a gateway's operator copies elsewhere.
+//! `peerscope gateway`: prints configuration for the programs that use a gateway.
 
 use std::net::SocketAddr;
 
@@ -16,12 +16,12 @@ pub(super) struct Gateway {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Print the piece of prometheus.yml with which Prometheus finds and scrapes the peers of this gateway
+    /// Print the part of prometheus.yml that makes Prometheus find and scrape the peers of this gateway
     PrometheusConfig {
-        /// Where Prometheus reaches this gateway's metrics endpoint [default: what the configuration says]
+        /// Where Prometheus reaches this gateway's metrics endpoint [default: the configured address]
         #[arg(long, value_name = "HOST:PORT")]
         address: Option<String>,
-        /// What the job is called; with two gateways, each has its own
+        /// The name of the scrape job; two gateways need two names
         #[arg(long, value_name = "NAME", default_value = "peerscope")]
         job: String,
     },
@@ -31,21 +31,21 @@ pub(super) fn run(config: &Config, gateway: &Gateway) -> Result<(), CommandError
     let Command::PrometheusConfig { address, job } = &gateway.command;
     if !config.gateway.enabled {
         return Err(CommandError::failed(
-            "this configuration is no gateway's; set gateway.enabled to true (or PEERSCOPE_GATEWAY__ENABLED=true)",
+            "this agent is not configured as a gateway; set gateway.enabled to true (or PEERSCOPE_GATEWAY__ENABLED=true)",
         ));
     }
-    // As a YAML text without quotes; `null` and the like are none.
+    // It is written to YAML without quotes, where `null` and the like are not text.
     let is_text = job.starts_with(|c: char| c.is_ascii_alphabetic())
         && job.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
         && !["null", "true", "false", "yes", "no", "on", "off", "y", "n"].contains(&job.to_lowercase().as_str());
     if !is_text {
-        let rule = "must begin with a letter, may only contain letters, digits and - _ . and be no word of YAML";
+        let rule = "must begin with a letter, contain only letters, digits and - _ . and not be a YAML keyword";
         return Err(CommandError::usage(format!("--job: `{job}` {rule}")));
     }
     let address = match address {
         Some(address) if is_address(address) => address.clone(),
         Some(address) => {
-            return Err(CommandError::usage(format!("--address: `{address}` is not of the form HOST:PORT")));
+            return Err(CommandError::usage(format!("--address: `{address}` does not have the form HOST:PORT")));
         }
         None => own_address(config)?,
     };
@@ -64,12 +64,12 @@ fn is_address(text: &str) -> bool {
     })
 }
 
-/// Where the endpoint listens, as far as that can be reached from elsewhere.
+/// The configured address of the endpoint, with the host name if it listens on every interface.
 fn own_address(config: &Config) -> Result<String, CommandError> {
     let (ip, port) = (config.metrics.address, config.metrics.port);
     if port == 0 {
         return Err(CommandError::failed(
-            "metrics.port is 0, so the port is known only when it runs; give --address HOST:PORT",
+            "metrics.port is 0, so the system chooses the port at each start; give --address HOST:PORT",
         ));
     }
     if ip.is_unspecified() {

@@ -1,4 +1,4 @@
-//! `peerscope id`: who this agent is. It reads the key; no agent has to run.
+//! `peerscope id`: prints this agent's PeerId. It reads the key, so the agent need not be running.
 
 use std::io::ErrorKind;
 
@@ -13,7 +13,7 @@ pub(super) fn run(config: &Config, as_json: bool) -> Result<(), CommandError> {
     let key = identity::load(&path).map_err(|error| match &error {
         IdentityError::Unusable { problem: SecretError::Io(io), .. } if io.kind() == ErrorKind::NotFound => {
             CommandError::failed(format!(
-                "there is no identity in {} yet; `peerscope run` makes one",
+                "no identity in {} yet; `peerscope run` creates one",
                 config.node.data_dir.display()
             ))
         }

@@ -47,11 +47,11 @@ pub(super) fn get(config: &Config, get: &Get, as_json: bool) -> Result<(), Comma
     }
     if !as_json {
         print(&answer.body)?;
-        // For eyes only: a pipe or a file gets the value byte for byte.
+        // Only for display: a pipe or a file gets the value byte for byte.
         let ends_a_line = answer.body.last().is_none_or(|&last| last == b'\n');
         return if io::stdout().is_terminal() && !ends_a_line { print(b"\n") } else { Ok(()) };
     }
-    // JSON has no bytes: a value that is no text is given in hexadecimal.
+    // JSON cannot hold bytes: a value that is not UTF-8 is printed in hexadecimal.
     match std::str::from_utf8(&answer.body) {
         Ok(text) => print_json(&json!({ "key": get.key, "value": text })),
         Err(_) => {
@@ -80,8 +80,8 @@ pub(super) fn delete(config: &Config, delete: &Delete, as_json: bool) -> Result<
     if deleted { Ok(()) } else { Err(not_found(&delete.key)) }
 }
 
-/// Standard input, up to one byte more than any agent takes: that one then says what its limit is. The
-/// limit in this command's own configuration need not be the running agent's, so nothing is cut off at it.
+/// Reads standard input, up to one byte more than any agent accepts, so that the agent can report its limit. The limit
+/// in this command's configuration may differ from the running agent's, so it is not used.
 fn read_value() -> Result<Bytes, CommandError> {
     let mut value = Vec::new();
     let read = io::stdin().lock().take(storage::LARGEST_VALUE as u64 + 1).read_to_end(&mut value);
@@ -98,5 +98,5 @@ fn target(key: &str, peer: &PeerFlag) -> String {
 }
 
 fn not_found(key: &str) -> CommandError {
-    CommandError::failed(format!("there is no key {key:?}"))
+    CommandError::failed(format!("key {key:?} not found"))
 }

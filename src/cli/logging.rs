@@ -1,4 +1,4 @@
-//! Where the log goes: standard error, as text for people or as JSON for collectors, by way of a thread of its own.
+//! Writes the log to standard error, as text for people or as JSON for collectors, on a thread of its own.
 
 mod queue;
 
@@ -16,13 +16,13 @@ use crate::config::{LogConfig, LogFormat};
 use crate::metrics::MissingLines;
 use crate::panics;
 
-/// The most of a panic's text, and of its backtrace, in bytes.
+/// The most bytes of a panic's message, and of its backtrace, that are logged.
 const MAX_TEXT: usize = 16 * 1024;
 
-/// From now on what is logged, and every panic, goes to standard error without anybody waiting for it. `missing` counts
+/// Starts the log: lines and panics go to standard error, and the threads that log them never wait. `missing` counts
 /// the lines that could not be written.
 pub(super) fn init(config: &LogConfig, missing: MissingLines) -> Result<LastLines, CommandError> {
-    // A handle of its own, without the lock of the one that everybody shares.
+    // A handle of its own, without the lock of the shared one.
     let out = rustix::io::dup(io::stderr()).map(|out| Patient(out.into()));
     let started = out.map_err(io::Error::from).and_then(|out| Queue::start(out, notice(config.format), missing));
     let (queue, last) = started.map_err(|error| CommandError::failed(format!("cannot start the log: {error}")))?;
@@ -36,7 +36,7 @@ pub(super) fn init(config: &LogConfig, missing: MissingLines) -> Result<LastLine
     Ok(last)
 }
 
-/// Standard error, which may be somebody else's, too, who does not wait for its reader: this thread is here to wait.
+/// Standard error. Another process that shares it may have made it non-blocking; this thread waits for the reader.
 struct Patient(File);
 
 impl Write for Patient {
@@ -56,7 +56,7 @@ impl Write for Patient {
     }
 }
 
-/// How the log says that lines are missing.
+/// The line that reports missing lines.
 fn notice(format: LogFormat) -> Notice {
     match format {
         LogFormat::Text => |missing| format!("{}\n", missing_lines(missing)),
@@ -68,18 +68,17 @@ fn notice(format: LogFormat) -> Notice {
 }
 
 fn missing_lines(missing: u64) -> String {
-    let lines =
-        if missing == 1 { "1 line of the log is".to_owned() } else { format!("{missing} lines of the log are") };
-    format!("{lines} missing here: could not be written, or not as fast as they came")
+    let lines = if missing == 1 { "1 log line is".to_owned() } else { format!("{missing} log lines are") };
+    format!("{lines} missing here: writing failed or was too slow, or a line was too long")
 }
 
-/// In place of std's hook, which writes to standard error itself, and waits for it. A panic is said whatever `log.level`
-/// leaves out, and however long it is.
+/// Replaces std's hook, which writes to standard error itself and waits for it. A panic is logged whatever `log.level`
+/// is; a long message is cut.
 fn log_panic(panic: &PanicHookInfo<'_>, queue: &Queue, format: LogFormat) {
     if panics::is_expected() {
         return;
     }
-    let message = cut(panic.payload_as_str().unwrap_or("a panic without a text"));
+    let message = cut(panic.payload_as_str().unwrap_or("a panic without a message"));
     let place = panic.location().map(ToString::to_string).unwrap_or_default();
     let thread = std::thread::current();
     let thread = thread.name().unwrap_or_default();
@@ -100,7 +99,7 @@ fn log_panic(panic: &PanicHookInfo<'_>, queue: &Queue, format: LogFormat) {
     queue.push(line.as_bytes());
 }
 
-/// The beginning of a text of which no more can be said in one line.
+/// At most the first [`MAX_TEXT`] bytes of a text.
 fn cut(text: &str) -> &str {
     text.get(..text.floor_char_boundary(MAX_TEXT)).unwrap_or_default()
 }

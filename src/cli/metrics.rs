@@ -1,4 +1,4 @@
-//! `peerscope metrics`: the exposition of the running agent, or the table of all families.
+//! `peerscope metrics`: prints the page of the running agent, or the table of all families.
 
 use bytes::Bytes;
 use clap::Args;
@@ -11,20 +11,20 @@ use crate::network::PeerIdText;
 
 #[derive(Debug, Args)]
 pub(super) struct Flags {
-    /// Print the table of all families in place of their values; no agent has to run
+    /// Print the table of all metric families instead of their values; works without a running agent
     #[arg(long)]
     catalogue: bool,
-    /// On a gateway: print the metrics of this peer, fetched now
+    /// On a gateway: scrape this peer now, and print its metrics
     #[arg(long, value_name = "PEER_ID", conflicts_with = "catalogue")]
     peer: Option<PeerIdText>,
-    /// With --peer: those of the exporter with this name behind the peer
+    /// With --peer: print the metrics of the peer's exposed exporter with this name
     #[arg(long, value_name = "NAME", requires = "peer")]
     exposed: Option<String>,
 }
 
 pub(super) fn run(common: &Common, flags: &Flags) -> Result<(), CommandError> {
     if !flags.catalogue {
-        // The exposition is a format of its own; `--json` changes nothing about it.
+        // A page has a format of its own, which `--json` does not change.
         let target = match (&flags.peer, &flags.exposed) {
             (None, _) => "/v1/metrics".into(),
             (Some(peer), None) => format!("/v1/metrics?peer={peer}"),

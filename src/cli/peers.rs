@@ -1,4 +1,4 @@
-//! `peerscope peers`: who is connected.
+//! `peerscope peers`: lists the connected peers.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -38,7 +38,7 @@ fn render(peers: &[Peer]) -> String {
     table(["PEER", "DIRECTION", "CONNECTED", "LINK", "AGENT", "ADDRESS"], rows.collect())
 }
 
-/// What a gateway's operator wants to know: who is scraped, and how that went.
+/// The table of a gateway: which peers are scraped, and with what result.
 fn render_fleet(peers: &[Peer]) -> String {
     let rows = peers.iter().map(|peer| {
         let gateway = peer.gateway.as_ref();
@@ -48,7 +48,7 @@ fn render_fleet(peers: &[Peer]) -> String {
             None if peer.connections == 0 => "never".into(),
             None => seconds(peer.connected_seconds),
         };
-        // What is so now says more than how the last scrape went.
+        // A current problem says more than the result of the last scrape.
         let now = gateway.and_then(|gateway| gateway.problem.clone());
         let outcome = now.or_else(|| {
             scrape.map(|scrape| match &scrape.problem {
@@ -88,7 +88,7 @@ fn seconds(seconds: u64) -> String {
     humantime::format_duration(Duration::from_secs(seconds)).to_string()
 }
 
-/// Columns as wide as what is in them; the last one as it is.
+/// Makes each column as wide as its widest cell; the last one is not padded.
 fn table<const N: usize>(heads: [&str; N], rows: Vec<[String; N]>) -> String {
     let mut widths = heads.map(|head| head.chars().count());
     for row in &rows {

@@ -1,4 +1,4 @@
-//! `peerscope run`: the agent itself.
+//! `peerscope run`: runs the agent.
 
 use std::time::{Duration, Instant};
 
@@ -12,16 +12,16 @@ use crate::node::Node;
 use crate::signal::Signals;
 use crate::storage::{self, BackendKind};
 
-/// The keys that have a flag of their own.
+/// The configuration keys that have a flag.
 #[derive(Debug, Default, Args)]
 pub(super) struct Flags {
-    /// What people call this agent [default: the host's name]
+    /// A name for this agent [default: the host name]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Listen for peers here; may be given several times [default: /ip4/0.0.0.0/tcp/4001]
+    /// Listen for peers on this address; may be repeated [default: /ip4/0.0.0.0/tcp/4001]
     #[arg(long, value_name = "MULTIADDR")]
     listen: Vec<String>,
-    /// Stay connected to this peer, an address that ends in /p2p/PEER_ID; may be given several times
+    /// Stay connected to the peer at this address, which must end in /p2p/PEER_ID; may be repeated
     #[arg(long, value_name = "MULTIADDR")]
     bootstrap: Vec<String>,
     /// The port of the metrics endpoint; 0 lets the system choose [default: 8080]
@@ -30,30 +30,30 @@ pub(super) struct Flags {
     /// The address of the metrics endpoint [default: 127.0.0.1]
     #[arg(long, value_name = "IP")]
     metrics_address: Option<String>,
-    /// Serve no metrics
+    /// Disable the metrics endpoint
     #[arg(long, conflicts_with_all = ["metrics_port", "metrics_address"])]
     no_metrics: bool,
-    /// Where the data is: local or redis [default: local]
+    /// The storage backend: local or redis [default: local]
     #[arg(long, value_name = "BACKEND")]
     storage: Option<String>,
-    /// The Redis server, or several times the seeds of a cluster; a URL with a password belongs into the
-    /// configuration, since others can read this command line [default: redis://127.0.0.1:6379]
+    /// The Redis server; repeat it for the seeds of a cluster. A URL with a password belongs in the configuration
+    /// file, because other users can read this command line [default: redis://127.0.0.1:6379]
     #[arg(long, value_name = "URL")]
     redis_url: Vec<String>,
-    /// How much to log: off, error, warn, info, debug, trace, or directives [default: info]
+    /// The log level: off, error, warn, info, debug, trace, or directives such as info,peerscope=debug [default: info]
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
-    /// How to log: text or json [default: text]
+    /// The log format: text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
 }
 
 impl Flags {
-    /// Refuses a flag that would have no effect.
+    /// Rejects a flag that would have no effect.
     pub(super) fn checked(&self, config: Config) -> Result<Config, CommandError> {
         if !self.redis_url.is_empty() && config.storage.backend == BackendKind::Local {
             return Err(CommandError::usage(
-                "--redis-url has no effect while the data is in the local store; add --storage redis",
+                "--redis-url has no effect while storage.backend is local; add --storage redis",
             ));
         }
         Ok(config)
@@ -66,7 +66,7 @@ impl Flags {
             let list: Vec<_> = values.iter().map(|value| text(value)).collect();
             (!values.is_empty()).then(|| (key, format!("[{}]", list.join(", ")), flag))
         };
-        // Numbers and words are left as typed, so that a wrong one is reported as it was typed.
+        // Numbers are passed on as typed, so that errors show them as typed.
         let raw = |key, value: &Option<String>, flag| value.clone().map(|value| (key, value, flag));
         [
             one("node.name", &self.name, "--name"),
@@ -86,14 +86,14 @@ impl Flags {
     }
 }
 
-/// `value` as a YAML string, whatever it looks like. JSON's strings are YAML's double-quoted ones.
+/// `value` as a YAML string, whatever it looks like. JSON strings are valid double-quoted YAML.
 pub(super) fn text(value: &str) -> String {
     serde_json::Value::from(value).to_string()
 }
 
 pub(super) fn run(config: &Config) -> Result<(), CommandError> {
     let missing = MissingLines::default();
-    // To the end of this function, when everything was said.
+    // Waited for at the end of this function, when everything has been logged.
     let last_lines = logging::init(&config.log, missing.clone())?;
     let exits = last_lines.clone();
     let signals = Signals::start(move |signal| {
@@ -101,7 +101,7 @@ pub(super) fn run(config: &Config) -> Result<(), CommandError> {
         exits.wait();
         super::exit::FAILED
     });
-    let signals = signals.map_err(|error| CommandError::failed(format!("cannot watch signals: {error}")))?;
+    let signals = signals.map_err(|error| CommandError::failed(format!("cannot handle signals: {error}")))?;
     let storage = &config.storage;
     if storage.backend == BackendKind::Local && storage.redis.urls != storage::RedisConfig::default().urls {
         tracing::warn!("storage.redis.urls has no effect while storage.backend is local");
@@ -109,17 +109,17 @@ pub(super) fn run(config: &Config) -> Result<(), CommandError> {
     descriptors::raise(&config.network, if config.gateway.enabled { 3 * config.gateway.max_scrapes } else { 0 });
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("peerscope").build();
     let runtime = runtime.map_err(|error| CommandError::failed(format!("cannot start the runtime: {error}")))?;
-    // The kernel gives a signal to the first thread if it can, and that is lost on one that hangs. So this one only waits.
+    // The kernel prefers the main thread for signals, which would be lost if it hung. So the main thread only waits.
     let result = std::thread::scope(|scope| {
         let run = || runtime.block_on(agent(config, signals, &missing));
         let agent = std::thread::Builder::new().name("agent".into()).spawn_scoped(scope, run);
         let agent = agent.map_err(|error| CommandError::failed(format!("cannot start a thread: {error}")))?;
-        // A panic was logged.
-        agent
-            .join()
-            .unwrap_or_else(|_| Err(CommandError::failed("the agent has failed, which is a defect worth a report")))
+        // The panic has been logged.
+        agent.join().unwrap_or_else(|_| {
+            Err(CommandError::failed("the agent panicked, which is a bug; please report it with the log"))
+        })
     });
-    // Everything has ended or had its time; nothing that hangs on a disk may hold the exit.
+    // Everything has ended or used up its time; a thread that hangs on a disk must not delay the exit.
     runtime.shutdown_background();
     last_lines.wait();
     result
@@ -137,7 +137,7 @@ async fn agent(config: &Config, mut signals: Signals, missing: &MissingLines) ->
     tokio::spawn(tell_systemd(node.health()));
     let stop = async move {
         let signal = signals.first().await;
-        tracing::info!("{signal}: stopping; what is in flight may finish, a second signal exits at once");
+        tracing::info!("{signal}: stopping; requests in flight may finish, but a second signal exits at once");
         let _waits = tokio::time::timeout(TOLD, notify(NotifyState::Stopping)).await;
         Instant::now()
     };
@@ -152,17 +152,17 @@ async fn agent(config: &Config, mut signals: Signals, missing: &MissingLines) ->
     Ok(())
 }
 
-/// How often it is looked whether systemd's line about the agent is still true.
+/// How often the status that systemd shows is updated.
 const STATUS: Duration = Duration::from_secs(1);
 
-/// Keeps `systemctl status` informed of what is not ready, as long as anything was not, and feeds the watchdog. From the
-/// runtime: when that hangs, systemd is to start the agent anew.
+/// Tells `systemctl status` what is not ready, and feeds the watchdog. Runs on the runtime, so that systemd restarts
+/// the agent when the runtime hangs.
 async fn tell_systemd(health: Health) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
     }
     let watchdog = sd_notify::watchdog_enabled();
-    // Twice in the time that it waits, as sd_watchdog_enabled(3) asks for.
+    // At least twice within the watchdog's timeout, as sd_watchdog_enabled(3) recommends.
     let pause = watchdog.map_or(STATUS, |time| STATUS.min(time / 2));
     let mut said = None;
     loop {
@@ -179,13 +179,13 @@ async fn tell_systemd(health: Health) {
     }
 }
 
-/// How long the start and the stop wait for a supervisor that does not read.
+/// How long starting and stopping wait for a supervisor that does not read.
 const TOLD: Duration = Duration::from_millis(500);
 
-/// Tells systemd; elsewhere `NOTIFY_SOCKET` is not set and this does nothing.
+/// Notifies systemd; does nothing where `NOTIFY_SOCKET` is not set.
 async fn notify(state: NotifyState<'_>) {
     let message = state.to_string();
-    // On a thread that may wait: the socket holds some ten messages, and the next one waits until somebody reads.
+    // On a thread that may block: the socket holds about ten messages, and the next one blocks until one is read.
     let told = tokio::task::spawn_blocking(move || {
         if let Err(error) = sd_notify::notify(&[NotifyState::Custom(&message)]) {
             tracing::warn!(%error, "cannot notify systemd");

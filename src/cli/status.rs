@@ -1,4 +1,4 @@
-//! `peerscope status`: the running agent at a glance.
+//! `peerscope status`: shows the running agent at a glance.
 
 use std::fmt::Write as _;
 use std::time::Duration;

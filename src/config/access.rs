@@ -1,4 +1,4 @@
-//! The `access` section: which peer may do what here.
+//! The `access` section: what peers may do on this agent.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,17 +8,17 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::network::PeerIdText;
 
-/// One entry of the `access` list. Who is in no entry may do nothing.
+/// One entry of the `access` list. A peer to which none applies may only `ping`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessRule {
-    /// Whom it is about.
+    /// The peer that it applies to.
     pub peer: PeerSelector,
     /// What that peer may do; an empty list means nothing.
     pub allow: Vec<Permission>,
 }
 
-/// Whom an access rule is about.
+/// The peer that an access rule applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PeerSelector {
     /// Every peer that has no rule of its own, written `"*"`.
@@ -27,7 +27,7 @@ pub enum PeerSelector {
     Peer(PeerId),
 }
 
-/// What a peer may ask this agent to do.
+/// Something that a peer may ask this agent to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Permission {
@@ -47,9 +47,9 @@ impl FromStr for PeerSelector {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "*" => Ok(Self::Any),
-            _ => Ok(Self::Peer(
-                text.parse::<PeerIdText>().map_err(|error| format!("{error}; \"*\" stands for any peer"))?.0,
-            )),
+            _ => {
+                Ok(Self::Peer(text.parse::<PeerIdText>().map_err(|error| format!("{error}; \"*\" means any peer"))?.0))
+            }
         }
     }
 }

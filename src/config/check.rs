@@ -1,4 +1,4 @@
-//! What no single value shows: limits, and keys that cannot go together.
+//! Checks beyond the type of a single value: limits, and keys that contradict each other.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
@@ -22,13 +22,13 @@ use crate::{network, storage};
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
-/// The longest wait that makes sense for one request; a mistyped unit is more likely.
+/// The longest timeout that makes sense for one request; more is probably a mistyped unit.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// The longest that a peer that left is worth showing.
+/// The longest `gateway.grace` and `gateway.settle` that make sense.
 const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Everything that is wrong with a configuration whose single values are all valid.
+/// All problems of a configuration whose values are valid on their own.
 pub(super) fn check(config: &Config, tree: &YamlNode, metrics_built_in: bool) -> Vec<ConfigProblem> {
     let mut check = Check { tree, problems: Vec::new() };
     check.node(&config.node);
@@ -37,7 +37,7 @@ pub(super) fn check(config: &Config, tree: &YamlNode, metrics_built_in: bool) ->
     check.redis(&config.storage.redis);
     check.network(&config.network);
     check.access(&config.access);
-    // Also the bound of what the exporters of an agent may send, so it holds for every agent.
+    // Also bounds the pages of exposed exporters, so it is checked on every agent.
     check.range("gateway.max_body_size", config.gateway.max_body_size, KIB..=256 * MIB, "256MiB");
     check.expose(&config.expose);
     if config.gateway.enabled {
@@ -66,9 +66,9 @@ impl Check<'_> {
     }
 
     fn metrics(&mut self, metrics: &MetricsConfig, built_in: bool) {
-        // Where metrics are not built in they are off by default, so somebody asked for them.
+        // In a build without metrics they are off by default, so they were enabled explicitly.
         if metrics.enabled && !built_in {
-            let message = "this build has no metrics: it was made without the cargo feature `metrics-prometheus`; \
+            let message = "this build has no metrics: it was built without the cargo feature `metrics-prometheus`; \
                            set it to false, or use a build with that feature";
             self.refuse("metrics.enabled", message);
         }
@@ -77,13 +77,13 @@ impl Check<'_> {
         self.range("metrics.native_histograms.max_buckets", native.max_buckets, NativeHistograms::MAX_BUCKETS, "1000");
         let path = metrics.path.as_str();
         let message = if !path.starts_with('/') {
-            "must begin with `/`, such as /metrics".into()
+            "must begin with `/`, as in /metrics".into()
         } else if matches!(path, "/" | "/live" | "/ready") {
-            format!("`{path}` is another page of the endpoint; write another path, such as /metrics")
+            format!("`{path}` is already another page of the endpoint; choose another path, such as /metrics")
         } else if !path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-._~".contains(&b)) {
             "may only contain letters, digits and / - . _ ~".into()
         } else if path.split('/').any(|part| matches!(part, "." | "..")) {
-            "contains `.` or `..` as a part, which clients resolve before they ask".into()
+            "contains a segment `.` or `..`, which clients resolve before they send a request".into()
         } else if path.len() > 256 {
             format!("has {} bytes; at most 256 are allowed", path.len())
         } else {
@@ -99,7 +99,7 @@ impl Check<'_> {
         if cache < MIB {
             self.refuse(
                 "storage.local.cache_size",
-                format!("{cache} bytes are too small for a cache; at least 1MiB is needed"),
+                format!("{cache} bytes is too small for a cache; at least 1MiB is needed"),
             );
         }
         if let Some(path) = &storage.local.path {
@@ -121,7 +121,7 @@ impl Check<'_> {
         self.distinct("storage.redis.urls", redis.urls.iter().map(|url| (url.to_string(), url.to_string())));
         let tls = |url: &storage::RedisUrl| matches!(url.connection_info().addr(), ConnectionAddr::TcpTls { .. });
         if redis.ca_file.is_some() && !redis.urls.iter().any(tls) {
-            self.refuse("storage.redis.ca_file", "is given, but no URL of storage.redis.urls begins with rediss://");
+            self.refuse("storage.redis.ca_file", "is set, but no URL in storage.redis.urls begins with rediss://");
         }
         if redis.cluster == Some(false) && redis.urls.len() > 1 {
             let message = format!(
@@ -135,21 +135,22 @@ impl Check<'_> {
         }
     }
 
-    /// A cluster's client takes how to connect from its first seed and uses it for every node.
+    /// The cluster client takes its connection settings from the first seed and uses them for every node.
     fn cluster(&mut self, nodes: &[ConnectionInfo]) {
         let Some(first) = nodes.first() else { return };
         let tls = |node: &ConnectionInfo| matches!(node.addr(), ConnectionAddr::TcpTls { .. });
         for (index, node) in nodes.iter().enumerate() {
             let (settings, firsts) = (node.redis_settings(), first.redis_settings());
             let message = if matches!(node.addr(), ConnectionAddr::Unix(_)) {
-                "a cluster cannot be reached by a Unix socket: its nodes name each other by host and port".into()
+                "a cluster cannot be reached through a Unix socket: its nodes refer to each other by host and port"
+                    .into()
             } else if settings.db() != 0 {
-                format!("a cluster has only the database 0, not {}; remove the number", settings.db())
+                format!("a cluster has only database 0, not {}; remove the number", settings.db())
             } else if tls(node) != tls(first) {
                 "redis:// and rediss:// cannot be mixed in one cluster: TLS is used for all of its nodes or for none"
                     .into()
             } else if (settings.username(), settings.password()) != (firsts.username(), firsts.password()) {
-                "the user and password differ from those of the first URL; a cluster has one login".into()
+                "the user or password differs from that of the first URL; all nodes of a cluster share one login".into()
             } else if settings.protocol() != firsts.protocol() {
                 "the protocol differs from that of the first URL".into()
             } else {
@@ -194,28 +195,28 @@ impl Check<'_> {
         for (index, rule) in rules.iter().enumerate() {
             if let Some(first) = seen.insert(rule.peer, index) {
                 let place = self.place(&format!("access[{first}]"));
-                let message = format!("`{}` has a rule already, access[{first}]{place}; put both into one", rule.peer);
+                let message = format!("`{}` already has a rule, access[{first}]{place}; merge the two", rule.peer);
                 self.refuse(&format!("access[{index}].peer"), message);
                 seen.insert(rule.peer, first);
             }
         }
     }
 
-    /// Only of a gateway that is switched on: what is left over of one that is not hurts nobody.
+    /// Only called for a gateway that is enabled: leftover settings of a disabled one do no harm.
     fn gateway(&mut self, config: &Config, built_in: bool) {
         let gateway::Config { peers, max_peers, grace, settle, max_scrapes, .. } = &config.gateway;
         if !built_in {
-            let message = "this build has no gateway: it was made without the cargo feature `metrics-prometheus`; \
+            let message = "this build has no gateway: it was built without the cargo feature `metrics-prometheus`; \
                            set it to false, or use a build with that feature";
             return self.refuse("gateway.enabled", message);
         }
         if !config.metrics.enabled {
-            let message = "a gateway offers its peers on the metrics endpoint, and metrics.enabled is false";
+            let message = "a gateway serves its peers on the metrics endpoint, but metrics.enabled is false";
             self.refuse("gateway.enabled", message);
         }
         let path = config.metrics.path.as_str();
         if path == "/sd" || path.starts_with("/peers/") {
-            let message = format!("`{path}` is a page of the gateway; write another path, such as /metrics");
+            let message = format!("`{path}` is a page of the gateway; choose another path, such as /metrics");
             self.refuse("metrics.path", message);
         }
         self.range("gateway.max_peers", *max_peers, 1..=1_000_000, "1000000");
@@ -228,12 +229,12 @@ impl Check<'_> {
         }
         let PeerList::These(named) = peers else { return };
         if named.is_empty() {
-            self.refuse("gateway.peers", "is empty, so there is nobody to scrape; name peers, or write `any`");
+            self.refuse("gateway.peers", "is empty, so there is no peer to scrape; list PeerIds, or write `any`");
         }
         self.distinct("gateway.peers", named.iter().map(|peer| (peer.to_string(), peer.0)));
         if named.len() > config.network.max_peers as usize {
             let message = format!(
-                "names {} peers, and network.max_peers lets only {} connect; raise that",
+                "lists {} peers, but network.max_peers allows only {} to connect; raise network.max_peers",
                 named.len(),
                 config.network.max_peers
             );
@@ -258,12 +259,12 @@ impl Check<'_> {
             if first != index {
                 let place = self.place(&format!("expose[{first}]"));
                 let message =
-                    format!("`{}` is the name of expose[{first}] already{place}; write another", exporter.name);
+                    format!("`{}` is already the name of expose[{first}]{place}; choose another", exporter.name);
                 self.refuse(&format!("expose[{index}].name"), message);
             }
             if !exporter.remote && !exporter.url.is_local() {
-                let message = "its host is not this machine: neither of 127.0.0.0/8, nor [::1], nor localhost; \
-                               add `remote: true` to hand out the exporter of another machine";
+                let message = "its host is not this machine (127.0.0.0/8, [::1] or localhost); \
+                               add `remote: true` to expose an exporter on another machine";
                 self.refuse(&format!("expose[{index}].url"), message);
             }
         }
@@ -273,7 +274,7 @@ impl Check<'_> {
         let mut seen = HashMap::new();
         for (index, (shown, item)) in items.enumerate() {
             if let Some(first) = seen.get(&item) {
-                self.refuse(&format!("{list}[{index}]"), format!("{shown} is in the list already, as [{first}]"));
+                self.refuse(&format!("{list}[{index}]"), format!("{shown} is already in the list, as [{first}]"));
             } else {
                 seen.insert(item, index);
             }
@@ -297,7 +298,7 @@ impl Check<'_> {
         if path.as_os_str().is_empty() {
             self.refuse(key, "is empty; give a path, or leave the key out");
         } else if path.starts_with("~") {
-            self.refuse(key, "begins with ~, which only a shell expands; write the path out");
+            self.refuse(key, "begins with ~, which only a shell expands; write the full path");
         } else if path.as_os_str().as_encoded_bytes().contains(&0) {
             self.refuse(key, "contains a NUL character");
         }
@@ -307,7 +308,7 @@ impl Check<'_> {
         self.problems.push(ConfigProblem::new(self.origin(key), key, message));
     }
 
-    /// Where `key` was written, or else what contains it.
+    /// Where `key` was written, or else its nearest parent.
     fn origin(&self, key: &str) -> Origin {
         let steps = key.split(['.', '[', ']']).filter(|part| !part.is_empty());
         let steps = steps.map(|part| part.parse().map_or_else(|_| Step::Key(part.into()), Step::Index));

@@ -1,5 +1,5 @@
-//! Serde's view of the tree. What a scalar means is decided by the type that asks for it, and every
-//! error carries the innermost place that it is about.
+//! Serde's view of the tree. The requested type decides what a scalar means, and every error names the innermost value
+//! that it is about.
 
 use std::fmt::{self, Display};
 
@@ -11,7 +11,7 @@ use super::layers::{env_name, known_keys};
 use super::tree::{Entry, Step, Value, YamlNode, dotted};
 use crate::units::{NOT_SHOWN, may_be_secret, one_line, quoted};
 
-/// The longest message, in characters. Some types repeat what they could not read, however long it is.
+/// The longest message, in characters. Some types repeat the value that they could not parse, however long it is.
 const LONGEST_MESSAGE: usize = 400;
 
 pub(super) fn decode<'a, T: Deserialize<'a>>(tree: &'a YamlNode) -> Result<T, DecodeError> {
@@ -40,8 +40,8 @@ impl DecodeError {
         self
     }
 
-    /// Notes the value that this is about. The types of other modules repeat what they could not
-    /// read: a Redis URL that was put in the wrong place is taken out of their message again.
+    /// Records the place of the value that this is about. The types of other modules repeat what they could not parse,
+    /// so a value that may be secret, such as a misplaced Redis URL, is removed from the message.
     fn about(mut self, node: &YamlNode) -> Self {
         if let (None, Kind::Other(message)) = (&self.origin, &mut self.kind) {
             let written = match &node.value {
@@ -60,13 +60,13 @@ impl DecodeError {
         self
     }
 
-    /// Marks the node that this is about as rejected, so that decoding can go on without it. Gives
-    /// the problem to report, unless it only follows from an earlier one.
+    /// Marks the node that this is about as rejected, so that decoding can go on without it. Returns the problem to
+    /// report, unless it only follows from an earlier one.
     pub(super) fn take_out_of(self, tree: &mut YamlNode) -> Option<ConfigProblem> {
         let path: Vec<Step> = self.path.into_iter().rev().collect();
         let mut node = &mut *tree;
         for step in &path {
-            // Asked twice because the borrow checker does not let go of a `child_mut` that is `None`.
+            // Looked up twice, because the borrow checker extends the borrow of a `child_mut` that returns `None`.
             if node.child(step).is_none_or(|child| child.rejected) {
                 break;
             }
@@ -104,7 +104,7 @@ fn unknown_key(key: &str, origin: &Origin, expected: &[&'static str]) -> String 
     let elsewhere: Vec<_> = known.iter().filter(|known| known.rsplit('.').next() == Some(key)).collect();
     match elsewhere.as_slice() {
         [one] => format!("unknown key; did you mean `{one}`?"),
-        _ => format!("unknown key; known here: {}", expected.join(", ")),
+        _ => format!("unknown key; expected one of {}", expected.join(", ")),
     }
 }
 
@@ -125,15 +125,15 @@ impl de::Error for DecodeError {
             Unexpected::Seq => "a list".into(),
             other => other.to_string(),
         };
-        Self::custom(format_args!("found {found}; {expected} is needed"))
+        Self::custom(format_args!("found {found}; expected {expected}"))
     }
 
     fn unknown_variant(found: &str, expected: &'static [&'static str]) -> Self {
         let hint = match nearest(found, expected.iter().copied()) {
             Some(near) => format!("did you mean `{near}`?"),
-            None => format!("write one of {}", expected.join(", ")),
+            None => format!("expected one of {}", expected.join(", ")),
         };
-        Self::custom(format_args!("{} is not known here; {hint}", quoted(found)))
+        Self::custom(format_args!("unknown value {}; {hint}", quoted(found)))
     }
 
     fn unknown_field(key: &str, expected: &'static [&'static str]) -> Self {
@@ -159,20 +159,20 @@ struct NodeDeserializer<'a>(&'a YamlNode);
 impl<'a> NodeDeserializer<'a> {
     fn wrong(self, needed: impl Display) -> DecodeError {
         let message = match &self.0.value {
-            Value::Unreadable(why) => format!("{why}; {needed} is needed"),
-            _ => format!("found {}; {needed} is needed", self.0.describe()),
+            Value::Unreadable(why) => format!("{why}; expected {needed}"),
+            _ => format!("found {}; expected {needed}", self.0.describe()),
         };
         <DecodeError as de::Error>::custom(message).at(&self.0.origin)
     }
 
-    /// What a key that wants text gets: numbers and truth values as they were written, and from
-    /// variables and flags the whole text, so that `peerscope:` needs no quotes there.
+    /// The text for a key of type text: numbers and booleans as they were written, and the whole value of a variable or
+    /// flag, so that `peerscope:` needs no quotes there.
     fn text(self) -> Result<&'a str, DecodeError> {
         match (&self.0.value, &self.0.raw) {
             (Value::Scalar { text, plain: false }, _) => Ok(text),
             (_, Some(raw)) => Ok(raw),
             (Value::Scalar { text, plain: true }, None) if !self.0.is_null() => Ok(text),
-            _ => Err(self.wrong("a text")),
+            _ => Err(self.wrong("text")),
         }
     }
 
@@ -261,7 +261,7 @@ impl<'de> de::Deserializer<'de> for NodeDeserializer<'de> {
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         match &self.0.value {
             Value::List(items) => visitor.visit_seq(Items { items: items.iter().enumerate() }),
-            _ => Err(self.wrong("a list, such as [] or one `- item` a line,")),
+            _ => Err(self.wrong("a list, such as [] or one `- item` per line")),
         }
     }
 
@@ -275,7 +275,7 @@ impl<'de> de::Deserializer<'de> for NodeDeserializer<'de> {
         match &self.0.value {
             _ if self.0.rejected || self.0.is_null() => visitor.visit_map(Entries { entries: [].iter(), value: None }),
             Value::Map(entries) => visitor.visit_map(Entries { entries: entries.iter(), value: None }),
-            _ => Err(self.wrong("a mapping with one `key: value` a line")),
+            _ => Err(self.wrong("a mapping with one `key: value` per line")),
         }
     }
 
@@ -336,7 +336,7 @@ impl<'de> de::MapAccess<'de> for Entries<'de> {
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, DecodeError> {
         let Some(entry) = self.value.take() else {
-            return Err(de::Error::custom("a value was asked for before its key"));
+            return Err(de::Error::custom("a value was requested before its key"));
         };
         seed.deserialize(NodeDeserializer(&entry.node))
             .map_err(|failure| failure.about(&entry.node).within(Step::Key(entry.key.clone())))

@@ -1,12 +1,12 @@
-//! What is wrong with a configuration, and where that came from.
+//! What is wrong with a configuration, and where it was written.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// How many problems one report lists. Past it a file is no configuration, and the rest would not help.
+/// How many problems a report lists at most. A file with more is hardly a configuration, so the rest would not help.
 pub(super) const MAX_PROBLEMS: usize = 50;
 
-/// Why a configuration was refused: one [`ConfigProblem`] or several, one a line.
+/// Why a configuration was rejected: one or more [`ConfigProblem`]s, one per line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", lines(.problems))]
 pub struct ConfigError {
@@ -20,7 +20,7 @@ impl ConfigError {
         Self { problems }
     }
 
-    /// What was found, in the order of the file, then of the environment, then of the flags.
+    /// The problems: those of the file in its order, then those of the environment, then those of the flags.
     pub fn problems(&self) -> &[ConfigProblem] {
         &self.problems
     }
@@ -41,9 +41,9 @@ fn lines(problems: &[ConfigProblem]) -> String {
 pub struct ConfigProblem {
     /// Where the value or key was written.
     pub origin: Origin,
-    /// The dotted key, such as `network.listen[1]`; empty when it is about the source as a whole.
+    /// The dotted key, such as `network.listen[1]`; empty if the problem is with the source as a whole.
     pub key: String,
-    /// What is wrong and what would be right.
+    /// What is wrong, and what is expected.
     pub message: String,
 }
 
@@ -77,7 +77,7 @@ impl fmt::Display for ConfigProblem {
 /// Where a part of the configuration was written.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
-    /// Nowhere: it is a default.
+    /// Nowhere: it is the default.
     Default,
     /// A file as a whole.
     File(Arc<str>),
@@ -118,7 +118,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// What a YAML text was read from; gives every node of it an [`Origin`].
+/// What a YAML text was read from; gives each of its nodes an [`Origin`].
 #[derive(Debug, Clone)]
 pub(super) enum Source {
     /// A file: nodes have positions.
@@ -144,9 +144,9 @@ impl Source {
     }
 }
 
-/// The candidate that `word` was probably meant to be, when one is near enough.
+/// The candidate that `word` was probably meant to be, if one is similar enough.
 pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // Comparing costs the product of the lengths; no key is this long.
+    // Comparing takes time proportional to the product of the lengths; no key is this long.
     const LONGEST: usize = 80;
     if word.len() > LONGEST {
         return None;

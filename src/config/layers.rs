@@ -1,4 +1,4 @@
-//! Lays the environment over the file, and the flags over both.
+//! Merges the layers: the environment overrides the file, and the flags override both.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -10,17 +10,17 @@ use super::node::default_data_dir;
 use super::tree::{self, Entry, MAX_BYTES, MAX_DEPTH, Step, Value, YamlNode};
 use super::{Config, Sources};
 
-/// What the names of our variables begin with.
+/// The prefix of all variables.
 const PREFIX: &str = "PEERSCOPE_";
 
 /// The variable that names the file.
 const FILE_VARIABLE: &str = "PEERSCOPE_CONFIG";
 
-/// One tree of all sources, and what was wrong with them that does not stop reading.
+/// Merges all sources into one tree. Also returns the problems that did not stop reading.
 ///
 /// # Errors
 ///
-/// When the file cannot be read or is no YAML.
+/// If the file cannot be read or is not valid YAML.
 pub(super) fn assemble(sources: &Sources) -> Result<(YamlNode, Vec<ConfigProblem>), ConfigError> {
     let mut problems = Vec::new();
     let variable = |name: &str| sources.env.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_os_str());
@@ -38,7 +38,7 @@ pub(super) fn assemble(sources: &Sources) -> Result<(YamlNode, Vec<ConfigProblem
         None => YamlNode::new(Value::Map(Vec::new()), Origin::Default),
     };
 
-    // Sorted, so that a whole section comes before one key of it.
+    // Sorted, so that a whole section comes before its keys.
     let mut variables: Vec<_> = sources.env.iter().filter_map(|(name, value)| Some((ours(name)?, value))).collect();
     variables.sort();
     for (name, value) in variables {
@@ -46,7 +46,7 @@ pub(super) fn assemble(sources: &Sources) -> Result<(YamlNode, Vec<ConfigProblem
             continue;
         }
         let rest = name.strip_prefix(PREFIX).unwrap_or_default();
-        // Only capitals name a key; anything else is left to be refused as unknown.
+        // Names must be upper case; any other is kept as it is, to be rejected as unknown.
         let key = if rest.chars().any(char::is_lowercase) { rest.to_owned() } else { rest.to_lowercase() };
         let key = key.replace("__", ".");
         let origin = Origin::Env { name: name.as_str().into(), key: key.clone() };
@@ -61,11 +61,11 @@ pub(super) fn assemble(sources: &Sources) -> Result<(YamlNode, Vec<ConfigProblem
 
     let data_dir = [Step::Key("node".into()), Step::Key("data_dir".into())];
     if data_dir.iter().try_fold(&tree, |node, step| node.child(step)).is_none() {
-        // The default follows the environment that was given, not the process's own.
+        // The default depends on the given environment, not on the process's own.
         if let Some(path) = default_data_dir(variable).to_str() {
             let value = YamlNode::new(Value::Scalar { text: path.to_owned(), plain: false }, Origin::Default);
             let node = nest(["node", "data_dir"], value);
-            // Where `node` is no mapping, decoding says so; the default adds nothing to that.
+            // If `node` is not a mapping, decoding reports it; a second problem would not help.
             merge(&mut tree, node, &mut Vec::new());
         }
     }
@@ -77,8 +77,8 @@ fn ours(name: &OsStr) -> Option<String> {
     name.starts_with(PREFIX).then(|| name.into_owned())
 }
 
-/// Kubernetes gives every container variables about the services beside it. A service called
-/// `peerscope` must not keep the agent from starting.
+/// Kubernetes sets variables in every container for the services of its namespace. A service called `peerscope` must
+/// not keep the agent from starting.
 fn is_service_link(name: &str, value: &OsString) -> bool {
     if name.contains("__") {
         return false;
@@ -97,7 +97,7 @@ fn is_service_link(name: &str, value: &OsString) -> bool {
 fn read(path: &Path) -> Result<String, String> {
     let unreadable = |error: io::Error| format!("cannot be read: {error}");
     let mut bytes = Vec::new();
-    // One byte more than allowed shows that there is more.
+    // Reading one byte more than allowed shows that the file is too large.
     let limit = MAX_BYTES as u64 + 1;
     File::open(path).map_err(unreadable)?.take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() > MAX_BYTES {
@@ -126,7 +126,7 @@ fn lay_over(tree: &mut YamlNode, key: &str, value: &str, origin: Origin, problem
             YamlNode::new(Value::Unreadable(why), origin.clone())
         }
     };
-    // Nothing at all reads as an empty mapping in a file; here it is an empty value.
+    // Empty text is an empty mapping in a file, but an empty value here.
     if value.trim().is_empty() {
         node.value = Value::Scalar { text: String::new(), plain: true };
     }
@@ -134,7 +134,7 @@ fn lay_over(tree: &mut YamlNode, key: &str, value: &str, origin: Origin, problem
     merge(tree, nest(keys, node), problems);
 }
 
-/// `node` as the only content of the mappings that lead to it.
+/// Wraps `node` in the mappings that lead to it.
 fn nest<'a>(keys: impl IntoIterator<Item = &'a str, IntoIter: DoubleEndedIterator>, node: YamlNode) -> YamlNode {
     keys.into_iter().rev().fold(node, |node, key| {
         let origin = node.origin.clone();
@@ -142,8 +142,8 @@ fn nest<'a>(keys: impl IntoIterator<Item = &'a str, IntoIter: DoubleEndedIterato
     })
 }
 
-/// Lays `over` on `base`: mappings key by key, everything else as a whole. The recursion is as deep
-/// as a tree may be.
+/// Merges `over` into `base`: mappings key by key, everything else as a whole. The recursion is bounded by the depth of
+/// a tree.
 fn merge(base: &mut YamlNode, over: YamlNode, problems: &mut Vec<ConfigProblem>) {
     let null = base.is_null();
     match (&mut base.value, over) {
@@ -155,11 +155,11 @@ fn merge(base: &mut YamlNode, over: YamlNode, problems: &mut Vec<ConfigProblem>)
                 }
             }
         }
-        // A mapping without a text of its own only leads to the key that is set.
+        // A mapping without raw text only leads to the key that is set.
         (_, YamlNode { value: Value::Map(_), raw: None, origin, .. }) if !null => {
             let message = match &base.origin {
-                Origin::Default => format!("what contains this key is {}, not a mapping", base.describe()),
-                place => format!("what contains this key is {} ({place}), not a mapping", base.describe()),
+                Origin::Default => format!("the parent of this key is {}, not a mapping", base.describe()),
+                place => format!("the parent of this key is {} ({place}), not a mapping", base.describe()),
             };
             let key = match &origin {
                 Origin::Env { key, .. } => key.clone(),
@@ -172,7 +172,7 @@ fn merge(base: &mut YamlNode, over: YamlNode, problems: &mut Vec<ConfigProblem>)
     }
 }
 
-/// Every key that is not a section, dotted. They are those of the default configuration, so none can be forgotten.
+/// Every dotted key that is not a section. Taken from the default configuration, so that none can be forgotten.
 pub(super) fn known_keys() -> Vec<String> {
     fn walk(value: &serde_json::Value, path: &str, keys: &mut Vec<String>) {
         match value {

@@ -14,20 +14,20 @@ const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
-    /// How much is logged.
+    /// Which lines are logged.
     pub level: LogLevel,
-    /// How a line looks.
+    /// The format of a line.
     pub format: LogFormat,
 }
 
-/// How a log line looks.
+/// The format of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -37,8 +37,8 @@ pub enum LogFormat {
 pub struct LogLevel(String);
 
 impl LogLevel {
-    /// The filter for the subscriber. A bare level is about this agent; of the libraries under it only
-    /// warnings are let through, and not those that a lone agent or any stranger can cause at will.
+    /// The filter for the subscriber. A bare level applies to this agent. Libraries log only warnings, and
+    /// not those that a lone agent or any stranger can cause at will.
     pub fn filter(&self) -> EnvFilter {
         if ["warn", "info", "debug", "trace"].iter().any(|level| level.eq_ignore_ascii_case(&self.0)) {
             return EnvFilter::builder().parse_lossy(format!(
@@ -46,7 +46,7 @@ impl LogLevel {
                 self.0
             ));
         }
-        // The text was parsed by the same rules when the value was made, so nothing is lost.
+        // The text was parsed by the same rules when the value was created, so nothing is lost.
         EnvFilter::builder().parse_lossy(&self.0)
     }
 }
@@ -61,13 +61,13 @@ impl FromStr for LogLevel {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let help = || format!("write one of {}, or directives such as info,peerscope=debug", LEVELS.join(", "));
+        let help = || format!("use one of {}, or directives such as info,peerscope=debug", LEVELS.join(", "));
         if text.trim().is_empty() {
-            return Err(format!("no level is given; {}", help()));
+            return Err(format!("the level is empty; {}", help()));
         }
         for directive in text.split(',').map(str::trim) {
-            // `EnvFilter` takes a bare word that is no level as a target with everything on, so that
-            // `inof` would quietly silence the log. Here a target needs its level.
+            // `EnvFilter` takes a bare word that is not a level as a target to be logged in full, so `inof` would
+            // silence everything else. Here a target needs a level.
             let bare = directive.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':' | b'-'));
             if bare && !LEVELS.iter().any(|level| level.eq_ignore_ascii_case(directive)) {
                 let hint = super::error::nearest(directive, LEVELS)
@@ -77,7 +77,7 @@ impl FromStr for LogLevel {
         }
         match EnvFilter::builder().parse(text) {
             Ok(_) => Ok(Self(text.to_owned())),
-            Err(error) => Err(format!("{} is not a log filter ({error}); {}", quoted(text), help())),
+            Err(error) => Err(format!("{} is not a valid log filter ({error}); {}", quoted(text), help())),
         }
     }
 }

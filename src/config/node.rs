@@ -1,4 +1,4 @@
-//! The `node` section, and where data lives when it does not say.
+//! The `node` section, and the default data directory.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NodeConfig {
-    /// What people call this agent; by default the host's name. Its identity is the PeerId.
+    /// A name for people to read; by default the host name. The agent's identity is its PeerId.
     pub name: String,
     /// The directory of the key, the embedded store and the control socket.
     pub data_dir: PathBuf,
@@ -29,7 +29,7 @@ fn host_name() -> String {
 
 /// `$XDG_STATE_HOME/peerscope`, else `$HOME/.local/state/peerscope`, else `./peerscope-data`.
 pub(super) fn default_data_dir<T: AsRef<OsStr>>(variable: impl Fn(&str) -> Option<T>) -> PathBuf {
-    // The XDG specification says to ignore relative paths; an empty one is relative, too.
+    // The XDG specification says to ignore relative paths, which includes an empty one.
     let absolute = |name| variable(name).map(|path| Path::new(&path).to_path_buf()).filter(|path| path.is_absolute());
     absolute("XDG_STATE_HOME")
         .map(|state| state.join("peerscope"))

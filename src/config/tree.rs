@@ -1,4 +1,4 @@
-//! YAML as a tree whose every node knows where it was written. Depth, size and aliases are bounded.
+//! YAML as a tree whose nodes know where they were written. Depth, size and aliases are bounded.
 
 use std::collections::HashMap;
 
@@ -7,35 +7,35 @@ use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Tag};
 use super::error::{ConfigError, ConfigProblem, MAX_PROBLEMS, Origin, Source};
 use crate::units::quoted;
 
-/// The largest text read, in bytes. Some thousand access rules fit.
+/// The largest text that is read, in bytes. A few thousand access rules fit.
 pub(super) const MAX_BYTES: usize = 1 << 20;
 
 /// The deepest nesting; the configuration itself needs five levels. It bounds every recursion over a tree.
 pub(super) const MAX_DEPTH: usize = 32;
 
-/// The most nodes, each use of an alias counted in full, so that a small file cannot expand to fill the memory.
+/// The most nodes. Each use of an alias counts in full, so that a small file cannot expand to fill the memory.
 const MAX_NODES: usize = 200_000;
 
 #[derive(Debug, Clone)]
 pub(super) struct YamlNode {
     pub(super) value: Value,
     pub(super) origin: Origin,
-    /// The text of a variable or flag as it was given: what a key that wants text gets.
+    /// The text of a variable or flag as it was given, for keys of type text.
     pub(super) raw: Option<String>,
-    /// Reported as wrong already; reads as if it were not there.
+    /// Already reported as wrong; reads as absent.
     pub(super) rejected: bool,
 }
 
 #[derive(Debug, Clone)]
 pub(super) enum Value {
-    /// What a scalar means is up to the key: `plain` ones may be numbers, truth values or nothing.
+    /// The key decides what a scalar means: `plain` ones may be numbers, booleans or null.
     Scalar {
         text: String,
         plain: bool,
     },
     List(Vec<YamlNode>),
     Map(Vec<Entry>),
-    /// A variable or flag that is no YAML, and why; still fine for a key that wants text.
+    /// A variable or flag that is not valid YAML, and why; still valid for a key of type text.
     Unreadable(String),
 }
 
@@ -69,7 +69,7 @@ impl YamlNode {
             Value::Scalar { text, .. } => quoted(text),
             Value::List(_) => "a list".into(),
             Value::Map(_) => "a mapping".into(),
-            Value::Unreadable(_) => "what is no YAML".into(),
+            Value::Unreadable(_) => "invalid YAML".into(),
         }
     }
 
@@ -120,11 +120,11 @@ pub(super) fn dotted<'a>(steps: impl IntoIterator<Item = &'a Step>) -> String {
     path
 }
 
-/// Parses one YAML document. A duplicate key is a problem, but not the end: the first one stays.
+/// Parses one YAML document. A duplicate key is reported but does not stop parsing; the first one is kept.
 ///
 /// # Errors
 ///
-/// When the text is no YAML, or goes beyond a bound.
+/// If the text is not valid YAML, or exceeds a bound.
 pub(super) fn parse(text: &str, source: &Source) -> Result<(YamlNode, Vec<ConfigProblem>), ConfigError> {
     if text.len() > MAX_BYTES {
         return Err(ConfigProblem::new(source.whole(), "", format!("is larger than {MAX_BYTES} bytes")).into());
@@ -134,11 +134,11 @@ pub(super) fn parse(text: &str, source: &Source) -> Result<(YamlNode, Vec<Config
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|error| {
             let hint = if error.info().contains("anchor or alias") {
-                " (a text that begins with * or & needs quotes)"
+                " (text that begins with * or & needs quotes)"
             } else {
                 ""
             };
-            ConfigProblem::new(source.at(*error.marker()), "", format!("this is no valid YAML: {}{hint}", error.info()))
+            ConfigProblem::new(source.at(*error.marker()), "", format!("invalid YAML: {}{hint}", error.info()))
         })?;
         builder.event(event, span.start)?;
     }
@@ -146,7 +146,7 @@ pub(super) fn parse(text: &str, source: &Source) -> Result<(YamlNode, Vec<Config
     Ok((root, builder.problems))
 }
 
-/// Puts the parser's events together. It keeps its own stack, so that it recurses nowhere.
+/// Builds a tree from the parser's events, with a stack of its own instead of recursion.
 struct Builder<'a> {
     source: &'a Source,
     open: Vec<Open>,
@@ -156,7 +156,7 @@ struct Builder<'a> {
     problems: Vec<ConfigProblem>,
 }
 
-/// A list or mapping whose end has not come yet.
+/// A list or mapping that has not ended yet.
 struct Open {
     node: YamlNode,
     anchor: usize,
@@ -189,10 +189,10 @@ impl Builder<'_> {
                     }
                     self.close(node, 0, at)
                 }
-                None => Err(self.problem(at, "this alias refers to what contains it")),
+                None => Err(self.problem(at, "this alias refers to a value that contains it")),
             },
             Event::DocumentStart(_) if self.root.is_some() => {
-                Err(ConfigProblem::new(self.source.at(at), "", "a second document begins here; one is allowed"))
+                Err(ConfigProblem::new(self.source.at(at), "", "a second document begins here; only one is allowed"))
             }
             Event::DocumentStart(_) | Event::DocumentEnd | Event::StreamStart | Event::StreamEnd | Event::Nothing => {
                 Ok(())
@@ -203,7 +203,7 @@ impl Builder<'_> {
     fn open(&mut self, value: Value, anchor: usize, tag: Option<&Tag>, at: Marker) -> Result<(), ConfigProblem> {
         self.check_tag(tag, at)?;
         if self.open.last().is_some_and(Open::wants_key) {
-            return Err(self.problem(at, "a key must be a text"));
+            return Err(self.problem(at, "a key must be text"));
         }
         if self.open.len() >= MAX_DEPTH {
             return Err(self.problem(at, too_deep()));
@@ -217,7 +217,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// A node is complete: it becomes a key or value of what is open, or the root.
+    /// Adds a complete node to the open list or mapping, or makes it the root.
     fn close(&mut self, mut node: YamlNode, anchor: usize, at: Marker) -> Result<(), ConfigProblem> {
         self.charge(1, at)?;
         if anchor > 0 {
@@ -232,11 +232,11 @@ impl Builder<'_> {
         match (&mut parent.node.value, wants_key) {
             (Value::Map(_), true) => match node.value {
                 Value::Scalar { text, .. } => parent.key = Some((text, node.origin)),
-                _ => return Err(self.problem(at, "a key must be a text")),
+                _ => return Err(self.problem(at, "a key must be text")),
             },
             (Value::Map(entries), false) => {
                 let (key, key_origin) = parent.key.take().unwrap_or_else(|| (String::new(), node.origin.clone()));
-                // The parser places a value that was left out at whatever comes next.
+                // The parser gives an omitted value the position of whatever comes next.
                 if matches!(&node.value, Value::Scalar { text, plain: true } if text.is_empty()) {
                     node.origin = key_origin.clone();
                 }
@@ -265,26 +265,24 @@ impl Builder<'_> {
             self.problems.push(ConfigProblem::new(
                 origin,
                 dotted(&path),
-                format!("this key is here a second time; remove it or the first one{first}"),
+                format!("duplicate key; remove it or the first one{first}"),
             ));
         }
     }
 
-    /// Whether the tag makes a text of anything. Tags that mean something else are refused.
+    /// Whether the tag turns any scalar into text. Tags outside YAML's core schema are rejected.
     fn check_tag(&self, tag: Option<&Tag>, at: Marker) -> Result<bool, ConfigProblem> {
         match tag {
             None => Ok(false),
             Some(tag) if tag.is_yaml_core_schema() => Ok(tag.suffix == "str"),
-            Some(_) => Err(self.problem(at, "YAML tags are not used here; remove it")),
+            Some(_) => Err(self.problem(at, "this YAML tag is not supported; remove it")),
         }
     }
 
     fn charge(&mut self, nodes: usize, at: Marker) -> Result<(), ConfigProblem> {
         self.nodes = self.nodes.saturating_add(nodes);
         if self.nodes > MAX_NODES {
-            return Err(
-                self.problem(at, format!("there are more than {MAX_NODES} values up to here, aliases expanded"))
-            );
+            return Err(self.problem(at, format!("more than {MAX_NODES} values up to here, with aliases expanded")));
         }
         Ok(())
     }

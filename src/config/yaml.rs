@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::Config;
 
-/// Writes every key, the sections in the order of the documentation.
+/// Writes every key, with the sections in the order of the documentation.
 pub(super) fn write(config: &Config) -> String {
     let mut out = String::new();
     section(&mut out, "node", &config.node);
@@ -22,8 +22,7 @@ pub(super) fn write(config: &Config) -> String {
 }
 
 fn section(out: &mut String, name: &str, value: &impl Serialize) {
-    // A path that is no UTF-8 is the only thing that JSON cannot hold; configurations are read from
-    // UTF-8, so there is none.
+    // The only values that JSON cannot hold are paths that are not UTF-8, and configurations are read from UTF-8.
     let value = serde_json::to_value(value).unwrap_or_default();
     entry(out, "", name, &value);
 }
@@ -36,7 +35,7 @@ fn entry(out: &mut String, indent: &str, key: &str, value: &Value) {
     nested(out, indent, value);
 }
 
-/// What follows `key:`.
+/// The value after `key:`.
 fn nested(out: &mut String, indent: &str, value: &Value) {
     let deeper = format!("{indent}  ");
     match value {
@@ -85,7 +84,7 @@ fn inline(out: &mut String, value: &Value) {
         }
         Value::Object(map) => {
             *out += "{ ";
-            // As people write a rule or an exporter: first whom or what it is about.
+            // As people write a rule or an exporter: the peer or the name comes first.
             let (first, rest): (Vec<_>, Vec<_>) =
                 map.iter().partition(|(key, _)| matches!(key.as_str(), "peer" | "name"));
             for (index, (key, value)) in first.into_iter().chain(rest).enumerate() {
@@ -99,11 +98,11 @@ fn inline(out: &mut String, value: &Value) {
     }
 }
 
-/// A text, quoted unless it can only be read as that text.
+/// Text, quoted unless it can only be read as that text.
 fn scalar(out: &mut String, text: &str) {
     let first = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/');
     let plain = first && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-._".contains(&b));
-    // What YAML of any version reads as something else than a text.
+    // Words that some version of YAML does not read as text.
     let meaning = ["null", "true", "false", "yes", "no", "on", "off", "y", "n"];
     if plain && !meaning.iter().any(|word| word.eq_ignore_ascii_case(text)) {
         *out += text;
@@ -114,7 +113,7 @@ fn scalar(out: &mut String, text: &str) {
         match c {
             '"' | '\\' => out.extend(['\\', c]),
             ' '..='~' => out.push(c),
-            // Letters of any language stay readable; the rest may not stand in YAML as it is.
+            // Letters of any language stay readable; anything else is escaped, since YAML may not allow it.
             _ if c.is_alphanumeric() => out.push(c),
             _ => {
                 let _ = write!(out, "\\U{:08X}", u32::from(c)); // writing to a String cannot fail

@@ -1,4 +1,4 @@
-//! What the control API answers to what.
+//! The requests of the control API and their answers.
 
 mod gateway;
 
@@ -23,13 +23,13 @@ type ApiResponse = Response<Full<Bytes>>;
 /// How long a client may take to send a value.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a metrics page may take to be made, as at the endpoint.
+/// How long making a metrics page may take, as at the endpoint.
 const MAKING: Duration = Duration::from_secs(20);
 
 /// How long the network's event loop may take to answer.
 const TURN: Duration = Duration::from_secs(3);
 
-/// What went wrong, with the status that says so.
+/// A failure, with the status and code that report it.
 struct ApiError {
     status: StatusCode,
     code: &'static str,
@@ -73,7 +73,7 @@ impl Api {
             }
             (_, "/v1/status" | "/v1/peers" | "/v1/metrics") => Ok(method_not_allowed("GET")),
             (_, path) if path.starts_with("/v1/keys/") => Ok(method_not_allowed("GET, PUT, DELETE")),
-            _ => Err(ApiError::new(StatusCode::NOT_FOUND, "bad_request", format!("there is no {path} here"))),
+            _ => Err(ApiError::new(StatusCode::NOT_FOUND, "bad_request", format!("{path} not found"))),
         }
     }
 
@@ -95,7 +95,7 @@ impl Api {
             listen: self.network.listen_addresses().iter().map(|address| format!("{address}/p2p/{peer_id}")).collect(),
             store: self.storage.describe(),
             metrics: self.metrics_url.url(),
-            // One that hangs is named among the components.
+            // 0 if the network hangs, which `components` reports.
             peers_connected: tokio::time::timeout(TURN, self.network.peers()).await.map_or(0, |peers| peers.len()),
             ready,
             components: components.collect(),
@@ -119,7 +119,7 @@ impl Api {
     async fn key(&self, key: Bytes, peer: Option<PeerId>, request: Request<Incoming>) -> Result<ApiResponse, ApiError> {
         let found = |value: Option<Bytes>| match value {
             Some(value) => Ok(bytes(value)),
-            None => Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", "there is no such key")),
+            None => Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", "key not found")),
         };
         let method = request.method().clone();
         let value = if method == Method::PUT { self.body(request).await? } else { Bytes::new() };
@@ -141,11 +141,10 @@ impl Api {
                     protocol::Response::Value(value) => found(value),
                     protocol::Response::Stored => Ok(no_content()),
                     protocol::Response::Deleted(deleted) => Ok(json(StatusCode::OK, &Deleted { deleted })),
-                    protocol::Response::Pong(_) => Err(ApiError::new(
-                        StatusCode::BAD_GATEWAY,
-                        "peer",
-                        format!("the peer answered a {expected} with a pong"),
-                    )),
+                    _ => {
+                        let text = format!("the peer's answer does not match the {expected} request");
+                        Err(ApiError::new(StatusCode::BAD_GATEWAY, "peer", text))
+                    }
                 }
             }
         }
@@ -158,10 +157,10 @@ impl Api {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) if error.is::<LengthLimitError>() => {
                 let _ = tokio::time::timeout(BODY_TIMEOUT, discard(&mut body)).await;
-                let error = format!("the value has more than the {limit} bytes that storage.max_value_size allows");
+                let error = format!("the value is larger than the {limit} bytes that storage.max_value_size allows");
                 Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", error))
             }
-            Ok(Err(error)) => Err(ApiError::bad_request(format!("the value did not arrive: {error}"))),
+            Ok(Err(error)) => Err(ApiError::bad_request(format!("cannot read the value: {error}"))),
             Err(_) => Err(ApiError::bad_request(format!("the value did not arrive within {BODY_TIMEOUT:?}"))),
         }
     }
@@ -190,8 +189,8 @@ impl Api {
     }
 }
 
-/// Reads the rest of a value that is refused, as far as any client's could go: closing the connection on one
-/// that is still sending would break it before its client sees the answer.
+/// Reads the rest of a rejected value, up to the size of the largest one that any agent accepts. If the connection were
+/// closed while the client is still sending, it would be reset before the client sees the answer.
 async fn discard(body: &mut Incoming) {
     let mut left = storage::LARGEST_VALUE;
     while left > 0
@@ -201,11 +200,11 @@ async fn discard(body: &mut Incoming) {
     }
 }
 
-/// The `peer` of a query string.
+/// The `peer` in a query string.
 fn peer(query: Option<&str>) -> Result<Option<PeerId>, ApiError> {
     let Some(query) = query.filter(|query| !query.is_empty()) else { return Ok(None) };
     let Some(text) = query.strip_prefix("peer=") else {
-        return Err(ApiError::bad_request(format!("`?{query}` is not understood; only ?peer=PEER_ID is")));
+        return Err(ApiError::bad_request(format!("`?{query}` is not a valid query; use ?peer=PEER_ID")));
     };
     let peer = text.parse().map_err(|_| ApiError::bad_request(format!("`{text}` is not a PeerId")))?;
     Ok(Some(peer))
@@ -256,7 +255,7 @@ impl From<RequestError> for ApiError {
 }
 
 fn json(status: StatusCode, value: &impl serde::Serialize) -> ApiResponse {
-    // The types of this module serialise; if one did not, an empty object would still be JSON.
+    // The types of this module always serialise. If one did not, an empty object would still be valid JSON.
     let body = serde_json::to_vec(value).unwrap_or_else(|_| b"{}".to_vec());
     let mut answer = with_type(body.into(), HeaderValue::from_static("application/json"));
     *answer.status_mut() = status;
@@ -280,7 +279,7 @@ fn no_content() -> ApiResponse {
 }
 
 fn method_not_allowed(allowed: &'static str) -> ApiResponse {
-    let failure = ErrorResponse { code: "bad_request".into(), error: format!("only {allowed} is answered here") };
+    let failure = ErrorResponse { code: "bad_request".into(), error: format!("method not allowed; use {allowed}") };
     let mut answer = json(StatusCode::METHOD_NOT_ALLOWED, &failure);
     answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     answer

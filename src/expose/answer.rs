@@ -1,4 +1,4 @@
-//! What of an exporter's answer is passed on.
+//! Which parts of an exporter's answer are passed on.
 
 use std::borrow::Cow;
 
@@ -12,10 +12,10 @@ use hyper::http::response::Parts;
 use super::FetchCause;
 use crate::metrics::MAX_CONTENT_TYPE;
 
-/// The content type, and whether the body is compressed by gzip.
+/// The content type, and whether the body is compressed with gzip.
 pub(super) fn head(head: &Parts, gzip_wanted: bool) -> Result<(Option<Cow<'static, str>>, bool), FetchCause> {
     if head.status.is_redirection() {
-        // It may lead anywhere, and only what is configured is handed out.
+        // It may lead anywhere, and only configured URLs are fetched.
         return Err(FetchCause::Redirect(head.status));
     }
     if head.status != StatusCode::OK {
@@ -29,7 +29,7 @@ pub(super) fn head(head: &Parts, gzip_wanted: bool) -> Result<(Option<Cow<'stati
 }
 
 fn gzip(headers: &HeaderMap) -> Result<bool, FetchCause> {
-    // hyper undoes `chunked` and leaves what else a transfer may be wrapped in, which was never asked for.
+    // hyper decodes `chunked` only. No other transfer coding was asked for.
     if headers.get_all(TRANSFER_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
         return Err(FetchCause::Encoding);
     }
@@ -47,8 +47,8 @@ fn is_visible(byte: u8) -> bool {
     matches!(byte, b' '..=b'~')
 }
 
-/// `None` where there is none that can stand in a header. Prometheus knows what to make of that
-/// (`fallback_scrape_protocol`), and of one that is wrong.
+/// The content type; `None` unless there is exactly one and it is valid in a header. Prometheus handles a missing one
+/// (`fallback_scrape_protocol`) and a wrong one.
 fn content_type(headers: &HeaderMap) -> Option<Cow<'static, str>> {
     let mut types = headers.get_all(CONTENT_TYPE).iter();
     let one = types.next().filter(|_| types.next().is_none()).and_then(|one| one.to_str().ok());
@@ -61,7 +61,7 @@ pub(super) async fn body(mut body: Incoming, max: usize) -> Result<Bytes, FetchC
     let told = usize::try_from(told).ok().filter(|told| *told <= max).ok_or(FetchCause::TooLarge(max))?;
     let mut read = Vec::with_capacity(told);
     while let Some(frame) = body.frame().await {
-        // Trailers are no part of the page.
+        // Trailers are not part of the page.
         let Ok(data) = frame.map_err(FetchCause::of)?.into_data() else { continue };
         if data.len() > max.saturating_sub(read.len()) {
             return Err(FetchCause::TooLarge(max));
@@ -71,7 +71,7 @@ pub(super) async fn body(mut body: Incoming, max: usize) -> Result<Bytes, FetchC
     Ok(read.into())
 }
 
-/// Whatever headers an exporter answers with, they are taken, and then are such as may be passed on, or not.
+/// Checks that any headers of an exporter's answer are either rejected or safe to pass on.
 #[cfg(any(test, fuzzing))]
 pub fn fuzz(data: &[u8]) {
     let mut answer = hyper::Response::new(()).into_parts().0;

@@ -15,16 +15,16 @@ const MAX_NAME: usize = 32;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Exposed {
-    /// What peers call it.
+    /// The name by which peers request it.
     pub name: ExposedName,
-    /// Where its metrics are.
+    /// The URL of its metrics.
     pub url: ExposedUrl,
     /// Whether it may be on another machine.
     #[serde(default)]
     pub remote: bool,
 }
 
-/// The name of an exporter: 1 to 32 of `a-z`, `0-9`, `_` and `-`.
+/// The name of an exporter: 1 to 32 characters from `a-z`, `0-9`, `_` and `-`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ExposedName(String);
@@ -43,7 +43,7 @@ impl FromStr for ExposedName {
         let allowed = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
         if text.is_empty() || text.len() > MAX_NAME || !text.bytes().all(allowed) {
             return Err(format!(
-                "{} is not a name for an exporter; write 1 to {MAX_NAME} of a-z, 0-9, _ and -, such as node",
+                "{} is not a valid exporter name; use 1 to {MAX_NAME} of a-z, 0-9, _ and -, such as node",
                 quoted(text)
             ));
         }

@@ -1,4 +1,4 @@
-//! Why an exporter's page is not there, in words that a remote peer may read.
+//! Why an exporter's page could not be fetched, in words that a remote peer may read.
 
 use std::error::Error as _;
 use std::io;
@@ -8,8 +8,8 @@ use hyper::StatusCode;
 
 use super::{Exposed, ExposedName};
 
-/// Why a fetch failed. Its `Display` is one sentence that names the exporter and nothing that a peer need not
-/// know; [`detail`](Self::detail) is for the log of this machine.
+/// Why a fetch failed. Its `Display` is one sentence that names the exporter and reveals nothing else about it;
+/// [`detail`](Self::detail) is for the log of this machine.
 #[derive(Debug, thiserror::Error)]
 #[error("the exporter `{name}` {cause}")]
 pub struct FetchError {
@@ -19,44 +19,44 @@ pub struct FetchError {
     cause: FetchCause,
 }
 
-/// What went wrong, as the end of a sentence that begins with the exporter.
+/// What went wrong, as the rest of a sentence that begins with the exporter.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchCause {
-    /// No connection came about.
+    /// No connection could be made.
     #[error("cannot be reached: {}", .0.kind())]
     Unreachable(io::Error),
-    /// The resolver knows no address.
-    #[error("cannot be reached: no address is known for its host")]
+    /// The resolver found no address.
+    #[error("cannot be reached: no address found for its host name")]
     Unresolved(io::Error),
     /// It is on another machine, which its entry does not allow.
-    #[error("is not on this machine, and its entry does not say `remote: true`")]
+    #[error("is not on this machine, and its entry does not set `remote: true`")]
     NotLocal,
-    /// The time that it had is over.
-    #[error("did not answer completely within {0:?}")]
+    /// It took longer than it was allowed.
+    #[error("did not send a complete answer within {0:?}")]
     Deadline(Duration),
-    /// The connection ended, or was lost, in the middle.
+    /// The connection ended, or was lost, before the answer was complete.
     #[error("closed the connection before its answer was complete")]
     Closed(#[source] hyper::Error),
-    /// The answer breaks the protocol.
-    #[error("did not answer in valid HTTP/1.1")]
+    /// The answer violates the protocol.
+    #[error("did not answer with valid HTTP/1.1")]
     NotHttp(#[source] hyper::Error),
-    /// The head is longer than 64 KiB, has more than 100 fields, or says a length that no number holds.
-    #[error("answered with too large a head")]
+    /// The head is longer than 64 KiB, has more than 100 fields, or announces a length beyond hyper's limit.
+    #[error("answered with headers that are too large")]
     Head,
-    /// A status of 3xx.
-    #[error("answered with the redirect {0}, and redirects are not followed")]
+    /// A 3xx status.
+    #[error("answered with a redirect ({0}), which is not followed")]
     Redirect(StatusCode),
-    /// Any other status than 200.
-    #[error("answered {0}")]
+    /// Any other status except 200.
+    #[error("answered with {0}")]
     Status(StatusCode),
-    /// A coding other than gzip, or gzip where it was not options.
-    #[error("answered in an encoding that it was not asked for")]
+    /// An encoding other than gzip, or gzip although it was not accepted.
+    #[error("answered with an encoding that was not requested")]
     Encoding,
-    /// The body is longer than so many bytes.
-    #[error("answered with more than {0} bytes, the most that is passed on")]
+    /// The body is longer than this many bytes.
+    #[error("answered with more than the {0} bytes that are allowed")]
     TooLarge(usize),
     /// The scraper's `Accept` cannot be sent.
-    #[error("was not asked: the Accept header of the scrape is too long or not valid")]
+    #[error("was not asked: the scrape's Accept header is too long or not valid")]
     Accept,
 }
 
@@ -70,7 +70,7 @@ impl FetchError {
         &self.cause
     }
 
-    /// The same with where and why, for this machine's log only.
+    /// The same with the URL and the cause, for this machine's log only.
     pub fn detail(&self) -> String {
         let mut detail = format!("{self} ({}", self.at);
         let mut below = match &self.cause {
@@ -91,7 +91,7 @@ impl FetchCause {
         if error.is_parse_too_large() {
             return Self::Head;
         }
-        // hyper reports broken chunks as errors of the connection, of these two kinds.
+        // hyper reports malformed chunks as connection errors of these two kinds.
         let kind = error.source().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind);
         match kind {
             Some(InvalidData | InvalidInput) => Self::NotHttp(error),

@@ -1,4 +1,4 @@
-//! Fetches from real sockets. The exporter at the other end sends exactly the bytes that a test says.
+//! Fetches from real sockets. The exporter at the other end sends exactly the bytes that a test gives it.
 
 mod bounds;
 mod server;
@@ -16,11 +16,11 @@ fn page(gzip: bool, body: &'static [u8]) -> Page {
 }
 
 #[tokio::test]
-async fn pages_come_as_they_were_sent() {
+async fn pages_arrive_as_they_were_sent() {
     let typed = format!("Content-Type: {TEXT}\r\n");
     let plain = fetched(ok(&format!("{typed}Content-Length: 4\r\n"), b"up 1")).await.unwrap();
     assert_eq!(plain, page(false, b"up 1"));
-    // Compressed bytes are not looked at: they are the scraper's.
+    // Compressed bytes are not checked; that is left to the scraper.
     for coding in ["gzip", "GZIP", "x-gzip"] {
         let head = format!("{typed}Content-Encoding: {coding}\r\nContent-Length: 3\r\n");
         assert_eq!(fetched(ok(&head, b"\x1f\x8b\x08")).await.unwrap(), page(true, b"\x1f\x8b\x08"));
@@ -36,7 +36,7 @@ async fn pages_come_as_they_were_sent() {
 }
 
 #[tokio::test]
-async fn the_exporter_is_told_what_the_scraper_wants() {
+async fn the_exporter_gets_the_scrapers_headers() {
     let answer = || ok(&format!("Content-Type: {TEXT}\r\nContent-Length: 0\r\n"), b"");
     let (address, served) = answering(answer()).await;
     fetch(&exposed(address), OPTIONS, MAX_BODY).await.unwrap();
@@ -65,10 +65,10 @@ async fn redirects_are_not_followed() {
     let (elsewhere, address) = listener().await;
     for status in ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"] {
         let answer = format!("HTTP/1.1 {status}\r\nLocation: http://{address}/\r\nContent-Length: 0\r\n\r\n");
-        let expected = format!("answered with the redirect {status}, and redirects are not followed");
+        let expected = format!("answered with a redirect ({status}), which is not followed");
         assert_eq!(refused(answer).await, expected);
     }
-    // Its first connection is this one: none came before.
+    // The first connection there is ours: nothing has followed the redirects.
     let ours = TcpStream::connect(address).await.unwrap();
     assert_eq!(elsewhere.accept().await.unwrap().1, ours.local_addr().unwrap());
 }
@@ -77,14 +77,14 @@ async fn redirects_are_not_followed() {
 async fn only_a_200_is_a_page() {
     let answer = |status: &str| format!("HTTP/1.1 {status}\r\nContent-Type: {TEXT}\r\nContent-Length: 0\r\n\r\n");
     for status in ["500 Internal Server Error", "404 Not Found", "401 Unauthorized", "204 No Content"] {
-        assert_eq!(refused(answer(status)).await, format!("answered {status}"));
+        assert_eq!(refused(answer(status)).await, format!("answered with {status}"));
     }
-    // What it says beside the number is its own, and not repeated.
-    assert_eq!(refused(answer("503 see http://10.0.0.1/")).await, "answered 503 Service Unavailable");
+    // The exporter's own text after the number is not repeated.
+    assert_eq!(refused(answer("503 see http://10.0.0.1/")).await, "answered with 503 Service Unavailable");
 }
 
 #[tokio::test]
-async fn a_content_type_is_passed_on_where_it_can_stand_in_a_header() {
+async fn a_content_type_is_passed_on_only_if_it_is_valid_in_a_header() {
     let answer = |value: &[u8]| {
         [b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nContent-Type: ".as_slice(), value, b"\r\n\r\n"].concat()
     };
@@ -99,7 +99,7 @@ async fn a_content_type_is_passed_on_where_it_can_stand_in_a_header() {
 
 #[tokio::test]
 async fn an_encoding_that_was_not_asked_for_is_refused() {
-    let encoding = "answered in an encoding that it was not asked for";
+    let encoding = "answered with an encoding that was not requested";
     for head in [
         "Content-Encoding: br\r\nContent-Length: 0\r\n",
         "Content-Encoding: gzip, gzip\r\nContent-Length: 0\r\n",
@@ -115,7 +115,7 @@ async fn an_encoding_that_was_not_asked_for_is_refused() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_whole_is_none() {
+async fn an_incomplete_answer_is_an_error() {
     let closed = "closed the connection before its answer was complete";
     let typed = format!("Content-Type: {TEXT}\r\n");
     for answer in [
@@ -130,7 +130,7 @@ async fn an_answer_that_is_not_whole_is_none() {
         let shown = String::from_utf8_lossy(&answer).into_owned();
         assert_eq!(refused(answer).await, closed, "{shown}");
     }
-    let garbage = "did not answer in valid HTTP/1.1";
+    let garbage = "did not answer with valid HTTP/1.1";
     for answer in [
         b"SSH-2.0-OpenSSH_9.6\r\n".to_vec(),
         b"\0\x01\x02\xff garbage\r\n\r\n".to_vec(),
@@ -146,7 +146,7 @@ async fn an_answer_that_is_not_whole_is_none() {
 }
 
 #[tokio::test]
-async fn an_exporter_that_is_not_there_is_told_from_one_that_is_elsewhere() {
+async fn an_exporter_that_is_down_is_distinguished_from_one_on_another_machine() {
     let (listener, address) = listener().await;
     drop(listener);
     let error = fetch(&exposed(address), OPTIONS, MAX_BODY).await.unwrap_err();
@@ -157,11 +157,11 @@ async fn an_exporter_that_is_not_there_is_told_from_one_that_is_elsewhere() {
     for url in ["http://10.0.0.1/m", "http://host.invalid/m", "http://[::ffff:127.0.0.1]/m", "http://0.0.0.0/m"] {
         target.url = url.parse().unwrap();
         let error = told(fetch(&target, OPTIONS, MAX_BODY).await);
-        assert_eq!(error, "is not on this machine, and its entry does not say `remote: true`");
+        assert_eq!(error, "is not on this machine, and its entry does not set `remote: true`");
     }
 }
 
-/// Where `localhost` is never depends on a resolver. Whoever listens on IPv4 alone is found, too.
+/// `localhost` never depends on a resolver, and an exporter that listens on IPv4 only is found.
 #[tokio::test]
 async fn localhost_is_this_machine() {
     let (address, served) = answering(ok(&format!("Content-Type: {TEXT}\r\nContent-Length: 0\r\n"), b"")).await;
@@ -176,21 +176,21 @@ async fn localhost_is_this_machine() {
 }
 
 #[tokio::test]
-async fn another_machine_is_asked_where_its_entry_says_so() {
+async fn an_exporter_on_another_machine_is_fetched_if_its_entry_allows_it() {
     let mut target = exposed(([10, 0, 0, 1], 9100).into());
     target.remote = true;
     assert_eq!(addresses(&target).await.unwrap(), [([10, 0, 0, 1], 9100).into()]);
     let unknown = FetchError::new(&target, FetchCause::Unresolved(io::Error::other("no such host")));
-    assert_eq!(unknown.to_string(), "the exporter `node` cannot be reached: no address is known for its host");
+    assert_eq!(unknown.to_string(), "the exporter `node` cannot be reached: no address found for its host name");
     assert_eq!(unknown.detail(), format!("{unknown} (http://10.0.0.1:9100/metrics: no such host)"));
 }
 
-/// An address that is refused, and one that swallows every packet, leave time for the next.
+/// An address that refuses the connection and one that drops every packet leave time for the next one.
 #[tokio::test]
-async fn every_address_has_its_share_of_the_time() {
+async fn every_address_gets_a_share_of_the_time() {
     let (gone, refusing) = listener().await;
     drop(gone);
-    // Linux drops the packets of further connections when one waits to be accepted and none more may.
+    // With a backlog of 0, Linux drops the packets of further connections while one waits to be accepted.
     let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     full.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
     full.listen(0).unwrap();

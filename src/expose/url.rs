@@ -1,4 +1,4 @@
-//! The URL of an exporter, read once and as strictly as it can be: no other program may read another host from it.
+//! The URL of an exporter, parsed once and strictly, so that no other program reads a different host from it.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,12 +13,12 @@ const MAX_URL: usize = 1024;
 
 const EXAMPLE: &str = "http://127.0.0.1:9100/metrics";
 
-/// Where an exporter's metrics are: `http://`, a host, perhaps a port, a path, perhaps a query.
+/// The URL of an exporter's metrics: `http://`, a host, an optional port, a path and an optional query.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ExposedUrl {
     text: String,
-    /// Host and port as they are written, for the header `Host`.
+    /// Host and port as written, for the header `Host`.
     authority: HeaderValue,
     host: Host,
     port: u16,
@@ -66,32 +66,32 @@ impl ExposedUrl {
 impl FromStr for ExposedUrl {
     type Err = String;
 
-    /// No error repeats the text: it may hold a password or a token.
+    /// No error repeats the text, because it may contain a password or a token.
     fn from_str(text: &str) -> Result<Self, String> {
         if text.len() > MAX_URL {
             return Err(format!("has {} bytes; at most {MAX_URL} are allowed", text.len()));
         }
         if !text.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err("contains a space or a character that is no visible ASCII; percent-encode it (%20)".into());
+            return Err("contains a space or a character that is not visible ASCII; percent-encode it (%20)".into());
         }
         let rest = match text.split_once("://") {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
             Some((scheme, _)) if scheme.eq_ignore_ascii_case("https") => {
-                return Err("only http:// is supported, which exporters on the same machine speak; \
-                            the way to the peer is encrypted in any case"
+                return Err("only http:// is supported; it is enough on the same machine, \
+                            and the connection to the peer is encrypted"
                     .into());
             }
             _ => return Err(format!("does not begin with http://; write it like {EXAMPLE}")),
         };
         if rest.contains('#') {
-            return Err("has a part after `#`, which is never sent; remove it".into());
+            return Err("has a fragment (`#`), which is never sent; remove it".into());
         }
         let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         if authority.contains('@') {
-            return Err("has a user or password before `@`; exporters are only fetched without".into());
+            return Err("has a user or password before `@`, which is not supported; remove it".into());
         }
         if !target.starts_with('/') {
-            return Err("has no path after its host; most exporters answer at /metrics".into());
+            return Err("has no path after the host; most exporters use /metrics".into());
         }
         let (host, port) = host_and_port(authority)?;
         let target = target.parse().map_err(|error| format!("has an invalid path ({error})"))?;
@@ -100,7 +100,7 @@ impl FromStr for ExposedUrl {
     }
 }
 
-const NO_HOST: &str = "has no valid host; write an IP address (IPv6 in brackets: [::1]) or a host's name";
+const NO_HOST: &str = "has no valid host; use an IP address (IPv6 in brackets: [::1]) or a host name";
 
 fn host_and_port(authority: &str) -> Result<(Host, u16), String> {
     let (host, port) = match authority.strip_prefix('[') {
@@ -115,12 +115,12 @@ fn host_and_port(authority: &str) -> Result<(Host, u16), String> {
     };
     let port = match port.strip_prefix(':') {
         None if port.is_empty() => 80,
-        // `parse` alone would also take a sign.
+        // `parse` alone would also accept a sign.
         Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => digits.parse().unwrap_or(0),
         _ => 0,
     };
     if port == 0 {
-        return Err("has no valid port after its host; 1 to 65535 is allowed".into());
+        return Err("has no valid port after the host; use 1 to 65535".into());
     }
     Ok((host, port))
 }
@@ -135,7 +135,7 @@ fn named(text: &str) -> Option<Host> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(allowed);
     let name = text.strip_suffix('.').unwrap_or(text);
-    // Resolvers read 127.1 and 0x7f.1 as addresses, each in its own way; URLs count what ends in a number as one.
+    // Resolvers differ in how they read 127.1 and 0x7f.1. In URLs, a host that ends in a number is an IPv4 address.
     let last = name.rsplit('.').next().unwrap_or_default();
     let number = last.bytes().all(|b| b.is_ascii_digit()) || last.starts_with("0x") || last.starts_with("0X");
     (name.len() <= 253 && name.split('.').all(label) && !number).then(|| Host::Name(text.to_owned()))

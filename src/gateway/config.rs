@@ -14,19 +14,19 @@ use crate::network::PeerIdText;
 pub struct Config {
     /// Whether this agent is a gateway.
     pub enabled: bool,
-    /// Which peers it offers to Prometheus, of those that let it scrape them.
+    /// Which peers it offers to Prometheus, among those that allow it to scrape them.
     pub peers: PeerList,
-    /// The most peers that are offered at once when any may come.
+    /// The most peers that are offered at once if `peers` is `any`.
     pub max_peers: u32,
-    /// How long a peer that left is still offered.
+    /// How long a departed peer is still offered.
     #[serde(with = "crate::units::duration")]
     pub grace: Duration,
-    /// How long after the start `/sd` waits to hear from peers before it gives its list.
+    /// How long after the start `/sd` waits for peers to connect before it returns its list.
     #[serde(with = "crate::units::duration")]
     pub settle: Duration,
     /// The most scrapes under way at once.
     pub max_scrapes: u32,
-    /// The most bytes that one page may have, as it crosses the network.
+    /// The size limit of one page as it crosses the network, in bytes.
     #[serde(with = "crate::units::size")]
     pub max_body_size: usize,
 }
@@ -48,14 +48,14 @@ impl Default for Config {
 /// Which peers a gateway offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PeerList {
-    /// Every peer that lets the gateway scrape it, written `any`.
+    /// Every peer that allows the gateway to scrape it; written `any`.
     Any,
-    /// These, whether they are connected or not.
+    /// Only these, whether they are connected or not.
     These(Vec<PeerIdText>),
 }
 
 impl PeerList {
-    /// The peers that are named.
+    /// The named peers.
     pub fn named(&self) -> &[PeerIdText] {
         match self {
             Self::Any => &[],

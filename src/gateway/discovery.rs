@@ -1,4 +1,4 @@
-//! What Prometheus's HTTP service discovery is told
+//! The answer to Prometheus's HTTP service discovery
 //! (prometheus.io/docs/prometheus/latest/http_sd/). Pure functions.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::members::{Member, Standing};
 use crate::network::Direction;
 
-/// Targets with the same labels: here always one. Prometheus refuses fields that it does not know.
+/// Targets with the same labels, here always one. Prometheus rejects unknown fields.
 #[derive(Debug, Serialize)]
 struct Group<'a> {
     targets: [&'a str; 1],
@@ -25,11 +25,11 @@ pub(super) fn targets(members: &[(PeerId, Member)], address: &str) -> Bytes {
         groups.push(group(peer, member, None, address));
         groups.extend(member.exposed.iter().map(|name| group(peer, member, Some(name), address)));
     }
-    // These types serialise; if they did not, an empty answer would be refused and the old list kept.
+    // These types always serialise. If they did not, Prometheus would reject the empty answer and keep its old list.
     serde_json::to_vec(&groups).unwrap_or_default().into()
 }
 
-/// The path of a peer's metrics, or of those of an exporter behind it.
+/// The path of a peer's page, or of an exporter's behind it.
 pub(super) fn path(peer: &PeerId, exposed: Option<&str>) -> String {
     match exposed {
         None => format!("/peers/{peer}/metrics"),

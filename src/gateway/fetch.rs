@@ -1,4 +1,4 @@
-//! The beginning of a peer's page, where it is decided whether it is passed on; and the rest, as it comes.
+//! Reads a peer's page: the beginning, which decides whether it is passed on, and the rest as it arrives.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,24 +8,26 @@ use bytes::Bytes;
 use futures::{FutureExt as _, Stream};
 use tokio::time::Sleep;
 
-use super::scrape::{ScrapeFailure, UnderWay};
+use super::failure::ScrapeFailure;
+use super::under_way::UnderWay;
 use crate::metrics::labels::ScrapeOutcome;
 use crate::metrics::{Broken, Page};
 use crate::network::{PageBody, ScrapeError};
 
-/// A page of up to so many bytes is passed on as a whole: one answer, one write, and a failure has a status.
+/// The largest page, in bytes, that is read completely before it is passed on: in one write, and with a failure still
+/// reported as a status.
 const SMALL: usize = 64 << 10;
-/// How much of a larger one is held at a time.
+/// How much of a larger page is held at a time, in bytes.
 const CHUNK: usize = 16 << 10;
 
-/// The bytes of a page, or where they come from.
+/// The bytes of a page, or the stream that they come from.
 #[derive(Debug)]
 pub(super) enum Body {
     Whole(Bytes),
     Coming(PageBody),
 }
 
-/// Looks at what a peer announces, and reads all of a small page.
+/// Checks what a peer announces, and reads all of a small page.
 pub(super) async fn begin(
     incoming: Page<PageBody>,
     wants_gzip: bool,
@@ -37,14 +39,14 @@ pub(super) async fn begin(
     if gzip && !wants_gzip {
         return Err(ScrapeFailure::new(
             ScrapeOutcome::Invalid,
-            "the page is compressed, and the scraper does not take gzip",
+            "the page is compressed, but the scraper does not accept gzip",
         ));
     }
     if len > max_body as u64 {
-        let text = format!("the page has {len} bytes; gateway.max_body_size allows {max_body} bytes");
+        let text = format!("the page is {len} bytes long; gateway.max_body_size allows {max_body} bytes");
         return Err(ScrapeFailure::new(ScrapeOutcome::TooLarge, text));
     }
-    // It becomes a header.
+    // It is passed on as a header.
     let content_type = content_type.filter(|text| text.bytes().all(|byte| matches!(byte, b' '..=b'~')));
     let body = match usize::try_from(len) {
         Ok(len) if len <= SMALL => Body::Whole(whole(body, len, deadline).await?),
@@ -69,20 +71,19 @@ async fn whole(mut body: PageBody, len: usize, deadline: Instant) -> Result<Byte
 }
 
 fn incomplete(got: u64) -> ScrapeFailure {
-    let text = format!("the page was not complete in time; {got} bytes of it had come");
+    let text = format!("the page was not complete in time; {got} bytes had arrived");
     ScrapeFailure::new(ScrapeOutcome::Timeout, text)
 }
 
-/// The bytes of a large page: what the scraper has not taken yet stays with the peer. Ends with an error when not all of
-/// them come in time.
+/// Streams a large page no faster than the scraper reads it. Ends with an error if the page is not complete in time.
 pub(super) struct Coming {
     body: PageBody,
     len: u64,
     has_failed: bool,
     deadline: Pin<Box<Sleep>>,
-    /// Room for what comes next.
+    /// The buffer for the next bytes.
     chunk: Vec<u8>,
-    /// Since when the peer is waited for.
+    /// When the current wait for the peer began, if there is one.
     waiting_since: Option<Instant>,
     under_way: UnderWay,
 }
@@ -100,7 +101,7 @@ impl Coming {
         }
     }
 
-    /// The peer was waited for until now, if it was.
+    /// Ends and counts the wait for the peer, if there is one.
     fn waited(&mut self) {
         if let Some(since) = self.waiting_since.take() {
             self.under_way.waited(since.elapsed());
@@ -168,13 +169,13 @@ pub(super) fn lost(error: ScrapeError) -> ScrapeFailure {
         ScrapeError::Remote(remote) => match remote.code {
             ErrorCode::Refused => ScrapeOutcome::Refused,
             ErrorCode::Timeout => ScrapeOutcome::Timeout,
-            // An exporter's page, that is: over the limit of the peer, and not of this gateway.
+            // An exporter's page that is over the peer's limit, not over this gateway's.
             ErrorCode::TooLarge => ScrapeOutcome::TooLarge,
             _ => ScrapeOutcome::Failed,
         },
     };
     let text = match &error {
-        ScrapeError::Remote(remote) => format!("the peer says: {remote}"),
+        ScrapeError::Remote(remote) => format!("the peer reports: {remote}"),
         error => error.to_string(),
     };
     ScrapeFailure::new(outcome, text)

@@ -1,7 +1,8 @@
-//! Which peers a gateway offers, kept over its restarts: one that is away while the gateway starts is still a
-//! target, and its alert fires on.
+//! Which peers a gateway offers, kept across restarts: a peer that is away while the gateway restarts is still a
+//! target, and its alert keeps firing.
 //!
-//! The file is a help and no more. One that cannot be read is left out, one that cannot be written is tried again.
+//! The gateway also works without the file: if it cannot be read it is ignored, and if it cannot be written the gateway
+//! tries again.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -13,10 +14,10 @@ use serde::{Deserialize, Serialize};
 use crate::files;
 use crate::network::PeerIdText;
 
-/// The file in the data directory.
+/// The name of the file in the data directory.
 const NAME: &str = "gateway.json";
 
-/// The largest file that is read: a million peers.
+/// The largest file that is read, in bytes: about a million peers.
 const MAX_SIZE: u64 = 512 << 20;
 
 /// A peer that is a target.
@@ -25,9 +26,9 @@ pub(super) struct Known {
     pub(super) peer: PeerIdText,
     pub(super) name: Option<String>,
     pub(super) exposed: Vec<String>,
-    /// For how long it was connected in all, in seconds.
+    /// How long it was connected in total, in seconds.
     pub(super) connected_seconds: u64,
-    /// When it left, in seconds since the Unix epoch; `None` when it was connected.
+    /// When it left, in seconds since the Unix epoch; `None` if it was connected.
     pub(super) departed_at: Option<u64>,
 }
 
@@ -38,7 +39,7 @@ impl Known {
         Duration::from_secs(now().saturating_sub(left))
     }
 
-    /// The `departed_at` of one that left so long ago.
+    /// The `departed_at` of a peer that left this long ago.
     pub(super) fn left(ago: Duration) -> u64 {
         now().saturating_sub(ago.as_secs())
     }
@@ -48,12 +49,11 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Where it is, in this data directory.
 pub(super) fn file(data_dir: &Path) -> PathBuf {
     data_dir.join(NAME)
 }
 
-/// What an earlier run knew; nothing when there was none.
+/// The peers that an earlier run knew; empty if there was none.
 pub(super) fn load(file: &Path) -> Vec<Known> {
     let read = || {
         let mut text = Vec::new();
@@ -65,7 +65,7 @@ pub(super) fn load(file: &Path) -> Vec<Known> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => {
             tracing::warn!(
-                "cannot read {}, which peers the gateway knew: {error}; they are targets again when they connect",
+                "cannot read the known peers from {}: {error}; they become targets again when they connect",
                 file.display()
             );
             Vec::new()
@@ -73,7 +73,6 @@ pub(super) fn load(file: &Path) -> Vec<Known> {
     }
 }
 
-/// Writes all of it.
 pub(super) fn save(file: &Path, known: &[Known]) -> io::Result<()> {
     files::replace(file, &serde_json::to_vec(known).map_err(io::Error::other)?)
 }
@@ -83,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_known_is_known_again_and_rubbish_is_nothing() {
+    fn saved_peers_are_loaded_again_and_a_damaged_file_is_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let file = file(dir.path());
         assert_eq!(load(&file), []);

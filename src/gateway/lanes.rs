@@ -1,11 +1,12 @@
-//! How often the same is asked for at once.
+//! Limits how many scrapes of the same thing are under way at once.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-/// The scrapes under way, by what they are for.
+
+/// How many scrapes are under way for each key.
 #[derive(Debug)]
 pub(super) struct Lanes<K>(Arc<Mutex<HashMap<K, usize>>>);
 
@@ -16,7 +17,7 @@ impl<K> Default for Lanes<K> {
 }
 
 impl<K: Clone + Eq + Hash> Lanes<K> {
-    /// A place for a scrape of this, until it is dropped; `None` when there are `most` already.
+    /// A place for a scrape of `key`, held until it is dropped; `None` if `most` are under way already.
     pub(super) fn enter(&self, key: K, most: usize) -> Option<Lane<K>> {
         let mut lanes = self.0.lock();
         let under_way = lanes.entry(key.clone()).or_default();
@@ -28,7 +29,7 @@ impl<K: Clone + Eq + Hash> Lanes<K> {
     }
 }
 
-/// A place.
+/// One place of a key.
 #[derive(Debug)]
 pub(super) struct Lane<K: Eq + Hash> {
     lanes: Arc<Mutex<HashMap<K, usize>>>,
@@ -52,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_has_its_own_places_and_gives_them_back() {
+    fn each_key_has_its_own_places_and_gets_them_back() {
         let lanes = Lanes::default();
         let mut held: Vec<_> = (0..8).map(|_| lanes.enter("a", 8).unwrap()).collect();
         assert!(lanes.enter("a", 8).is_none());

@@ -1,9 +1,9 @@
-//! Which peers a gateway offers, a state machine without IO: it is told what happened and what time it is.
+//! Which peers a gateway offers: a state machine without IO, driven by events and the current time.
 //!
-//! A peer that the configuration names is a target from the start and for ever. Where any may come, a peer becomes
-//! a target when it lets the gateway scrape it: so many newcomers a second, up to a limit, so that a flood of
-//! strangers becomes neither a flood of targets nor the end of those that there are. Whoever leaves stays a target
-//! for a grace period, so that an alert on `up == 0` can fire.
+//! A peer that the configuration names is always a target. If `gateway.peers` is `any`, a peer becomes a target when
+//! it allows the gateway to scrape it. Newcomers are admitted at a limited rate and up to a limit, so that a flood of
+//! them neither becomes a flood of targets nor displaces existing ones. A peer that leaves stays a target for a grace
+//! period, so that an alert on `up == 0` can fire.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -15,88 +15,87 @@ use super::{Config, PeerList};
 use crate::metrics::labels::{Label, PeerState, ScrapeOutcome};
 use crate::network::{Direction, PeerIdText, PeerInfo};
 
-/// Newcomers that become targets in a second, once the burst is used up.
+/// How many newcomers become targets per second, once the burst is used up.
 const NEWCOMERS_PER_SECOND: f64 = 50.0;
-/// Newcomers that become targets at once.
+/// How many newcomers may become targets at once.
 const NEWCOMERS_AT_ONCE: f64 = 1000.0;
-/// How long the page of a peer may take for which all places are open the next time.
+/// How long a page may take and still count as prompt the next time.
 pub(super) const PROMPT: Duration = Duration::from_secs(1);
-/// The longest name of a peer that is shown, in characters.
+/// How much of a peer's name is shown, in characters.
 const MAX_NAME: usize = 64;
-/// The most exporters behind one peer that are offered: as many as an agent can be configured with.
+/// How many exporters of one peer are offered: as many as an agent can be configured with.
 const MAX_EXPOSED: usize = 16;
-/// The longest name of an exporter: as long as an agent takes one.
+/// The longest name of an exporter, in bytes: the limit of an agent's configuration.
 const MAX_EXPOSED_NAME: usize = 32;
 
-/// How long the peer itself took for its page, of the time that it had. Nothing of it when it was not asked.
+/// How long the peer took to send its page, and how long it had.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Took {
     pub(super) took: Duration,
     pub(super) of: Duration,
 }
 
-/// What a gateway knows of a peer.
+/// What a gateway knows about a peer.
 #[derive(Debug, Clone)]
 pub struct Member {
     /// Whether the configuration names it.
     pub named: bool,
     /// Whether it is a target.
     pub admitted: bool,
-    /// How the gateway stands with it.
+    /// Its state.
     pub standing: Standing,
-    /// What it calls itself: cleaned and cut, but nothing else is true of it.
+    /// The name that it gives itself: sanitized and truncated, but not verified.
     pub name: Option<String>,
-    /// The exporters behind it, sorted.
+    /// The names of the exporters behind it, sorted.
     pub exposed: Vec<String>,
     /// The address of its newest connection.
     pub address: Option<String>,
-    /// Who opened that connection.
+    /// Which side opened that connection.
     pub direction: Option<Direction>,
-    /// The software that it says it runs.
+    /// The software that it claims to run.
     pub agent: Option<String>,
-    /// For how long it was connected, up to the last time it left.
+    /// How long it was connected in total, up to the last time it left.
     connected_for: Duration,
-    /// What became of the last scrape of the agent itself.
+    /// The result of the last scrape of its own page.
     pub last: Option<LastScrape>,
-    /// What was answered within its time when it was asked for last: exporters of the peer, and `None` for the peer
-    /// itself. Empty for one that has not been asked yet.
+    /// The pages that were prompt when last asked for: names of exporters, and `None` for the peer's own page.
     prompt: BTreeSet<Option<String>>,
 }
 
-/// How a gateway stands with a peer.
+/// The state of a peer, as seen by a gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Standing {
-    /// It has not connected since the start.
+    /// It has not connected since the gateway started.
     Unseen,
-    /// It is connected and lets the gateway scrape it.
+    /// It is connected and allows the gateway to scrape it.
     Connected {
         /// Since when.
         since: Instant,
     },
-    /// It is connected and does not let the gateway scrape it.
+    /// It is connected and does not allow the gateway to scrape it.
     Refusing {
         /// Since when.
         since: Instant,
     },
     /// It left.
     Departed {
-        /// When.
+        /// Since when.
         since: Instant,
         /// Why, as far as this side can tell.
         cause: String,
     },
 }
 
-/// What became of a scrape.
+/// The result of a scrape.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastScrape {
     /// When it ended.
     pub at: Instant,
     /// How long it took.
     pub duration: Duration,
-    /// The size of the page as it crossed the network, in bytes; 0 when there was none.
+    /// The size of the page as it crossed the network, in bytes; 0 if the scrape failed.
     pub bytes: usize,
-    /// What became of it.
+    /// Its outcome.
     pub outcome: ScrapeOutcome,
     /// Why it failed.
     pub problem: Option<String>,
@@ -115,7 +114,7 @@ pub(super) struct Members {
     /// How many newcomers may become targets now.
     tokens: f64,
     tokens_at: Instant,
-    /// Whether something that is kept over restarts has changed since it was last taken.
+    /// Whether anything that is saved has changed since the last [`take_changed`](Self::take_changed).
     changed: bool,
 }
 
@@ -139,7 +138,7 @@ impl Members {
         }
     }
 
-    /// Takes up what an earlier run knew. Peers who were connected then have left now.
+    /// Restores what an earlier run knew. Peers that were connected then count as departed now.
     pub(super) fn restore(&mut self, known: Vec<Known>, now: Instant) {
         for known in known {
             let peer = known.peer.0;
@@ -160,7 +159,7 @@ impl Members {
         self.tick(now);
     }
 
-    /// What the next run is to know, when it has changed since this was last asked.
+    /// What the next run needs to know, if it has changed since this was last called.
     pub(super) fn take_changed(&mut self) -> Option<Vec<Known>> {
         std::mem::take(&mut self.changed).then(|| {
             let targets = self.peers.iter().filter(|(_, member)| member.admitted);
@@ -168,12 +167,12 @@ impl Members {
         })
     }
 
-    /// It could not be kept.
+    /// Undoes [`take_changed`](Self::take_changed) after a failed save.
     pub(super) fn set_changed(&mut self) {
         self.changed = true;
     }
 
-    /// Everyone, in the order of their PeerIds.
+    /// All peers, ordered by PeerId.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&PeerId, &Member)> {
         self.peers.iter()
     }
@@ -187,7 +186,7 @@ impl Members {
         self.any
     }
 
-    /// How much longer peers may need to be heard of before the list is worth giving; `None` when it is.
+    /// How much longer to wait for peers before the list may be served; `None` once it may.
     pub(super) fn settling(&self, now: Instant) -> Option<Duration> {
         let all_heard = !self.any && self.peers.values().all(|member| member.standing != Standing::Unseen);
         let left = (self.started + self.settle).saturating_duration_since(now);
@@ -198,7 +197,7 @@ impl Members {
         self.index.counts.get(Label::index(state)).copied().unwrap_or(0)
     }
 
-    /// A link to a peer is up, or something new is known of it.
+    /// A link to a peer is up, or something new is known about it.
     pub(super) fn up(&mut self, info: &PeerInfo, now: Instant) {
         if !self.any && !self.peers.contains_key(&info.peer) {
             return;
@@ -222,11 +221,12 @@ impl Members {
         }
     }
 
-    /// What became of a scrape of a peer's exporter, or of the peer itself.
+    /// Records the result of a scrape of a peer's exporter, or of its own page. `took` is `None` if the peer was not
+    /// asked.
     pub(super) fn scraped(&mut self, peer: &PeerId, exposed: Option<&str>, took: Option<Took>, last: LastScrape) {
         let Some(member) = self.peers.get_mut(peer) else { return };
-        // How it ended says nothing: who holds places only has to end a moment before its time is up. A place that it was
-        // waited for left it little of that.
+        // Only the time counts: a peer that wants to hold places could answer successfully just before its time is up.
+        // A wait for a place may have left it less than `PROMPT`, so half of what it had is a limit, too.
         match took {
             Some(Took { took, of }) if took <= PROMPT.min(of / 2) => {
                 _ = member.prompt.insert(exposed.map(str::to_owned))
@@ -239,7 +239,7 @@ impl Members {
         }
     }
 
-    /// Admits those who wait, as far as that is allowed now, and forgets who left long ago.
+    /// Removes targets whose grace period is over, and admits waiting peers as far as the limits allow.
     pub(super) fn tick(&mut self, now: Instant) {
         let grace = self.grace;
         let expired = self.peers.iter().filter(|(_, member)| member.has_expired(grace, now));
@@ -269,21 +269,21 @@ impl Members {
         }
     }
 
-    /// Forgets the departed peer that was connected for the shortest time: somebody who came for a moment must not
-    /// keep a place for the whole grace period.
+    /// Forgets the departed peer that was connected for the shortest time: a peer that was only briefly connected must
+    /// not keep a place for the whole grace period. Returns whether there was one.
     fn make_room(&mut self) -> bool {
         let shortest = self.index.departed.first().map(|&(_, peer)| peer);
         shortest.map(|peer| self.forget(&peer)).is_some()
     }
 
-    /// Changes what is known of a peer, who may be new.
+    /// Changes what is known about a peer, which may be new.
     fn edit<T>(&mut self, peer: PeerId, edit: impl FnOnce(&mut Member) -> T) -> T {
         let member = self.peers.entry(peer).or_insert_with(|| {
             let new = Member::new(false);
             self.index.add(peer, &new);
             new
         });
-        // Of strangers nothing is kept, so that they may come and go without a write.
+        // Only targets are saved, so that other peers may come and go without a write.
         let kept = |member: &Member| {
             member.admitted.then(|| (member.is_connected(), member.name.clone(), member.exposed.clone()))
         };
@@ -303,15 +303,15 @@ impl Members {
     }
 }
 
-/// What would otherwise be looked for among all peers whenever one of them comes or goes.
+/// Avoids a search through all peers whenever one comes or goes.
 #[derive(Debug, Default)]
 struct Index {
     /// By [`PeerState`].
     counts: [usize; PeerState::ALL.len()],
     admitted: usize,
-    /// Those who wait, in the order of coming.
+    /// The waiting peers, in order of arrival.
     waiting: BTreeSet<(Instant, PeerId)>,
-    /// Targets who left and whom the configuration does not name, who was there for the shortest time first.
+    /// The departed targets that the configuration does not name, by how long they were connected.
     departed: BTreeSet<(Duration, PeerId)>,
 }
 
@@ -360,7 +360,7 @@ impl Member {
         }
     }
 
-    /// Under which label it is counted; `None` for a stranger who does not let the gateway scrape it and left.
+    /// The state under which it is counted; `None` if it is neither connected nor a target.
     pub fn state(&self) -> Option<PeerState> {
         match (&self.standing, self.admitted) {
             (Standing::Connected { .. }, true) => Some(PeerState::Connected),
@@ -391,7 +391,7 @@ impl Member {
         }
     }
 
-    /// Whether this, when it was asked for last, took all its time, or has not been asked for yet.
+    /// Whether this page was slow when it was last asked for, or has not been asked for yet.
     pub(super) fn is_slow(&self, exposed: Option<&str>) -> bool {
         !self.prompt.iter().any(|what| what.as_deref() == exposed)
     }
@@ -400,7 +400,7 @@ impl Member {
         matches!(self.standing, Standing::Connected { .. })
     }
 
-    /// What the next run is to know of it; `None` when that is nothing.
+    /// What the next run needs to know about it, if anything.
     fn known(&self, peer: PeerId) -> Option<Known> {
         let departed_at = match &self.standing {
             Standing::Unseen => return None,
@@ -426,7 +426,7 @@ impl Member {
         self.connected_since().filter(|_| !self.admitted)
     }
 
-    /// For how long it was connected, when its place may go to somebody else.
+    /// How long it was connected, if its place may go to another peer.
     fn gives_way(&self) -> Option<Duration> {
         let departed = matches!(self.standing, Standing::Departed { .. });
         (departed && self.admitted && !self.named).then_some(self.connected_for)
@@ -446,9 +446,9 @@ impl Member {
     }
 }
 
-/// A name that can stand in a label and on a terminal; `None` when nothing of it is left.
+/// A name that is safe in a label and on a terminal; `None` if nothing is left of it.
 fn clean(name: &str) -> Option<String> {
-    // Those that change how others are shown (Unicode's Bidi_Control), and those that nobody sees.
+    // Characters that reorder text (Unicode's Bidi_Control), and invisible ones.
     let hidden = |c: char| matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
     let visible: String = name.chars().filter(|&c| !c.is_control() && !hidden(c)).collect();
     let clean: String = visible.trim().chars().take(MAX_NAME).collect();
@@ -456,7 +456,7 @@ fn clean(name: &str) -> Option<String> {
     (!clean.is_empty()).then(|| clean.to_owned())
 }
 
-/// The names that an agent can be configured with; others are left out.
+/// The names that an agent can be configured with, sorted; others are left out.
 fn exposed(names: &[String]) -> Vec<String> {
     let good = |name: &&String| {
         (1..=MAX_EXPOSED_NAME).contains(&name.len())

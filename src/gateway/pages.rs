@@ -15,21 +15,20 @@ use crate::metrics::{GuestAnswer, GuestBody, GuestPages, Page};
 use crate::network::ScrapeRequest;
 use crate::network::protocol::scrape::MAX_ACCEPT;
 
-/// Where Prometheus says how long it waits, in seconds.
+/// The header in which Prometheus sends its timeout, in seconds.
 const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("x-prometheus-scrape-timeout-seconds");
 
-/// How long is waited for who does not say: Prometheus's own default.
+/// The timeout of a scraper that sends none: Prometheus's own default.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest that is waited.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(120);
-/// The most of the scraper's time that is kept back, so that it hears why there is no page.
+/// The most that is subtracted from the scraper's timeout, so that it still learns why there is no page.
 const MARGIN: Duration = Duration::from_millis(500);
 
 /// The gateway's pages.
 #[derive(Debug)]
 pub struct Pages {
     scraper: Scraper,
-    /// Where the endpoint listens, for clients that do not say how they reached it.
+    /// The address of the endpoint, for clients without a usable `Host`.
     fallback: String,
 }
 
@@ -64,7 +63,7 @@ impl GuestPages for Pages {
             match route(path) {
                 Some(Route::Discovery) => self.discovery(headers),
                 Some(Route::Peer(peer, exposed)) => self.peer(peer, exposed, headers).await,
-                None => refusal(HttpCode::NotFound, "there is no such page".into()),
+                None => refusal(HttpCode::NotFound, "page not found".into()),
             }
         }
         .boxed()
@@ -106,7 +105,7 @@ impl Pages {
             }
             Err(left) => {
                 let text = format!(
-                    "the gateway has just started and waits {} more to hear from its peers (gateway.settle)",
+                    "the gateway has just started and waits another {} for its peers to connect (gateway.settle)",
                     shown(left + Duration::from_secs(1))
                 );
                 refusal(HttpCode::ServiceUnavailable, text)
@@ -140,8 +139,8 @@ fn page(page: Page<GuestBody>) -> GuestAnswer {
     of_a_peer(GuestAnswer { code: HttpCode::Ok, reason: None, headers, body: page.body })
 }
 
-/// What a peer says may call itself HTML, and stands on the origin of the operator's own pages: a browser that is sent
-/// there runs nothing of it, loads nothing for it, and tells nobody.
+/// A peer's page may claim to be HTML, and shares its origin with the operator's own pages. These headers make a
+/// browser that is sent there run nothing, load nothing and send no referrer.
 fn of_a_peer(mut answer: GuestAnswer) -> GuestAnswer {
     answer.headers.extend([
         (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox; default-src 'none'")),
@@ -176,13 +175,14 @@ fn code(outcome: ScrapeOutcome) -> HttpCode {
     }
 }
 
-/// The client's `Accept`. One that is longer than a peer takes is left out, and the peer answers with its default.
+/// The client's `Accept`. One that is longer than a peer accepts is left out, and the peer answers in its default
+/// format.
 fn accept(headers: &HeaderMap) -> String {
     let accept = joined(headers, &header::ACCEPT);
     if accept.len() > MAX_ACCEPT { String::new() } else { accept }
 }
 
-/// How long a page is waited for: as long as the scraper says, less a margin in which it hears why there is none.
+/// How long to wait for a page: the scraper's timeout, less a margin in which it still gets the reason for a failure.
 fn time(headers: &HeaderMap) -> Duration {
     let said = headers.get(TIMEOUT_HEADER).and_then(|value| value.to_str().ok()?.trim().parse::<f64>().ok());
     let said = said.filter(|seconds| *seconds > 0.0).and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
@@ -190,7 +190,7 @@ fn time(headers: &HeaderMap) -> Duration {
     said - MARGIN.min(said / 10)
 }
 
-/// Whether a `Host` can stand as a target: Prometheus refuses one with a slash.
+/// Whether a `Host` is valid as a target: Prometheus rejects one with a slash.
 fn is_address(host: &str) -> bool {
     !host.is_empty() && host.len() <= 255 && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:[]%".contains(&b))
 }

@@ -1,5 +1,5 @@
-//! What a client accepts: `Accept` and `Accept-Encoding` with their q-values, and gzip. Whatever a client sends, there is an
-//! answer: a part that cannot be understood is passed over.
+//! What a client accepts: `Accept` and `Accept-Encoding` with their q-values, and gzip. Parts that cannot be parsed
+//! are ignored: a header never causes an error.
 
 use std::io::Write as _;
 
@@ -9,10 +9,10 @@ use hyper::header::{HeaderMap, HeaderName};
 /// The longest `Accept` that is passed on, in bytes. Prometheus 3 sends about 300.
 pub const MAX_ACCEPT: usize = 1024;
 
-/// The longest `Content-Type` that is passed on, in bytes. The longest that Prometheus knows has 117.
+/// The longest `Content-Type` that is passed on, in bytes. The longest that Prometheus knows takes 117.
 pub const MAX_CONTENT_TYPE: usize = 256;
 
-/// All values of a header as one list. What is not ASCII is passed over.
+/// All values of a header as one list. Values that are not ASCII are ignored.
 pub(crate) fn joined(headers: &HeaderMap, name: &HeaderName) -> String {
     headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect::<Vec<_>>().join(",")
 }
@@ -22,9 +22,9 @@ pub(super) struct Choice<'a> {
     /// The media type or the coding, as it was sent.
     pub(super) name: &'a str,
     /// The parameters after it, as they were sent.
-    #[cfg_attr(not(feature = "metrics-prometheus"), allow(dead_code, reason = "formats need them"))]
+    #[cfg_attr(not(feature = "metrics-prometheus"), allow(dead_code, reason = "only the formats need them"))]
     pub(super) parameters: &'a str,
-    /// From 0 (never) to 1000; what is no number counts as 1000, as client_golang has it.
+    /// From 0 (never) to 1000. A value that is not a number counts as 1000, as in client_golang.
     pub(super) quality: u16,
 }
 
@@ -40,7 +40,7 @@ impl<'a> Choice<'a> {
     }
 }
 
-/// Whether gzip is at least as welcome as the plain bytes (RFC 9110, 12.5.3).
+/// Whether the client prefers gzip to plain bytes, or accepts both equally (RFC 9110, 12.5.3).
 pub(crate) fn accepts_gzip(accept_encoding: &str) -> bool {
     let (mut gzip, mut identity, mut any) = (None, None, None);
     for choice in split(accept_encoding, ',').map(Choice::parse) {
@@ -52,12 +52,12 @@ pub(crate) fn accepts_gzip(accept_encoding: &str) -> bool {
             any = Some(choice.quality);
         }
     }
-    // Plain bytes that nobody mentioned are acceptable but not asked for.
+    // Plain bytes are acceptable but not preferred unless the header mentions them.
     let (gzip, identity) = (gzip.or(any).unwrap_or(0), identity.or(any).unwrap_or(0));
     gzip > 0 && gzip >= identity
 }
 
-/// The least that is worth compressing: what fits into one packet anyway arrives no sooner when it is smaller.
+/// The smallest body worth compressing, in bytes: one that fits into a single packet arrives no sooner when smaller.
 pub(crate) const GZIP_FROM: usize = 1_400;
 
 /// `body` as a gzip stream.
@@ -67,7 +67,7 @@ pub(crate) const GZIP_FROM: usize = 1_400;
 ///
 /// # Errors
 ///
-/// None that memory can give; the signature is the encoder's.
+/// None in practice: writing to memory does not fail. The signature is the encoder's.
 pub(crate) fn gzip(body: &[u8]) -> std::io::Result<Bytes> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(body.len() / 8), flate2::Compression::fast());
     encoder.write_all(body)?;
@@ -92,7 +92,7 @@ fn quality(text: &str) -> u16 {
     }
 }
 
-/// The parts of `text` between separators that stand outside quotes.
+/// The parts of `text` between separators outside quotes.
 pub(super) fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
     let mut quoted = false;
     let mut escaped = false;

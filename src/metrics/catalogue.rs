@@ -1,13 +1,14 @@
-//! Every metric family of our own: the only place that names one. libp2p's families come from
-//! libp2p-metrics under its own names (`libp2p_*`).
+//! Every metric family of our own; their names appear nowhere else. libp2p's families come from
+//! libp2p-metrics, under its names (`libp2p_*`).
 //!
-//! The text of a doc comment here is the family's help text in the exposition and its meaning in
-//! `docs/metrics.md`; [`markdown`] writes that table and a test keeps the file in step.
+//! A doc comment here is the family's help text on the page and its meaning in `docs/metrics.md`;
+//! [`markdown`] writes that table, and a test keeps the file up to date.
 
 use std::fmt::Write as _;
 
-/// What Prometheus adds to every scrape (`scrape/scrape.go` of Prometheus 3.5). A native histogram of such a name would be
-/// dropped without a word in favour of Prometheus's own sample; the samples of a classic one have names of their own.
+/// The series that Prometheus itself adds to every scrape (`scrape/scrape.go` of Prometheus 3.5). A native histogram
+/// with such a name would silently be dropped in favour of Prometheus's own sample; the samples of a classic histogram
+/// have other names.
 pub(crate) const OF_PROMETHEUS: [&str; 8] = [
     "up",
     "scrape_duration_seconds",
@@ -30,7 +31,7 @@ pub enum Kind {
     Histogram,
     /// Constant text, in labels.
     Info,
-    /// Not said. None of ours.
+    /// Not stated; none of our own families.
     Unknown,
 }
 
@@ -46,7 +47,7 @@ impl Kind {
         }
     }
 
-    /// The name in the `# TYPE` line of the classic text, which knows neither info nor unknown.
+    /// The name in the `# TYPE` line of the classic text, which has neither info nor unknown.
     pub fn classic(self) -> &'static str {
         match self {
             Self::Info => "gauge",
@@ -59,23 +60,23 @@ impl Kind {
 /// One metric family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Descriptor {
-    /// The full name as a dashboard uses it, with unit and `_total` or `_info` suffix.
+    /// The full name, as queries use it, with its unit and its `_total` or `_info` suffix.
     pub name: &'static str,
     /// Counter, gauge, histogram or info.
     pub kind: Kind,
     /// The label names, in order.
     pub labels: &'static [&'static str],
-    /// The help text: one sentence without its full stop.
+    /// The help text: one sentence without a full stop.
     pub help: &'static str,
 }
 
 impl Descriptor {
-    /// A family of this kind and full name, with its label names and its help text.
+    /// A family with this kind, full name, label names and help text.
     pub const fn new(kind: Kind, name: &'static str, labels: &'static [&'static str], help: &'static str) -> Self {
         Self { name, kind, labels, help }
     }
 
-    /// The name as OpenMetrics has it: without `_total` or `_info`.
+    /// The name in OpenMetrics: without `_total` or `_info`.
     pub fn openmetrics_name(&self) -> &'static str {
         let name = match self.kind {
             Kind::Counter => self.name.strip_suffix("_total"),
@@ -85,7 +86,7 @@ impl Descriptor {
         name.unwrap_or(self.name)
     }
 
-    /// The base unit that the name ends with, if any.
+    /// The base unit at the end of the name, if any.
     pub fn unit(&self) -> Option<&'static str> {
         let (_, unit) = self.name.strip_suffix("_total").unwrap_or(self.name).rsplit_once('_')?;
         ["seconds", "bytes"].into_iter().find(|&known| known == unit)
@@ -112,31 +113,31 @@ catalogue! {
     PEERS_CONNECTED: Gauge "agent_peers_connected" [];
     /// Messages from peers that were handled successfully
     MESSAGES_RECEIVED: Counter "messages_received_total" ["type"];
-    /// Time from a decoded request to its encoded answer
+    /// Time from a decoded request to its encoded response
     MESSAGE_PROCESSING: Histogram "message_processing_duration_seconds" ["type"];
     /// Storage operations that completed, failed ones included
     STORAGE_OPERATIONS: Counter "storage_operations_total" ["operation", "backend"];
-    /// Time that a storage operation took, failed ones included
+    /// Duration of storage operations, failed ones included
     STORAGE_DURATION: Histogram "storage_operation_duration_seconds" ["operation", "backend"];
     /// Messages from peers that could not be handled
     MESSAGES_FAILED: Counter "messages_failed_total" ["type", "reason"];
-    /// Requests of our own that a peer answered
+    /// Requests from this agent that a peer answered
     MESSAGES_SENT: Counter "messages_sent_total" ["type"];
-    /// Time from a request of our own to the peer's answer
+    /// Time from a request by this agent to the peer's response
     MESSAGE_ROUND_TRIP: Histogram "message_round_trip_duration_seconds" ["type"];
-    /// Requests of our own that failed, those that the peer answered with an error included
+    /// Requests from this agent that failed, including those that the peer answered with an error
     MESSAGES_SEND_FAILURES: Counter "messages_send_failures_total" ["type", "reason"];
     /// Storage operations that failed
     STORAGE_ERRORS: Counter "storage_operation_errors_total" ["operation", "backend", "reason"];
-    /// Storage operations under way
+    /// Storage operations in progress
     STORAGE_IN_FLIGHT: Gauge "storage_operations_in_flight" ["backend"];
-    /// Writes that one durable transaction of the embedded store carried
+    /// Writes that the embedded store committed together
     STORAGE_LOCAL_BATCH: Histogram "storage_local_commit_batch_size" [];
-    /// Connections to Redis that were made again after a loss
+    /// Reconnections to Redis after the connection was lost
     STORAGE_REDIS_RECONNECTS: Counter "storage_redis_reconnects_total" [];
-    /// Redis commands that were tried again
+    /// Redis commands that were retried
     STORAGE_REDIS_RETRIES: Counter "storage_redis_retries_total" [];
-    /// CPU time used since the start, user and system
+    /// User and system CPU time used since the process started
     PROCESS_CPU_SECONDS: Counter "process_cpu_seconds_total" [];
     /// Resident memory in bytes
     PROCESS_RESIDENT: Gauge "process_resident_memory_bytes" [];
@@ -144,37 +145,39 @@ catalogue! {
     PROCESS_VIRTUAL: Gauge "process_virtual_memory_bytes" [];
     /// Open file descriptors
     PROCESS_OPEN_FDS: Gauge "process_open_fds" [];
-    /// The limit of open file descriptors
+    /// Maximum number of open file descriptors
     PROCESS_MAX_FDS: Gauge "process_max_fds" [];
     /// Threads of the process
     PROCESS_THREADS: Gauge "process_threads" [];
     /// When the process started, in seconds since the Unix epoch
     PROCESS_START_TIME: Gauge "process_start_time_seconds" [];
-    /// The build that runs
+    /// The running build
     BUILD_INFO: Info "agent_build_info" ["version", "revision", "rustc", "target"];
     /// The agent's identity
     AGENT_INFO: Info "agent_info" ["peer_id", "name"];
-    /// 1 when the component is ready, 0 when it is not: what /ready says
+    /// 1 if the component is ready, 0 if it is not, as /ready reports it
     COMPONENT_READY: Gauge "agent_component_ready" ["component"];
-    /// Lines of the log that could not be written, or not as fast as they came
+    /// Log lines dropped because they could not be written, or not fast enough
     LOG_LINES_DROPPED: Counter "log_lines_dropped_total" [];
     /// HTTP requests answered by the endpoint
     HTTP_REQUESTS: Counter "http_requests_total" ["handler", "code"];
-    /// HTTP requests under way
+    /// HTTP requests in progress
     HTTP_IN_FLIGHT: Gauge "http_requests_in_flight" ["handler"];
-    /// Time that one exposition took to make
+    /// Time to make a metrics page
     SCRAPE_DURATION: Histogram "exposition_duration_seconds" [];
-    /// Scrapes of peers that the gateway answered (only on a gateway)
+    /// Registries of other libraries whose families are missing from this page, because one of them failed
+    EXPOSITION_FAILED: Gauge "exposition_failed_registries" [];
+    /// Scrapes of peers through the gateway (only on a gateway)
     GATEWAY_SCRAPES: Counter "gateway_scrapes_total" ["outcome"];
-    /// Peers that the gateway knows (only on a gateway)
+    /// Peers known to the gateway (only on a gateway)
     GATEWAY_PEERS: Gauge "gateway_peers" ["state"];
-    /// Time from a scraper's request to the last byte of the page, failed ones included (only on a gateway)
+    /// Time from a scraper's request to the last byte of the page, failed scrapes included (only on a gateway)
     GATEWAY_SCRAPE_DURATION: Histogram "gateway_scrape_duration_seconds" [];
-    /// Size of the pages that the gateway passed on, as they crossed the network (only on a gateway)
+    /// Size of the pages that the gateway passed on, as sent over the network (only on a gateway)
     GATEWAY_SCRAPE_BODY: Histogram "gateway_scrape_body_bytes" [];
 }
 
-/// The table of all families, as `docs/metrics.md` has it and `peerscope metrics --catalogue` prints it.
+/// The table of all families in `docs/metrics.md`, which `peerscope metrics --catalogue` also prints.
 pub fn markdown() -> String {
     let mut out = String::from("| name | type | labels | meaning |\n| --- | --- | --- | --- |\n");
     for family in ALL {
@@ -190,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_keep_the_conventions() {
+    fn names_follow_the_conventions() {
         for family in ALL {
             assert_eq!(family.kind == Kind::Counter, family.name.ends_with("_total"), "{}", family.name);
             assert_eq!(family.kind == Kind::Info, family.name.ends_with("_info"), "{}", family.name);
@@ -199,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn openmetrics_leaves_the_suffix_out_and_names_the_unit() {
+    fn openmetrics_omits_the_suffix_and_states_the_unit() {
         assert_eq!(
             (PROCESS_CPU_SECONDS.openmetrics_name(), PROCESS_CPU_SECONDS.unit()),
             ("process_cpu_seconds", Some("seconds"))
@@ -207,6 +210,6 @@ mod tests {
         assert_eq!((BUILD_INFO.openmetrics_name(), BUILD_INFO.unit()), ("agent_build", None));
         assert_eq!(PEERS_CONNECTED.openmetrics_name(), "agent_peers_connected");
         let milliseconds = Descriptor { name: "wait_milliseconds", ..SCRAPE_DURATION };
-        assert_eq!(milliseconds.unit(), None, "a reader wants the unit as a word of its own");
+        assert_eq!(milliseconds.unit(), None, "the unit has to be a whole word of the name");
     }
 }

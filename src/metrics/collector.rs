@@ -1,4 +1,4 @@
-//! The collector: every family's instrument, and one short method an event.
+//! The collector: every family's instrument, and one short method for each event.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::labels::{
 };
 use super::registry::{Info, Instrument, Registry, log_if_refused};
 
-/// Records what the agent does. Cloning shares the same numbers.
+/// Records what the agent does. Clones share the same numbers.
 #[derive(Debug, Clone)]
 pub struct MetricsCollector {
     families: Arc<Families>,
@@ -39,8 +39,8 @@ struct Families {
 }
 
 impl MetricsCollector {
-    /// Registers every family in `registry`. One whose name is taken there is recorded but not shown, and the
-    /// log says so.
+    /// Registers every family in `registry`. A family with a name that is already taken there is recorded but
+    /// not shown, which is logged.
     pub fn new(registry: &Registry, agent: &AgentInfo) -> Self {
         warm_up();
         let durations = buckets(Buckets::durations(&DURATION_BOUNDS, registry.native_histograms()));
@@ -67,7 +67,7 @@ impl MetricsCollector {
         Self { families: Arc::new(families) }
     }
 
-    /// The number of peers with at least one live connection.
+    /// Sets the number of peers with at least one live connection.
     pub fn set_peers_connected(&self, peers: usize) {
         self.families.peers_connected.set((), i64::try_from(peers).unwrap_or(i64::MAX));
     }
@@ -84,25 +84,25 @@ impl MetricsCollector {
         self.families.messages_failed.inc((kind, reason));
     }
 
-    /// A peer answered a request of ours; `timer` started when the request was made.
+    /// A peer answered a request from this agent; `timer` started when the request was made.
     #[inline]
     pub fn message_sent(&self, kind: MessageType, timer: Timer) {
         self.families.messages_sent.record_since(kind, timer);
     }
 
-    /// A request of ours failed.
+    /// A request from this agent failed.
     #[inline]
     pub fn send_failed(&self, kind: MessageType, reason: SendFailure) {
         self.families.send_failures.inc((kind, reason));
     }
 
-    /// A storage operation begins; it counts as under way until the guard is dropped.
+    /// A storage operation begins; it counts as in progress until the guard is dropped.
     #[inline]
     pub fn storage_started(&self, backend: Backend) -> UnderWay<'_> {
         self.families.storage_in_flight.enter(backend)
     }
 
-    /// A storage operation completed, well or not.
+    /// A storage operation completed, successfully or not.
     #[inline]
     pub fn storage_completed(
         &self,
@@ -117,17 +117,17 @@ impl MetricsCollector {
         }
     }
 
-    /// One durable transaction of the embedded store carried `writes` writes.
+    /// The embedded store committed `writes` writes together.
     pub fn local_commit(&self, writes: usize) {
         self.families.local_batch.observe((), writes as u64);
     }
 
-    /// The connection to Redis was made again after a loss.
+    /// The connection to Redis was lost and has been re-established.
     pub fn redis_reconnected(&self) {
         self.families.redis_reconnects.inc(());
     }
 
-    /// A Redis command is tried again.
+    /// A Redis command is retried.
     pub fn redis_retried(&self) {
         self.families.redis_retries.inc(());
     }
@@ -142,7 +142,7 @@ impl MetricsCollector {
         self.families.http_requests.inc((handler, code));
     }
 
-    /// One exposition was made; `timer` started with it.
+    /// A metrics page was made; `timer` started when that began.
     pub fn scraped(&self, timer: Timer) {
         self.families.scrape_duration.observe((), timer.nanos());
     }
@@ -171,9 +171,9 @@ impl Add<'_> {
     }
 }
 
-#[allow(clippy::expect_used, reason = "the bounds are constants, and a test makes buckets of them for every schema")]
+#[allow(clippy::expect_used, reason = "the bounds are constants, and a test makes buckets from them for every schema")]
 pub(super) fn buckets(made: Result<Buckets, BucketsError>) -> Arc<Buckets> {
-    Arc::new(made.expect("the bounds make buckets"))
+    Arc::new(made.expect("the constant bounds are valid"))
 }
 
 fn build_labels() -> [(&'static str, &'static str); 4] {
@@ -190,10 +190,10 @@ mod tests {
     use super::super::instruments::capacity_for;
     use super::*;
 
-    /// Everything that a node can come to allocate for its instruments: every thread that can have a row has
-    /// one, and every histogram has seen values that are not packed.
+    /// The most that a node can allocate for its instruments: every thread that can have a row has one, and
+    /// every histogram has seen values that are not packed.
     #[test]
-    fn a_nodes_instruments_stay_below_a_mebibyte_and_a_quarter_on_eight_cores() {
+    fn the_instruments_of_a_node_take_less_than_1_25_mib_on_eight_cores() {
         let buckets = buckets(Buckets::durations(&DURATION_BOUNDS, Default::default()));
         let slots = capacity_for(8);
         let histograms = [

@@ -1,38 +1,37 @@
-//! What a scrape is answered with: which format, which coding, and the page itself. Pure functions.
+//! The page that answers a scrape, and the choice of its format. Pure functions.
 //!
-//! The families of our own are written straight into the format that was asked for (`page.rs`, `text.rs`,
-//! `protobuf.rs`). Those that others keep in prometheus-client's registry come as the OpenMetrics text of
-//! its encoder, which `foreign.rs` reads, checks and writes on.
+//! Our own families are written directly in the requested format (`page.rs`, `text.rs`, `protobuf.rs`).
+//! Those that others keep in a prometheus-client registry arrive as the OpenMetrics text of its encoder,
+//! which `foreign.rs` parses, checks and writes to the page.
 
 mod family;
 mod filter;
 mod foreign;
 mod negotiation;
+mod number;
 mod page;
 mod protobuf;
 mod text;
 
-use bytes::Bytes;
-
 pub(crate) use self::family::{Metadata, Series, is_label_name, is_name};
 pub use self::filter::FamilyFilter;
-pub(crate) use self::foreign::ForeignRegistry;
+pub(crate) use self::foreign::{ForeignRegistry, write as write_foreign};
 pub use self::negotiation::{negotiate, prefers_json};
-pub(crate) use self::page::{FamilyWriter, Number, PageWriter};
-use super::registry::Registry;
+pub(crate) use self::number::Number;
+pub(crate) use self::page::{FamilyWriter, PageWriter};
 
-/// A format in which the metrics can be shown.
+/// A format of the metrics page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// Prometheus's text format 0.0.4: the default.
     Text,
     /// OpenMetrics 1.0.0.
     OpenMetrics,
-    /// OpenMetrics under its draft's number 0.0.1, which Prometheus asks for as its second choice. The
-    /// body is the same; client_golang, too, answers with the version that was asked for.
+    /// OpenMetrics under its draft's version 0.0.1, which is Prometheus's second choice. The body is the
+    /// same; like client_golang, we respond with the requested version.
     OpenMetricsDraft,
-    /// Messages of `io.prometheus.client.MetricFamily`, each behind its length: the only format with native
-    /// histograms.
+    /// `io.prometheus.client.MetricFamily` messages, each preceded by its length: the only format with
+    /// native histograms.
     Protobuf,
 }
 
@@ -48,15 +47,6 @@ impl Format {
             }
         }
     }
-}
-
-/// The page with those families of `registry` that `filter` lets through.
-///
-/// Whatever is registered, no family comes twice, no sample comes twice, and no family comes without samples.
-pub fn render(registry: &Registry, format: Format, filter: &FamilyFilter) -> Bytes {
-    let mut page = PageWriter::new(format, filter);
-    registry.registered().expose(&mut page);
-    page.finish()
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! What a gateway records. Its families are there only where the gateway is switched on: thousands of agents that
-//! are none would otherwise show series that never move.
+//! What a gateway records. Its families exist only where the gateway is enabled: otherwise, thousands of ordinary
+//! agents would show series that never change.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::instruments::{Buckets, Counter, DURATION_BOUNDS, Gauge, Histogram, SI
 use super::labels::{PeerState, ScrapeOutcome};
 use super::registry::Registry;
 
-/// Records what a gateway does. Cloning shares the same numbers.
+/// Records what a gateway does. Clones share the same numbers.
 #[derive(Debug, Clone)]
 pub struct GatewayMetrics {
     families: Arc<Families>,
@@ -39,18 +39,18 @@ impl GatewayMetrics {
         Self { families: Arc::new(families) }
     }
 
-    /// A scraper's request was answered; `timer` started when it came.
+    /// A scraper's request was answered; `timer` started when it arrived.
     pub fn scraped(&self, outcome: ScrapeOutcome, timer: Timer) {
         self.families.scrapes.inc(outcome);
         self.families.duration.observe((), timer.nanos());
     }
 
-    /// A peer's page was passed on; `bytes` as they crossed the network.
+    /// A peer's page was passed on; `bytes` is its size on the network.
     pub fn passed_on(&self, bytes: usize) {
         self.families.body.observe((), bytes as u64);
     }
 
-    /// So many peers are in this state.
+    /// Sets the number of peers in this state.
     pub fn set_peers(&self, state: PeerState, count: usize) {
         self.families.peers.set(state, i64::try_from(count).unwrap_or(i64::MAX));
     }

@@ -10,29 +10,29 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::labels::HttpCode;
 
-/// Another part's pages on the endpoint. They are asked for after the endpoint's own.
+/// Another part's pages on the endpoint. The endpoint's own pages take precedence.
 pub trait GuestPages: std::fmt::Debug + Send + Sync + 'static {
     /// Whether this path is one of these pages.
     fn has(&self, path: &str) -> bool;
 
-    /// Answers a GET or HEAD, within bounded time: the endpoint sets none here. The future is dropped when the
-    /// client goes away.
+    /// Answers a GET or HEAD. This has to take bounded time, because the endpoint sets no limit here. The future is
+    /// dropped if the client disconnects.
     fn answer<'a>(&'a self, path: &'a str, headers: &'a HeaderMap) -> BoxFuture<'a, GuestAnswer>;
 
-    /// How many clients may wait for these pages at once, at most.
+    /// The most clients that may wait for these pages at once.
     fn clients(&self) -> usize;
 
-    /// Path and description of the pages that have a fixed place.
+    /// The path and the description of each page with a fixed path.
     fn links(&self) -> Vec<(&'static str, &'static str)>;
 }
 
-/// What a page answers.
+/// The response of a page.
 #[derive(Debug)]
 pub struct GuestAnswer {
     /// The status.
     pub code: HttpCode,
-    /// One sentence in the status line in place of the usual words. Prometheus shows the status line, and not
-    /// the body, of what it could not scrape. What is no visible ASCII is left out.
+    /// A sentence for the status line instead of the usual reason phrase. When a scrape fails, Prometheus shows the
+    /// status line but not the body. Characters other than visible ASCII and spaces are left out.
     pub reason: Option<String>,
     /// The headers that belong to the body.
     pub headers: Vec<(HeaderName, HeaderValue)>,
@@ -40,26 +40,26 @@ pub struct GuestAnswer {
     pub body: GuestBody,
 }
 
-/// The body of an answer.
+/// The body of a response.
 #[derive(Debug)]
 pub enum GuestBody {
-    /// It is there.
+    /// The complete body.
     Whole(Bytes),
-    /// It comes.
+    /// A body that is still arriving.
     Stream(GuestStream),
 }
 
-/// A body that comes.
+/// A body that is still arriving.
 pub struct GuestStream {
-    /// How many bytes, exactly: that is said in front of it.
+    /// Its exact length in bytes, which is sent ahead of it.
     pub len: u64,
-    /// When it ends at the latest, with an error then.
+    /// When it has to be complete; otherwise it ends with an error then.
     pub until: Instant,
-    /// The bytes. After an error the connection is broken off.
+    /// The bytes. After an error the connection is closed.
     pub chunks: BoxStream<'static, Result<Bytes, Broken>>,
 }
 
-/// Why the rest of a body does not come.
+/// Why the rest of a body does not arrive.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Broken(pub String);
@@ -71,11 +71,11 @@ impl std::fmt::Debug for GuestStream {
 }
 
 impl GuestBody {
-    /// All of it.
+    /// The whole body.
     ///
     /// # Errors
     ///
-    /// When the rest of it does not come.
+    /// If the rest of it does not arrive.
     pub async fn collect(self) -> Result<Bytes, Broken> {
         match self {
             Self::Whole(bytes) => Ok(bytes),

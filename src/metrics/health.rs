@@ -1,4 +1,4 @@
-//! What is ready and what is not: the one truth behind `/ready`, `peerscope status` and
+//! Which components are ready: the single source for `/ready`, `peerscope status` and
 //! `agent_component_ready`.
 
 use std::sync::Arc;
@@ -15,26 +15,26 @@ pub struct ComponentState {
     pub problem: Option<String>,
 }
 
-/// A shared board on which each component writes its own state. Cloning shares it.
+/// The state of every component, each reported by the component itself. Clones share it.
 ///
-/// A component that never reported is not part of this agent (the metrics endpoint when it is
-/// switched off) and is left out.
+/// A component that has never reported is not part of this agent (for example, the metrics endpoint if it
+/// is disabled) and is left out.
 #[derive(Debug, Clone, Default)]
 pub struct Health {
-    // A std lock: held for a copy of a few strings, never across an await.
+    // Held only while a few strings are copied, never across an await.
     board: Arc<RwLock<Board>>,
 }
 
-/// What each component said last, by [`Label::index`].
+/// The last report of each component, by [`Label::index`].
 type Board = [Option<Result<(), String>>; Component::ALL.len()];
 
 impl Health {
-    /// Says that `component` is ready.
+    /// Reports that `component` is ready.
     pub fn ready(&self, component: Component) {
         self.write(component, Ok(()));
     }
 
-    /// Says that `component` is not ready, and why. The reason is for people: one line, no secrets.
+    /// Reports that `component` is not ready, and why. `reason` is for people: one line, no secrets.
     pub fn not_ready(&self, component: Component, reason: impl Into<String>) {
         self.write(component, Err(reason.into()));
     }
@@ -52,7 +52,7 @@ impl Health {
             .collect()
     }
 
-    /// Whether every component that has reported is ready, and at least one has.
+    /// Whether at least one component has reported, and all that have are ready.
     pub fn is_ready(&self) -> bool {
         all_ready(&self.snapshot())
     }
@@ -65,7 +65,7 @@ impl Health {
     }
 }
 
-/// Whether these are ready, and there is at least one: [`Health::is_ready`] of a reading that is shown as well.
+/// [`Health::is_ready`] for a snapshot that is also shown.
 pub(crate) fn all_ready(states: &[ComponentState]) -> bool {
     !states.is_empty() && states.iter().all(|state| state.problem.is_none())
 }
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ready_means_that_everything_that_reported_is_ready() {
+    fn an_agent_is_ready_when_every_component_that_has_reported_is_ready() {
         let health = Health::default();
         assert!(!health.is_ready(), "nothing has reported yet");
         health.ready(Component::Storage);

@@ -1,20 +1,20 @@
-//! The label values. Every label is an enum, so the number of series is fixed when the program is
-//! compiled, and nothing that a remote peer says can become a label value.
+//! The label values. Every label is an enum, so the number of series is fixed at compile time, and nothing
+//! that a remote peer sends can become a label value.
 
 use std::fmt::Write as _;
 
 /// A label whose values are known at compile time.
 pub trait Label: Copy + std::fmt::Debug + Send + Sync + 'static {
-    /// The label's name in the exposition.
+    /// The label's name on the page.
     const NAME: &'static str;
     /// All values, in the order of [`Label::index`].
     const ALL: &'static [Self];
 
     /// The position of this value in [`Label::ALL`].
     fn index(self) -> usize;
-    /// The value as it stands in the exposition.
+    /// The value as it appears on the page.
     fn as_str(self) -> &'static str;
-    /// What it says: the value's doc comment.
+    /// What it means: the value's doc comment.
     fn meaning(self) -> &'static str;
 }
 
@@ -44,50 +44,40 @@ macro_rules! label {
     };
 }
 
-label! {
-    /// What a message between peers asks for.
-    MessageType = "type" {
-        /// Read a value.
-        Get = "get",
-        /// Write a value.
-        Put = "put",
-        /// Remove a value.
-        Delete = "delete",
-        /// Echo a payload.
-        Ping = "ping",
-        /// Make a metrics page.
-        Scrape = "scrape",
-    }
-}
-
-label! {
-    /// The type of a message that could not be handled, as far as it can be told.
-    FailedMessage = "type" {
-        /// Read a value.
-        Get = "get",
-        /// Write a value.
-        Put = "put",
-        /// Remove a value.
-        Delete = "delete",
-        /// Echo a payload.
-        Ping = "ping",
-        /// Make a metrics page.
-        Scrape = "scrape",
-        /// Malformed, or of a type that this version does not know.
-        Unknown = "unknown",
-    }
-}
-
-impl From<MessageType> for FailedMessage {
-    fn from(kind: MessageType) -> Self {
-        match kind {
-            MessageType::Get => Self::Get,
-            MessageType::Put => Self::Put,
-            MessageType::Delete => Self::Delete,
-            MessageType::Ping => Self::Ping,
-            MessageType::Scrape => Self::Scrape,
+/// `MessageType`, and `FailedMessage`, which adds `unknown`.
+macro_rules! message_types {
+    ($(#[doc = $meaning:literal] $variant:ident = $value:literal),+ $(,)?) => {
+        label! {
+            /// What a message between peers asks for.
+            MessageType = "type" { $(#[doc = $meaning] $variant = $value),+ }
         }
-    }
+        label! {
+            /// The type of a message that could not be handled, as far as it is known.
+            FailedMessage = "type" {
+                $(#[doc = $meaning] $variant = $value),+,
+                /// Malformed, or of a type that this version does not know.
+                Unknown = "unknown",
+            }
+        }
+        impl From<MessageType> for FailedMessage {
+            fn from(kind: MessageType) -> Self {
+                match kind { $(MessageType::$variant => Self::$variant),+ }
+            }
+        }
+    };
+}
+
+message_types! {
+    /// Read a value.
+    Get = "get",
+    /// Write a value.
+    Put = "put",
+    /// Remove a value.
+    Delete = "delete",
+    /// Echo a payload.
+    Ping = "ping",
+    /// Return a metrics page.
+    Scrape = "scrape",
 }
 
 label! {
@@ -95,13 +85,13 @@ label! {
     FailureReason = "reason" {
         /// The access rules do not allow it.
         Refused = "refused",
-        /// It could not be decoded, or asks for something unknown.
+        /// It could not be decoded, or it requests something unknown.
         Malformed = "malformed",
         /// Its key, value or frame is over a limit.
         TooLarge = "too_large",
-        /// Too many requests of this peer are in flight.
+        /// Too many requests from this peer are in flight.
         Busy = "busy",
-        /// It was not done in time.
+        /// It was not completed in time.
         Timeout = "timeout",
         /// The storage backend failed.
         Storage = "storage",
@@ -113,17 +103,17 @@ label! {
 }
 
 label! {
-    /// Why a request of our own to a peer failed.
+    /// Why a request from this agent to a peer failed.
     SendFailure = "reason" {
-        /// The peer is not connected and could not be reached, or speaks no link.
+        /// The peer is not connected and could not be reached, or does not support links.
         Unreachable = "unreachable",
         /// Too many requests to this peer are waiting.
         Busy = "busy",
         /// The peer did not answer in time.
         Timeout = "timeout",
-        /// The link was lost before the answer came.
+        /// The link was lost before the response arrived.
         LinkLost = "link_lost",
-        /// The request is larger than the peer takes.
+        /// The request is larger than the peer accepts.
         TooLarge = "too_large",
         /// The peer answered with an error.
         Remote = "remote",
@@ -131,7 +121,7 @@ label! {
 }
 
 label! {
-    /// What is done to the store.
+    /// The type of a storage operation.
     Operation = "operation" {
         /// Read a value.
         Get = "get",
@@ -143,9 +133,9 @@ label! {
 }
 
 label! {
-    /// Which store it is done to.
+    /// The storage backend of an operation.
     Backend = "backend" {
-        /// The embedded redb file.
+        /// The embedded store.
         Local = "local",
         /// A Redis server or cluster.
         Redis = "redis",
@@ -165,7 +155,7 @@ label! {
         Unavailable = "unavailable",
         /// The backend did not answer in time.
         Timeout = "timeout",
-        /// What the embedded store's disk holds is not what was put.
+        /// The data of the embedded store is damaged on disk.
         Damaged = "damaged",
         /// The backend answered with an error.
         Backend = "backend",
@@ -189,9 +179,9 @@ label! {
 }
 
 label! {
-    /// Which page of the HTTP endpoint was asked for.
+    /// Which page of the HTTP endpoint was requested.
     HttpHandler = "handler" {
-        /// The metrics page, wherever the configuration puts it.
+        /// The metrics page, whatever its configured path.
         Metrics = "metrics",
         /// `/live`
         Live = "live",
@@ -207,7 +197,7 @@ label! {
 }
 
 label! {
-    /// The status code of an HTTP answer.
+    /// The status code of an HTTP response.
     HttpCode = "code" {
         /// OK
         Ok = "200",
@@ -229,11 +219,11 @@ label! {
 }
 
 label! {
-    /// What became of a scrape through the gateway.
+    /// The outcome of a scrape through the gateway.
     ScrapeOutcome = "outcome" {
         /// The peer's page was passed on.
         Ok = "ok",
-        /// The gateway knows no such peer, or the peer no such exporter (404).
+        /// The gateway does not know the peer, or the peer does not know the exporter (404).
         NotFound = "not_found",
         /// The peer does not allow this gateway to scrape it (403).
         Refused = "refused",
@@ -241,36 +231,36 @@ label! {
         Disconnected = "disconnected",
         /// The connection was lost before the page was complete (502).
         Lost = "lost",
-        /// The page is not what its content type says (502).
+        /// The answer is malformed, or compressed although the scraper does not accept gzip (502).
         Invalid = "invalid",
         /// The page is over a size limit (502).
         TooLarge = "too_large",
         /// The peer answered that it could not make or fetch the page (502).
         Failed = "failed",
-        /// Too many scrapes were under way, here or at the peer (503).
+        /// Too many scrapes were in progress at this gateway (503).
         Busy = "busy",
-        /// The page was not complete within the scraper's time (504).
+        /// The page was not complete within the scraper's timeout (504).
         Timeout = "timeout",
-        /// The scraper went away before it was answered.
+        /// The scraper disconnected before it was answered.
         Cancelled = "cancelled",
     }
 }
 
 label! {
-    /// How a gateway stands with a peer.
+    /// The state of a peer, as seen by a gateway.
     PeerState = "state" {
-        /// Connected, and it lets the gateway scrape it.
+        /// Connected, and it allows the gateway to scrape it.
         Connected = "connected",
-        /// Connected, but it does not let the gateway scrape it.
+        /// Connected, but it does not allow the gateway to scrape it.
         Refusing = "refusing",
-        /// Not connected, and still a target: it left less than the grace period ago, or the configuration names it.
+        /// Not connected, but still a target: it left less than the grace period ago, or the configuration names it.
         Departed = "departed",
-        /// Connected and willing, but no target yet: newcomers are admitted so many a second, up to a limit.
+        /// Connected and willing, but not a target yet: new peers are admitted at a limited rate, up to a limit.
         Waiting = "waiting",
     }
 }
 
-/// The table of all label values, as `docs/metrics.md` has it.
+/// The table of all label values in `docs/metrics.md`.
 pub fn markdown() -> String {
     let mut out = String::from("| families | label | value | meaning |\n| --- | --- | --- | --- |\n");
     rows::<MessageType>("`messages_*`, `message_*`", &mut out);
@@ -312,11 +302,11 @@ mod tests {
         let mut names: Vec<_> = L::ALL.iter().map(|v| v.as_str()).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), L::ALL.len(), "two values of one name");
+        assert_eq!(names.len(), L::ALL.len(), "two values with the same name");
     }
 
     #[test]
-    fn every_label_counts_its_values_in_order() {
+    fn every_label_numbers_its_values_in_order() {
         consistent::<MessageType>();
         consistent::<FailedMessage>();
         consistent::<FailureReason>();

@@ -1,22 +1,22 @@
-//! What the log has lost.
+//! How many lines the log has dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counts lines of the log that were left out. Clones share the count.
+/// Counts the lines that the log has dropped. Clones share the count.
 ///
-/// The log is older than the agent whose metrics show it, and of the whole process: so whoever has one makes this, and
-/// gives it to both.
+/// The log belongs to the whole process and exists before the agent whose metrics show the count. The program
+/// therefore creates this and passes it to both.
 #[derive(Debug, Clone, Default)]
 pub struct MissingLines(Arc<AtomicU64>);
 
 impl MissingLines {
-    /// So many more are missing.
+    /// Adds `lines` dropped lines.
     pub fn add(&self, lines: u64) {
         self.0.fetch_add(lines, Ordering::Relaxed);
     }
 
-    /// How many are.
+    /// The number of dropped lines.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

@@ -1,11 +1,10 @@
-//! What the rest of the crate holds to record with, and the endpoint that shows it.
+//! Metrics: the collector that the rest of the crate records with, and the endpoint that serves them.
 //!
-//! [`MetricsCollector`] is cheap to clone and records without looking anything up. With the cargo
-//! feature `metrics-prometheus` off, the same API is zero-sized and every call compiles to nothing
-//! (`noop.rs`).
+//! [`MetricsCollector`] is cheap to clone and records without any lookup. Without the cargo feature
+//! `metrics-prometheus`, the same API is zero-sized and every call compiles to nothing (`noop.rs`).
 //!
-//! This module imports nothing of the rest of the crate. There is no global: the node owns the
-//! registry and hands it down, so that two nodes in one process never share a number.
+//! This module imports nothing from the rest of the crate. There is no global state: the node owns the
+//! registry and hands it down, so two nodes in one process never share a number.
 
 pub(crate) mod accept;
 pub mod catalogue;
@@ -59,7 +58,7 @@ pub use self::log_lines::MissingLines;
 /// Whether this build can serve metrics at all (the cargo feature `metrics-prometheus`).
 pub const BUILT_IN: bool = cfg!(feature = "metrics-prometheus");
 
-/// Tells where the metrics page is, as soon as the endpoint could listen.
+/// Reads the URL of the metrics page, which is known once the endpoint listens.
 #[derive(Debug, Clone, Default)]
 pub struct UrlReader {
     address: Arc<OnceLock<SocketAddr>>,
@@ -67,7 +66,7 @@ pub struct UrlReader {
 }
 
 impl UrlReader {
-    /// The URL of the metrics page; `None` while the endpoint does not listen, and when it is off.
+    /// The URL of the metrics page; `None` until the endpoint listens, and if it is disabled.
     pub fn url(&self) -> Option<String> {
         self.address.get().map(|address| format!("http://{address}{}", self.path))
     }
@@ -76,39 +75,52 @@ impl UrlReader {
 /// A metrics page: the agent's own, an exporter's, or a peer's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page<B = Bytes> {
-    /// Its `Content-Type`; `None` when there is none that can be passed on.
+    /// Its `Content-Type`, if it has one that can be passed on.
     pub content_type: Option<Cow<'static, str>>,
     /// Whether `body` is compressed with gzip.
     pub gzip: bool,
-    /// Its bytes, or where they come from.
+    /// Its bytes, or their source.
     pub body: B,
 }
 
+impl Page {
+    /// The same page compressed with gzip, if it is not yet and is long enough for that to pay.
+    pub(crate) fn compressed(self) -> Self {
+        if self.gzip || self.body.len() < accept::GZIP_FROM {
+            return self;
+        }
+        match accept::gzip(&self.body) {
+            Ok(body) => Self { gzip: true, body, ..self },
+            Err(_) => self,
+        }
+    }
+}
+
 impl<B> Page<B> {
-    /// The `Content-Type` as a header; `None` also for a text that cannot be one.
+    /// The `Content-Type` as a header value; `None` also if the text is not a valid one.
     pub(crate) fn content_type_header(&self) -> Option<HeaderValue> {
         self.content_type.as_ref().and_then(|text| HeaderValue::from_str(text).ok())
     }
 }
 
-/// Why there is no metrics page.
+/// Why a metrics page was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum ExposeError {
-    /// As many as may be made at once are being made.
+    /// As many pages as may be made at once are being made. The wording is client_golang's.
     #[error("Limit of concurrent requests reached ({0}), try again later.")]
     Busy(usize),
-    /// Some collector hangs. It keeps its place among those that are made.
-    #[error("The answer was not made within {0:?}; some part of the agent hangs.")]
+    /// A collector hangs. The page keeps its place until the collector returns.
+    #[error("The metrics page was not ready within {0:?}: part of the agent is hanging.")]
     Late(Duration),
     /// The build has no metrics.
     #[error("This agent was built without metrics (cargo feature metrics-prometheus).")]
     NotBuiltIn,
-    /// Some collector failed; the log says which and why.
-    #[error("The metrics could not be collected; the agent's log says why.")]
+    /// Making the page failed; the log says why.
+    #[error("The metrics could not be collected; see the agent's log.")]
     Failed,
 }
 
-/// What constant text the info metrics carry.
+/// The label values of `agent_info`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentInfo {
     /// The agent's PeerId in base58.
@@ -130,7 +142,7 @@ pub struct MetricsConfig {
     pub port: u16,
     /// The path of the metrics page.
     pub path: String,
-    /// What the native buckets of every histogram are like.
+    /// The native buckets of every histogram.
     pub native_histograms: NativeHistograms,
 }
 
@@ -146,37 +158,38 @@ impl Default for MetricsConfig {
     }
 }
 
-/// What the native buckets of every histogram are like: the part `native_histograms` of the `metrics` section.
+/// The native buckets of every histogram: `metrics.native_histograms` in the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NativeHistograms {
-    /// The resolution, 0 to 5: each power of two has 2^schema buckets. One step more doubles the memory.
+    /// The resolution, 0 to 5: 2^schema buckets for each power of two. Each step up doubles the memory.
     pub schema: i32,
-    /// The most buckets that one histogram shows. When more of them hold something, it is shown with a
-    /// coarser schema.
+    /// The most native buckets that one histogram shows. A histogram with more non-empty buckets is shown
+    /// with a coarser schema.
     pub max_buckets: u32,
 }
 
 impl Default for NativeHistograms {
     fn default() -> Self {
-        // Schema 3 is what client_golang makes of its usual factor 1.1, and 160 its usual limit.
+        // client_golang's usual factor of 1.1 selects schema 3; 160 is its usual limit.
         Self { schema: 3, max_buckets: 160 }
     }
 }
 
 impl NativeHistograms {
-    /// The schemas that can be recorded with.
+    /// The schemas that can be configured.
     pub const SCHEMAS: std::ops::RangeInclusive<i32> = 0..=5;
-    /// The limits on buckets that can be set. Fewer than 8 could not hold what even the coarsest schema needs.
+    /// The bucket limits that can be configured. Even the coarsest schema can need 8 buckets.
     pub const MAX_BUCKETS: std::ops::RangeInclusive<u32> = 8..=1_000;
 }
 
-/// Reads an IP address; the message of serde's own reading repeats neither the text nor an example.
+/// Parses an IP address. serde's own error would show neither the text nor an example.
 fn address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<IpAddr, D::Error> {
     let text = <String as serde::Deserialize>::deserialize(deserializer)?;
     text.parse().map_err(|_| {
-        let message =
-            format!("`{text}` is not an IP address, such as 127.0.0.1, or 0.0.0.0 or \"::\" for all interfaces");
+        let message = format!(
+            "`{text}` is not an IP address; write one such as 127.0.0.1, or 0.0.0.0 or \"::\" for all interfaces"
+        );
         serde::de::Error::custom(message)
     })
 }

@@ -13,14 +13,14 @@ use super::{
     AgentInfo, ExposeError, GuestPages, Health, MetricsConfig, MissingLines, NativeHistograms, Page, UrlReader,
 };
 
-/// Stands where the registry would.
+/// Takes the place of the registry.
 #[derive(Debug, Default)]
 pub struct Registry {
     _private: (),
 }
 
 impl Registry {
-    /// An empty one.
+    /// An empty registry.
     pub fn new(_: NativeHistograms) -> Self {
         Self::default()
     }
@@ -47,13 +47,13 @@ impl Timer {
 #[derive(Debug)]
 pub struct UnderWay<'a>(PhantomData<&'a ()>);
 
-// So that code which ends it early with `drop` reads the same in both builds.
+// So that code can end it early with `drop` in both builds.
 impl Drop for UnderWay<'_> {
     #[inline(always)]
     fn drop(&mut self) {}
 }
 
-#[allow(clippy::unused_self, missing_docs, reason = "the API and its documentation are collector.rs's")]
+#[allow(clippy::unused_self, missing_docs, reason = "the API of collector.rs, documented there")]
 impl MetricsCollector {
     pub fn new(_: &Registry, _: &AgentInfo) -> Self {
         Self
@@ -94,7 +94,7 @@ impl MetricsCollector {
 #[derive(Debug, Clone)]
 pub struct GatewayMetrics;
 
-#[allow(clippy::unused_self, missing_docs, reason = "the API and its documentation are gateway.rs's")]
+#[allow(clippy::unused_self, missing_docs, reason = "the API of gateway.rs, documented there")]
 impl GatewayMetrics {
     pub fn new(_: &Registry) -> Self {
         Self
@@ -111,12 +111,7 @@ pub fn register_scrape_time(_: &Registry, _: &Health, _: &MissingLines) {}
 #[derive(Debug, Clone)]
 pub struct Exposer;
 
-#[allow(
-    clippy::unused_self,
-    clippy::unused_async,
-    missing_docs,
-    reason = "the API and its documentation are exposer.rs's"
-)]
+#[allow(clippy::unused_self, clippy::unused_async, missing_docs, reason = "the API of exposer.rs, documented there")]
 impl Exposer {
     pub fn new(_: Arc<Registry>, _: MetricsCollector, _: usize) -> Self {
         Self
@@ -126,16 +121,11 @@ impl Exposer {
     }
 }
 
-/// Serves nothing: the configuration refuses `metrics.enabled: true` in this build.
+/// Serves nothing: this build rejects a configuration with `metrics.enabled: true`.
 #[derive(Debug)]
 pub struct MetricsServer;
 
-#[allow(
-    clippy::unused_self,
-    clippy::unused_async,
-    missing_docs,
-    reason = "the API and its documentation are server.rs's"
-)]
+#[allow(clippy::unused_self, clippy::unused_async, missing_docs, reason = "the API of server.rs, documented there")]
 impl MetricsServer {
     pub fn start(
         _: &MetricsConfig,
@@ -145,7 +135,7 @@ impl MetricsServer {
         _: Health,
         _: Option<Arc<dyn GuestPages>>,
     ) -> Self {
-        tracing::warn!("this build has no metrics endpoint: it was made without the cargo feature metrics-prometheus");
+        tracing::warn!("this build has no metrics endpoint: it was built without the cargo feature metrics-prometheus");
         Self
     }
     pub fn url(&self) -> Option<String> {

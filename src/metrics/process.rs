@@ -1,4 +1,4 @@
-//! The `process_*` families, read from the kernel when a scrape asks for them.
+//! The `process_*` families, read from the kernel at each scrape that wants them.
 
 mod cpu;
 mod reading;
@@ -12,7 +12,7 @@ use super::exposition::{Metadata, Number, PageWriter, Series};
 use super::registry::{Expose, metadata};
 use parking_lot::Mutex;
 
-/// In the order in which [`ProcessFamilies::read`] has the values.
+/// In the order of the values that [`ProcessFamilies::read`] returns.
 const FAMILIES: [c::Descriptor; 9] = [
     c::PROCESS_CPU_USAGE,
     c::PROCESS_START_TIME,
@@ -27,14 +27,15 @@ const FAMILIES: [c::Descriptor; 9] = [
 
 /// Reads the process at every scrape.
 ///
-/// What the kernel does not tell (no `/proc` in a jail, for instance) is left out of the exposition, and
-/// the log says so once.
+/// Values that the kernel does not provide (in a jail without `/proc`, for example) are left out of the
+/// page, which is logged once.
 #[derive(Debug)]
 pub(super) struct ProcessFamilies {
     families: [Metadata; FAMILIES.len()],
-    /// When the process started, since the Unix epoch in seconds. Read once: it must not move with the clock.
+    /// When the process started, in seconds since the Unix epoch. Read once, so that setting the clock does
+    /// not change it.
     start_time: Option<f64>,
-    // A std lock: held for a little arithmetic, never across an await.
+    // Held only for a little arithmetic, never across an await.
     usage: Mutex<CpuUsage>,
     complained: AtomicBool,
 }
@@ -91,7 +92,7 @@ impl Expose for ProcessFamilies {
     }
 
     fn expose(&self, page: &mut PageWriter<'_>) {
-        // Whoever asks for other families only must not shorten the stretch that the CPU gauge speaks of.
+        // A scrape of other families only must not shorten the window of the CPU gauge.
         if !page.wants(&self.families) {
             return;
         }

@@ -1,98 +1,120 @@
-//! Everything that one agent shows.
+//! The registry: everything that one agent shows.
 
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::catalogue::{Descriptor, Kind};
-use super::exposition::{FamilyWriter, ForeignRegistry, Metadata, Number, PageWriter, Series, is_label_name, is_name};
+use super::exposition::{
+    FamilyFilter, FamilyWriter, ForeignRegistry, Format, Metadata, Number, PageWriter, Series, is_label_name, is_name,
+    write_foreign,
+};
 use super::instruments::{Counter, Events, Gauge, Histogram, InFlight, LabelSet, NativeHistograms};
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 /// The families of one agent: those of our own instruments, and those that others, such as libp2p, keep in
 /// registries of prometheus-client.
 ///
-/// There is no global one: two agents in one process have one each. Families can be added at any time; a page that is
-/// being made meanwhile does not have them yet.
+/// There is no global registry: two agents in one process have one each. Families can be added at any time; a page
+/// that is already being made does not include them.
 #[derive(Debug, Default)]
 pub struct Registry {
     registered: Mutex<Arc<Registered>>,
     native: NativeHistograms,
 }
 
-/// What a page is made from.
+/// A snapshot of the registry, from which a page is made.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Registered {
     own: Vec<Arc<dyn Expose>>,
-    /// Every name that a family of our own has taken.
+    /// Every name taken by a family of our own.
     names: HashSet<String>,
     foreign: Vec<Arc<ForeignRegistry>>,
+    /// How many of them failed for the last page.
+    failed_foreign: Arc<AtomicUsize>,
 }
 
-/// Families that can be written on a page.
+/// Families that can be written to a page.
 pub(crate) trait Expose: Debug + Send + Sync {
-    /// What they are called.
+    /// The metadata of each family.
     fn families(&self) -> Vec<&Metadata>;
-    /// Writes what they say now.
+    /// Writes their current values.
     fn expose(&self, page: &mut PageWriter<'_>);
 }
 
-/// Why families cannot be registered: a reader would refuse the whole page.
+/// Why families cannot be registered: with them, a scraper would reject the whole page.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RegisterError {
-    /// Two families want the same name.
-    #[error("the metric name {0} is taken by another family of this registry")]
+    /// Another family already has this name.
+    #[error("the metric name {0} is already used by another family of this registry")]
     NameTaken(String),
-    /// It is not of the form `[a-zA-Z_:][a-zA-Z0-9_:]*`.
-    #[error("`{0}` is no name of a metric")]
+    /// The name does not match `[a-zA-Z_:][a-zA-Z0-9_:]*`.
+    #[error("`{0}` is not a valid metric name")]
     Name(String),
-    /// It is not of the form `[a-zA-Z_][a-zA-Z0-9_]*`, or begins with two underscores.
-    #[error("`{label}` of {family} is no name of a label")]
+    /// The label name does not match `[a-zA-Z_][a-zA-Z0-9_]*`, or begins with two underscores.
+    #[error("{family}: `{label}` is not a valid label name")]
     Label {
         /// The family.
         family: String,
-        /// What is no name.
+        /// The invalid name.
         label: String,
     },
-    /// A label that comes twice in a series, or two values with one text.
-    #[error("two series of {0} have the same labels, or one of them the same label twice")]
+    /// A series has the same label twice, or two label values have the same text.
+    #[error("two series of {0} have the same labels, or one series has the same label twice")]
     SameSeries(String),
-    /// The descriptor says another kind than the instrument is.
-    #[error("{family} is described as {described} and recorded as {recorded}")]
+    /// The descriptor states a different kind from the instrument's.
+    #[error("{family} is described as {described} but recorded as {recorded}")]
     Kind {
         /// The family.
         family: String,
-        /// What the descriptor says.
+        /// The kind that the descriptor states.
         described: &'static str,
-        /// What the instrument is.
+        /// The kind of the instrument.
         recorded: &'static str,
     },
 }
 
 impl Registry {
-    /// An empty registry whose histograms have native buckets like this.
+    /// An empty registry. `native` describes the native buckets of its histograms.
     pub fn new(native: NativeHistograms) -> Self {
         Self { native, ..Self::default() }
     }
 
-    /// What native buckets its histograms have.
+    /// The native buckets of its histograms.
     pub fn native_histograms(&self) -> NativeHistograms {
         self.native
     }
 
-    /// Adds the families that somebody else keeps in a registry of prometheus-client. They come behind the families of our
-    /// own, in the order in which their registries were added, and only where they take no name of an earlier family.
-    /// Exemplars are shown in OpenMetrics, native buckets of their histograms not at all: prometheus-client's text has none.
+    /// Adds the families that somebody else keeps in a prometheus-client registry. They come after our own families, in
+    /// the order in which their registries were added. Families of the same name and type are joined; other families with
+    /// a name that is taken are left out. Exemplars are shown in OpenMetrics. Native buckets are not shown: prometheus-client's text has none.
     ///
-    /// When one of its metrics cannot be encoded (a histogram with native buckets alone, for instance) or panics, this
-    /// registry's families are missing from the page, and the log says so under `name`; give each collector that may fail a
-    /// registry of its own. One that hangs keeps the page from being made.
+    /// If one of its metrics cannot be encoded (a histogram with native buckets only, for example) or panics, all
+    /// families of this registry are missing from the page, the log reports it under `name`, and
+    /// `exposition_failed_registries` counts it. Give each collector
+    /// that may fail a registry of its own. A collector that hangs blocks the whole page.
     pub fn add_foreign(&self, name: impl Into<String>, registry: prometheus_client::registry::Registry) {
         let foreign = Arc::new(ForeignRegistry::new(name.into(), registry));
         self.change(|registered| registered.foreign.push(foreign));
     }
 
-    /// What is registered now. Nobody is kept from registering while a page is made of it.
+    /// The page with the families of this registry that `filter` includes.
+    ///
+    /// Whatever is registered, no family or sample appears twice, and no family appears without samples.
+    pub fn render(&self, format: Format, filter: &FamilyFilter) -> Bytes {
+        let mut page = PageWriter::new(format, filter);
+        self.registered().expose(&mut page);
+        page.finish()
+    }
+
+    /// How many foreign registries failed for the last page.
+    pub(crate) fn failed_foreign(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.registered().failed_foreign)
+    }
+
+    /// What is registered now. Families can still be added while a page is made from it.
     pub(crate) fn registered(&self) -> Arc<Registered> {
         Arc::clone(&self.registered.lock())
     }
@@ -106,7 +128,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// When one of their names is taken; then nothing is added.
+    /// If one of their names is taken. Then nothing is added.
     pub(crate) fn add(&self, families: Arc<dyn Expose>) -> Result<(), RegisterError> {
         self.change(|registered| {
             let mut names = HashSet::new();
@@ -121,7 +143,7 @@ impl Registry {
         })
     }
 
-    /// As [`Registry::add`]; when a name is taken, the log says so.
+    /// Like [`Registry::add`], but logs an error instead of returning it.
     pub(crate) fn add_or_log(&self, families: impl Expose + 'static) {
         log_if_refused(self.add(Arc::new(families)));
     }
@@ -130,7 +152,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// When the name is taken, or something does not fit; then nothing is added.
+    /// See [`RegisterError`]. Nothing is added then.
     pub fn register<I: Instrument>(&self, descriptor: &Descriptor, instrument: &I) -> Result<(), RegisterError> {
         let families = Family {
             family: checked(descriptor, I::KIND)?,
@@ -140,11 +162,11 @@ impl Registry {
         self.add(Arc::new(families))
     }
 
-    /// Adds events as two families: how many there were, and how long they took.
+    /// Adds events as two families: their number and their durations.
     ///
     /// # Errors
     ///
-    /// When a name is taken, or something does not fit; then nothing is added.
+    /// See [`RegisterError`]. Nothing is added then.
     pub fn register_events<L: LabelSet>(
         &self,
         counter: &Descriptor,
@@ -162,22 +184,21 @@ impl Registry {
 }
 
 impl Registered {
-    /// Writes everything on a page.
+    /// Writes everything to a page.
     pub(crate) fn expose(&self, page: &mut PageWriter<'_>) {
+        let foreign: Vec<String> = self.foreign.iter().filter_map(|foreign| foreign.encode()).collect();
+        self.failed_foreign.store(self.foreign.len() - foreign.len(), Ordering::Relaxed);
         for families in &self.own {
             families.expose(page);
         }
-        let mut taken = self.names.clone();
-        for foreign in &self.foreign {
-            foreign.expose(&mut taken, page);
-        }
+        write_foreign(&foreign, &self.names, page);
     }
 }
 
-/// Says in the log which families will not be seen.
+/// Logs why a family will not be shown.
 pub(crate) fn log_if_refused(registered: Result<(), RegisterError>) {
     if let Err(error) = registered {
-        tracing::error!("{error}; the second one is recorded, but not shown");
+        tracing::error!("{error}; this family is recorded but not shown");
     }
 }
 
@@ -274,7 +295,7 @@ impl<L: LabelSet> Expose for EventFamilies<L> {
         if !page.wants([&self.counter, &self.histogram]) {
             return;
         }
-        // Read once, so that both families speak of the same events.
+        // Read once, so that both families show the same events.
         let durations = self.events.durations();
         let snapshots: Vec<_> = (0..L::COUNT).map(|index| durations.at(index)).collect();
         if let Some(mut out) = page.family(&self.counter) {
@@ -315,14 +336,14 @@ impl Expose for Info {
     }
 }
 
-/// What is known of the family that `descriptor` describes. As prometheus-client has it, a help text ends with
-/// a full stop.
+/// The metadata of the family that `descriptor` describes. As in prometheus-client, the help text ends with a
+/// full stop.
 pub(crate) fn metadata(descriptor: &Descriptor) -> Metadata {
     let help = format!("{}.", descriptor.help);
     Metadata::new(descriptor.kind, descriptor.openmetrics_name(), descriptor.unit(), &help)
 }
 
-/// The same, when the descriptor fits what is recorded.
+/// Like [`metadata`], but checks the name, and that the kind is the recorded one.
 fn checked(descriptor: &Descriptor, recorded: Kind) -> Result<Metadata, RegisterError> {
     let family = || descriptor.name.to_owned();
     if !is_name(descriptor.name) {

@@ -1,20 +1,25 @@
-//! Families whose values belong to others, and are read when a page is made.
+//! Families whose values belong to other parts of the program and are read when a page is made.
 
-use super::catalogue::{COMPONENT_READY, LOG_LINES_DROPPED};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::catalogue::{COMPONENT_READY, EXPOSITION_FAILED, LOG_LINES_DROPPED};
 use super::exposition::{Metadata, Number, PageWriter, Series};
 use super::labels::{Component, Label};
 use super::process::ProcessFamilies;
 use super::registry::{Expose, Registry, metadata};
 use super::{Health, MissingLines};
 
-/// Adds `process_*`, `agent_component_ready` as `health` has it, and `log_lines_dropped_total`. Once per registry.
+/// Adds `process_*`, `agent_component_ready` (from `health`) and `log_lines_dropped_total` (from `missing`). To be
+/// called once per registry.
 pub fn register_scrape_time(registry: &Registry, health: &Health, missing: &MissingLines) {
     registry.add_or_log(ProcessFamilies::new());
     registry.add_or_log(ReadinessFamily::new(health.clone()));
+    registry.add_or_log(FailedRegistries { failed: registry.failed_foreign(), family: metadata(&EXPOSITION_FAILED) });
     registry.add_or_log(LogFamily { missing: missing.clone(), family: metadata(&LOG_LINES_DROPPED) });
 }
 
-/// Shows what `/ready` says.
+/// Shows what `/ready` reports.
 #[derive(Debug)]
 struct ReadinessFamily {
     health: Health,
@@ -41,7 +46,7 @@ impl Expose for ReadinessFamily {
     }
 }
 
-/// Shows what the log has lost.
+/// Shows how many lines the log has dropped.
 #[derive(Debug)]
 struct LogFamily {
     missing: MissingLines,
@@ -56,5 +61,23 @@ impl Expose for LogFamily {
     fn expose(&self, page: &mut PageWriter<'_>) {
         let Some(mut out) = page.family(&self.family) else { return };
         out.number(&Series::new(&[]), Number::Unsigned(self.missing.get()));
+    }
+}
+
+/// Exposes how many foreign registries are missing from this page.
+#[derive(Debug)]
+struct FailedRegistries {
+    failed: Arc<AtomicUsize>,
+    family: Metadata,
+}
+
+impl Expose for FailedRegistries {
+    fn families(&self) -> Vec<&Metadata> {
+        vec![&self.family]
+    }
+
+    fn expose(&self, page: &mut PageWriter<'_>) {
+        let Some(mut out) = page.family(&self.family) else { return };
+        out.number(&Series::new(&[]), Number::Unsigned(self.failed.load(Ordering::Relaxed) as u64));
     }
 }

@@ -1,7 +1,7 @@
 //! The HTTP server of the endpoint: the metrics page, `/live`, `/ready` and a small page with links.
 //!
-//! It runs on a thread and a runtime of its own, so that it answers even when the agent's runtime hangs
-//! on a disk: that is when somebody looks. Whatever goes wrong here never takes the agent down.
+//! It has its own thread and runtime, so that it answers even while the agent's runtime is blocked on a
+//! disk: that is when people look at it. Nothing that goes wrong here takes the agent down.
 
 mod body;
 mod connection;
@@ -22,30 +22,30 @@ use self::routes::Routes;
 use super::labels::Component;
 use super::{AgentInfo, Exposer, GuestPages, Health, MetricsCollector, MetricsConfig, Registry, UrlReader};
 
-/// The bounds of the endpoint. Tests shorten the times; nobody else needs other than the defaults.
+/// The limits of the endpoint. Tests shorten the times; everything else uses the defaults.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Expositions that are made at once; further scrapes get 503.
+    /// How many metrics pages are made at once; further scrapes get a 503.
     pub scrapes: usize,
-    /// Open connections; a further one takes the place of the one whose client has been waited for the
-    /// longest.
+    /// How many connections may be open. A further one takes the place of the one that has waited longest for
+    /// its client.
     pub connections: usize,
-    /// The longest that a request's head may take from its first byte, or from the connection's start.
+    /// How long the head of a request may take, from its first byte or from the start of the connection.
     pub head: Duration,
-    /// The longest that an answer may take to be made; then the client gets a 503. With `head` before it
-    /// and `answer` after it, it bounds a whole request.
+    /// How long a response may take to be made; after that the client gets a 503. With `head` before it
+    /// and `answer` after it, this bounds a whole request.
     pub making: Duration,
-    /// The longest that a client may take to fetch an answer.
+    /// How long a client may take to fetch a response.
     pub answer: Duration,
-    /// The longest that a connection may lie idle between two requests. Longer than any sensible scrape
-    /// interval, so that Prometheus keeps its connection.
+    /// How long a connection may be idle between two requests. Longer than any sensible scrape interval,
+    /// so that Prometheus keeps its connection.
     pub idle: Duration,
-    /// How long to wait before trying again to listen.
+    /// How long to wait before trying to listen again.
     pub retry: Duration,
-    /// How long a shutdown waits for answers under way.
+    /// How long a shutdown waits for responses in progress.
     pub shutdown: Duration,
-    /// Has the thread of the endpoint panic, once.
+    /// Makes the thread of the endpoint panic, once.
     #[cfg(test)]
     pub(crate) panics: Option<&'static std::sync::atomic::AtomicBool>,
 }
@@ -79,8 +79,8 @@ pub struct MetricsServer {
 }
 
 impl MetricsServer {
-    /// Tries to listen, once, and starts to serve. Never fails: when the address cannot be listened on,
-    /// the log and `health` say why and what to change, and the server keeps trying until it can.
+    /// Tries to listen once and starts serving. Never fails: if the endpoint cannot listen, `health` says why,
+    /// the log says why and what to change, and the server keeps trying.
     pub fn start(
         config: &MetricsConfig,
         agent: &AgentInfo,
@@ -89,14 +89,14 @@ impl MetricsServer {
         health: Health,
         guest: Option<Arc<dyn GuestPages>>,
     ) -> Self {
-        // Beside those who wait for a guest's pages there is as much room as without: an answer that is being made
-        // keeps its connection, and whoever looks at the agent itself must not be shut out by many that are.
+        // Clients that wait for a guest's pages get places in addition to the usual ones: a response that is being
+        // made keeps its connection, and many of them must not lock out clients that want the agent's own pages.
         let beside = guest.as_ref().map_or(0, |guest| guest.clients());
         let limits = Limits { connections: Limits::default().connections + beside, ..Limits::default() };
         Self::start_with_limits(config, agent, registry, collector, health, guest, limits)
     }
 
-    /// [`MetricsServer::start`] with other bounds than the default ones.
+    /// [`MetricsServer::start`] with limits other than the defaults.
     #[doc(hidden)]
     pub fn start_with_limits(
         config: &MetricsConfig,
@@ -129,7 +129,7 @@ impl MetricsServer {
         Self { url: UrlReader { address, path: config.path.clone() }, limits, stop, ended }
     }
 
-    /// Where it listens; `None` until it could.
+    /// The address on which it listens; `None` until it does.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.url.address.get().copied()
     }
@@ -139,16 +139,16 @@ impl MetricsServer {
         self.url.url()
     }
 
-    /// What goes on telling the URL to others.
+    /// A handle through which others can read the URL.
     pub fn url_reader(&self) -> UrlReader {
         self.url.clone()
     }
 
-    /// Stops listening, lets the answers under way finish (5 s at most), and ends the thread.
+    /// Stops listening, lets responses in progress finish (for at most 5 s), and ends the thread.
     pub async fn shutdown(self) {
-        // Nobody receives when the thread could not start: then there is nothing to stop.
+        // Fails if the thread could not start; then there is nothing to stop.
         let _ = self.stop.send(true);
-        // The server bounds itself; this bound only matters when an exposition hangs and the thread with it.
+        // The server has its own bound; this one matters only if the thread itself hangs.
         let _ = tokio::time::timeout(self.limits.shutdown + Duration::from_secs(1), self.ended).await;
     }
 }
@@ -160,8 +160,8 @@ fn spawn(
     running: oneshot::Sender<()>,
     limits: Limits,
 ) -> std::io::Result<()> {
-    // Expositions are made on blocking threads, as many as may be made at once: a collector that hangs must
-    // not take `/live` and `/ready` with it.
+    // Metrics pages are made on blocking threads, as many as may be made at once: a collector that hangs must
+    // not block `/live` and `/ready`.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -169,11 +169,11 @@ fn spawn(
         .thread_name("metrics-scrape")
         .build()?;
     let mut listener = listener;
-    // Here and not on the thread, so that the caller knows the address when it is known.
+    // Here and not on the thread, so that the caller knows the address at once.
     let mut first = listener.try_listen();
     let routes = Arc::new(routes);
     std::thread::Builder::new().name("metrics-http".into()).spawn(move || {
-        // Started again when it panics: nobody could look at the agent any more.
+        // Restarted after a panic: otherwise the agent could no longer be observed.
         loop {
             let serve = listener.serve(first, Arc::clone(&routes), stopped.clone());
             if catch_unwind(AssertUnwindSafe(|| runtime.block_on(serve))).is_ok() {
@@ -189,7 +189,7 @@ fn spawn(
     Ok(())
 }
 
-/// Completes when the server is told to stop, or nobody holds it any more.
+/// Completes when the server is asked to stop or has been dropped.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|&stop| stop).await;
 }
@@ -198,20 +198,63 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::TcpStream;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use super::*;
+    use crate::metrics::catalogue::Kind;
+    use crate::metrics::exposition::{Metadata, PageWriter};
+    use crate::metrics::registry::Expose;
 
     fn answer(address: SocketAddr) -> std::io::Result<String> {
+        get(address, "/live")
+    }
+
+    fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
         let mut stream = TcpStream::connect(address)?;
-        stream.write_all(b"GET /live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         Ok(text)
     }
 
+    /// A family of the agent's own that panics three times.
+    #[derive(Debug)]
+    struct Broken(Metadata, AtomicUsize);
+
+    impl Expose for Broken {
+        fn families(&self) -> Vec<&Metadata> {
+            vec![&self.0]
+        }
+
+        fn expose(&self, _: &mut PageWriter<'_>) {
+            assert!(self.1.fetch_add(1, Ordering::Relaxed) >= 3, "on purpose");
+        }
+    }
+
     #[test]
-    fn a_thread_that_panics_is_said_and_started_again() {
+    fn a_panic_of_a_family_costs_its_page_only_and_is_counted() {
+        let agent = AgentInfo { peer_id: "a".into(), name: "a".into() };
+        let registry = Arc::new(Registry::default());
+        let collector = MetricsCollector::new(&registry, &agent);
+        let config = MetricsConfig { port: 0, ..MetricsConfig::default() };
+        // One page at a time: a panic must give its permit back.
+        let limits = Limits { scrapes: 1, ..Limits::default() };
+        let shared = Arc::clone(&registry);
+        let health = Health::default();
+        let server = MetricsServer::start_with_limits(&config, &agent, shared, collector, health, None, limits);
+        let address = server.local_addr().unwrap();
+        registry.add_or_log(Broken(Metadata::new(Kind::Gauge, "broken", None, "Broken."), AtomicUsize::new(0)));
+        for _ in 0..3 {
+            let answer = get(address, "/metrics").unwrap();
+            assert!(answer.starts_with("HTTP/1.1 500 ") && answer.contains("log"), "{answer}");
+        }
+        assert!(get(address, "/live").unwrap().starts_with("HTTP/1.1 200 "));
+        let page = get(address, "/metrics").unwrap();
+        assert!(page.contains("\nhttp_requests_total{handler=\"metrics\",code=\"500\"} 3\n"), "{page}");
+    }
+
+    #[test]
+    fn a_panic_of_the_thread_is_reported_and_the_thread_restarted() {
         static PANICS: AtomicBool = AtomicBool::new(false);
         let agent = AgentInfo { peer_id: "a".into(), name: "a".into() };
         let registry = Registry::default();
@@ -231,15 +274,15 @@ mod tests {
         let address = server.local_addr().unwrap();
         assert!(answer(address).unwrap().starts_with("HTTP/1.1 200 "));
         PANICS.store(true, Ordering::Relaxed);
-        // It is accepted, or refused, by a thread that has other things to do.
+        // This connection makes the thread panic; how it ends does not matter.
         let _cut_off = answer(address);
         let began = std::time::Instant::now();
         while health.is_ready() {
-            assert!(began.elapsed() < Duration::from_secs(10), "nobody says so");
+            assert!(began.elapsed() < Duration::from_secs(10), "the panic is not reported");
         }
-        assert_eq!(health.snapshot()[0].problem.as_deref(), Some("its thread has failed, and is started again"));
+        assert_eq!(health.snapshot()[0].problem.as_deref(), Some("its thread panicked and is being restarted"));
         while !answer(address).is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 ")) {
-            assert!(began.elapsed() < Duration::from_secs(10), "it does not come back");
+            assert!(began.elapsed() < Duration::from_secs(10), "the thread is not restarted");
         }
         assert!(health.is_ready());
     }

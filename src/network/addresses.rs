@@ -1,4 +1,4 @@
-//! Which addresses of peers are believed. A peer can say anything about where it is.
+//! Which addresses of peers are used: a peer can claim any address.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,10 +8,10 @@ use libp2p::core::Transport;
 use libp2p::core::transport::{DialOpts, ListenerId, TransportError, TransportEvent};
 use libp2p::multiaddr::Protocol;
 
-/// A transport that dials addresses of usual stacks only.
+/// A transport that dials only addresses with a usual protocol stack.
 ///
-/// TCP itself dials an address however often it repeats the PeerId at its end. A peer can spread such
-/// addresses of itself, and the stack of a dialed one becomes a label of libp2p's metrics.
+/// libp2p's TCP transport dials an address however often the PeerId is repeated at its end. A peer can spread such
+/// addresses of itself, and the stack of a dialed address becomes a label value in libp2p's metrics.
 pub(super) struct UsualStacks<T>(pub(super) T);
 
 impl<T: Transport + Unpin> Transport for UsualStacks<T> {
@@ -44,8 +44,8 @@ impl<T: Transport + Unpin> Transport for UsualStacks<T> {
     }
 }
 
-/// Whether the address is of one of the few kinds that an agent can listen on or be reached at: a host,
-/// TCP or QUIC, and at most one PeerId at its end.
+/// Whether the address has one of the few forms that an agent can listen on or be reached at: a host, TCP or QUIC, and
+/// at most one PeerId at its end.
 pub(super) fn is_usual_stack(address: &Multiaddr) -> bool {
     let mut parts = address.iter().peekable();
     let reachable = match parts.next() {
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_addresses_of_our_own_kinds_are_usual() {
+    fn only_addresses_that_an_agent_can_have_are_usual() {
         let peer = libp2p::PeerId::random();
         for (text, usual) in [
             ("/ip4/1.2.3.4/tcp/1".to_owned(), true),

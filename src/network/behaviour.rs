@@ -28,19 +28,19 @@ use super::telemetry::Telemetry;
 use super::{Config, NetworkError, RequestHandler};
 use crate::metrics::Registry;
 
-/// The name of our own Kademlia network: agents do not join the public one.
+/// The protocol name of Peerscope's own Kademlia network: agents do not join the public one.
 pub(super) const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/peerscope/kad/1");
 
-/// Handshakes under way in each direction.
+/// The most handshakes in progress in each direction.
 pub(super) const MAX_PENDING: u32 = 256;
 
-/// How many addresses of a peer are dialed at once: a socket each. The first to answer is taken.
+/// How many addresses of a peer are dialed at once, with a socket each. The first to connect is used.
 const DIALED_AT_ONCE: NonZeroU8 = NonZeroU8::new(4).unwrap();
 
-/// How long a connection that nobody uses stays open: one to a peer that speaks no link.
+/// How long an unused connection stays open, that is, one to a peer that does not support the link protocol.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-// Those that limit come first: what they deny reaches no other.
+// The limiting behaviours come first: the others never see what these deny.
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
     pub(super) limits: connection_limits::Behaviour,
@@ -53,7 +53,7 @@ pub(super) struct Behaviour {
     pub(super) mdns: Toggle<mdns::tokio::Behaviour>,
 }
 
-/// Builds the swarm; it listens nowhere yet.
+/// Builds the swarm, which does not listen yet.
 pub(super) fn build(
     config: &Config,
     keypair: identity::Keypair,
@@ -66,7 +66,7 @@ pub(super) fn build(
     let transport = transport(&keypair, psk, handler, budget, Arc::clone(&scrapes.unread))?;
     let behaviour = Behaviour::new(config, &keypair, context, scrapes)?;
     let (telemetry, transport) = Telemetry::new(transport, registry);
-    // Around the measured one: an address that is not dialed is not measured.
+    // Wraps the measuring transport, so that an address that is not dialed is not measured.
     let transport = UsualStacks(transport);
     let swarm = SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
@@ -81,8 +81,8 @@ pub(super) fn build(
     Ok((swarm, telemetry))
 }
 
-/// TCP, encrypted by Noise and multiplexed by Yamux; with a pre-shared key, encrypted by that first.
-/// With the cargo feature `quic`, QUIC beside it, which has no pre-shared keys.
+/// TCP, encrypted by Noise and multiplexed by Yamux; with a pre-shared key, encrypted by that first. With the cargo
+/// feature `quic` also QUIC, unless there is a pre-shared key, which QUIC does not support.
 fn transport(
     keypair: &identity::Keypair,
     psk: Option<pnet::PreSharedKey>,
@@ -125,8 +125,8 @@ fn with_quic(tcp: Boxed<(PeerId, StreamMuxerBox)>, _: &identity::Keypair) -> Box
     tcp
 }
 
-/// Resolves `/dns*` addresses as the system is configured to. Where it is not configured, names cannot
-/// be dialed, but the agent still runs.
+/// Resolves `/dns*` addresses according to `/etc/resolv.conf`. Without that file, names cannot be dialed, but the
+/// agent still runs.
 fn with_names(inner: Boxed<(PeerId, StreamMuxerBox)>) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NetworkError> {
     if std::path::Path::new("/etc/resolv.conf").exists() {
         return Ok(dns::tokio::Transport::system(inner).map_err(build_error)?.boxed());
@@ -144,7 +144,7 @@ impl Behaviour {
     ) -> Result<Self, NetworkError> {
         let local = keypair.public().to_peer_id();
         let share = Share::of(getrlimit(Resource::Nofile).current, config);
-        // Those that are established are counted by the links, which know whom to prefer.
+        // Established connections are limited by `Links`, which knows which peers to prefer.
         let limits = ConnectionLimits::default()
             .with_max_pending_incoming(Some(share.pending))
             .with_max_pending_outgoing(Some((share.pending / u32::from(DIALED_AT_ONCE.get())).max(1)));
@@ -165,7 +165,7 @@ impl Behaviour {
         };
         let mut kad = kad::Behaviour::with_config(local, MemoryStore::new(local), kad_config());
         if !config.listen.is_empty() {
-            // An agent that listens can be found; one that does not (behind NAT) only looks.
+            // An agent that listens can be found; one that does not (behind NAT) only searches.
             kad.set_mode(Some(kad::Mode::Server));
         }
         let answering = scrape::Context { requests: Arc::clone(&context.handler), metrics: context.metrics.clone() };
@@ -182,17 +182,17 @@ impl Behaviour {
     }
 }
 
-/// How many connections there may be: what is configured, and never so many that the endpoint, the control socket and
-/// the store find no descriptor. Strangers could see to that otherwise.
+/// How many connections there may be: as many as configured, but never so many that strangers could leave the endpoint,
+/// the control socket and the store without file descriptors.
 #[derive(Debug, PartialEq, Eq)]
 struct Share {
     established: u32,
-    /// In each direction; of ours, the addresses that are dialed.
+    /// In each direction; outbound, it counts addresses being dialed.
     pending: u32,
 }
 
 impl Share {
-    /// Of so many descriptors; `None` is no limit.
+    /// For a limit of `descriptors`; `None` means no limit.
     fn of(descriptors: Option<u64>, config: &Config) -> Self {
         let wanted = Self { established: config.max_peers.saturating_mul(2), pending: MAX_PENDING };
         let Some(descriptors) = descriptors else { return wanted };
@@ -206,7 +206,7 @@ impl Share {
 fn kad_config() -> kad::Config {
     let mut config = kad::Config::new(KAD_PROTOCOL);
     config
-        // Peers may find each other through us, but they may not keep records in our memory.
+        // Peers may find each other through this agent, but may not store records in its memory.
         .set_record_filtering(kad::StoreInserts::FilterBoth)
         .set_query_timeout(Duration::from_secs(30));
     if let Some(parallelism) = NonZeroUsize::new(3) {
@@ -219,7 +219,7 @@ fn read_psk(path: &std::path::Path) -> Result<pnet::PreSharedKey, NetworkError> 
     let error = |reason: String| NetworkError::PreSharedKey { path: path.to_owned(), reason };
     let text = crate::identity::read_secret(path).map_err(|problem| error(problem.to_string()))?;
     let text = std::str::from_utf8(&text).map_err(|_| error("it is not text".into()))?;
-    // The parser's own errors could quote the key; ours do not.
+    // The parser's own errors could quote the key; this one does not.
     text.parse().map_err(|_| {
         error("it must have three lines: /key/swarm/psk/1.0.0/ then /base16/ then 64 hexadecimal digits".into())
     })

@@ -1,15 +1,15 @@
-//! Which comings and goings of peers the log tells: strangers can come and go hundreds of times a second.
+//! Limits the log lines about peers that connect and disconnect: strangers can do so hundreds of times a second.
 
 use std::time::{Duration, Instant};
 
-/// So many lines at once,
+/// How many lines may be logged at once.
 const AT_ONCE: u32 = 100;
-/// and one more each time that so much has passed.
+/// How often one more line is allowed.
 const EVERY: Duration = Duration::from_secs(1);
-/// How often it is told that there were more.
+/// How often the number of omitted lines is logged.
 const SUMMARY_EVERY: Duration = Duration::from_secs(60);
 
-/// What the log may still tell.
+/// The limit, and what it left out.
 #[derive(Debug)]
 pub(super) struct Comings {
     left: u32,
@@ -23,7 +23,7 @@ impl Comings {
         Self { left: AT_ONCE, refilled: now, left_out: 0, summary_at: None }
     }
 
-    /// Whether a line may be written, which it is then taken to be.
+    /// Whether a line may be logged. The caller must then log it: it counts against the limit.
     pub(super) fn take(&mut self, now: Instant) -> bool {
         let new = u32::try_from(now.duration_since(self.refilled).as_secs() / EVERY.as_secs()).unwrap_or(AT_ONCE);
         self.refilled += EVERY * new;
@@ -37,7 +37,7 @@ impl Comings {
         has_one
     }
 
-    /// When it is time to tell how many lines were left out.
+    /// When to log how many lines were left out; `None` if none were.
     pub(super) fn summary_at(&self) -> Option<Instant> {
         self.summary_at
     }
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_told_by_its_number() {
+    fn lines_over_the_limit_are_only_counted() {
         let start = Instant::now();
         let mut comings = Comings::new(start);
         assert_eq!((0..1000).filter(|_| comings.take(start)).count(), 100);

@@ -1,4 +1,4 @@
-//! The `network` section of the configuration, and the texts in it that become addresses and PeerIds.
+//! The `network` section of the configuration, and how its addresses and PeerIds are parsed.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,22 +20,23 @@ pub struct Config {
     pub mdns: bool,
     /// The most peers that may be connected at once.
     pub max_peers: u32,
-    /// The file of the pre-shared key of a private network.
+    /// The file with the pre-shared key of a private network.
     pub psk_file: Option<PathBuf>,
-    /// When given, only these peers may connect or be dialed.
+    /// If set, only these peers may connect or be dialed.
     pub allow_peers: Option<Vec<PeerIdText>>,
     /// The most requests in flight to or from one peer.
     pub max_in_flight: u32,
-    /// How long a request to a peer may take, in all.
+    /// How long a request to a peer may take in total.
     #[serde(with = "crate::units::duration")]
     pub request_timeout: Duration,
-    /// How many descriptors are not for connections to peers. Not a key: it follows from the rest of the configuration.
+    /// How many file descriptors are kept for everything but connections to peers. Not a configuration key: it follows
+    /// from the rest of the configuration.
     #[serde(skip)]
     pub beside_peers: u32,
 }
 
-/// What is open besides connections to peers, generously: the store, Redis, the endpoint's and the control socket's
-/// clients, and one descriptor for each exporter that is being fetched.
+/// A generous bound on the file descriptors that are open in addition to connections to peers: the store, Redis,
+/// clients of the endpoint and of the control socket, and one for each exporter being fetched.
 const BESIDE_PEERS: u32 = 256;
 
 impl Default for Config {
@@ -58,7 +59,7 @@ impl Default for Config {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenAddr(pub Multiaddr);
 
-/// Where a bootstrap peer is and who it is.
+/// The address and PeerId of a bootstrap peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootstrapAddr {
     /// Its PeerId.
@@ -101,7 +102,7 @@ impl std::str::FromStr for ListenAddr {
             }
             [.., Protocol::QuicV1] => Err(format!("`{text}` needs a build with the cargo feature `quic`")),
             _ => Err(format!(
-                "`{text}` is not an address to listen on, such as /ip4/0.0.0.0/tcp/4001 or /ip6/::/tcp/4001"
+                "`{text}` is not a valid listen address; write it like /ip4/0.0.0.0/tcp/4001 or /ip6/::/tcp/4001"
             )),
         }
     }
@@ -121,20 +122,18 @@ impl std::str::FromStr for BootstrapAddr {
             return Err(format!("`{text}` does not end in /p2p/PEER_ID; write it like {BOOTSTRAP_EXAMPLE}"));
         };
         if !is_whole(&peer) {
-            return Err(format!("`{peer}` in `{text}` is not a PeerId, such as {EXAMPLE_PEER}"));
+            return Err(format!("`{peer}` in `{text}` is not a PeerId; write it like {EXAMPLE_PEER}"));
         }
         use Protocol::{Dns, Dns4, Dns6, Dnsaddr, Ip4, Ip6, QuicV1, Tcp, Udp};
         let parts: Vec<Protocol<'_>> = address.iter().collect();
         match parts.as_slice() {
-            [.., Tcp(0) | Udp(0)] | [.., Udp(0), QuicV1] => {
-                Err(format!("`{text}` has the port 0, which nobody listens on"))
-            }
+            [.., Tcp(0) | Udp(0)] | [.., Udp(0), QuicV1] => Err(format!("`{text}` has port 0, which cannot be dialed")),
             [Dnsaddr(_)] | [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Tcp(_)] => Ok(Self { peer, address }),
             [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Udp(_), QuicV1] if cfg!(feature = "quic") => {
                 Ok(Self { peer, address })
             }
             [.., QuicV1] => Err(format!("`{text}` needs a build with the cargo feature `quic`")),
-            _ => Err(format!("`{text}` is not an address to dial; write it like {BOOTSTRAP_EXAMPLE}")),
+            _ => Err(format!("`{text}` is not an address that can be dialed; write it like {BOOTSTRAP_EXAMPLE}")),
         }
     }
 }
@@ -149,7 +148,7 @@ impl std::str::FromStr for PeerIdText {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         text.parse().ok().filter(is_whole).map(Self).ok_or_else(|| {
-            format!("`{text}` is not a PeerId, such as {EXAMPLE_PEER}; `peerscope id` prints the one of an agent")
+            format!("`{text}` is not a PeerId; write it like {EXAMPLE_PEER} (`peerscope id` prints an agent's PeerId)")
         })
     }
 }
@@ -163,10 +162,10 @@ impl std::fmt::Display for PeerIdText {
 const EXAMPLE_PEER: &str = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
 const BOOTSTRAP_EXAMPLE: &str = "/ip4/203.0.113.1/tcp/4001/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
 
-/// Whether a PeerId that holds a public key (as those of Ed25519 do) holds a whole one. libp2p takes any
-/// bytes for one, so that `12D3KooWnope` would pass.
+/// Whether a PeerId that embeds a public key (as those of Ed25519 keys do) embeds a complete one. libp2p accepts any
+/// bytes as the key, so `12D3KooWnope` would pass.
 fn is_whole(peer: &PeerId) -> bool {
-    const IDENTITY: u64 = 0; // the multihash code of data that is its own hash (multiformats' table)
+    const IDENTITY: u64 = 0; // the multihash code of the identity function (multiformats' table)
     let hash = peer.as_ref();
     hash.code() != IDENTITY || PublicKey::try_decode_protobuf(hash.digest()).is_ok()
 }

@@ -12,15 +12,15 @@ use crate::metrics::labels::SendFailure;
 /// Why a request to a peer failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// The peer is not connected, and it could not be reached.
+    /// The peer is not connected and could not be reached.
     #[error("peer {peer} is not connected and cannot be reached: {reason}")]
     Unreachable {
-        /// Who.
+        /// The peer.
         peer: PeerId,
-        /// What was tried.
+        /// Why it could not be reached.
         reason: String,
     },
-    /// The peer is connected but is no Peerscope agent.
+    /// The peer is connected but does not support the link protocol.
     #[error("peer {0} is connected but does not speak {protocol}", protocol = protocol::PROTOCOL)]
     Unsupported(PeerId),
     /// Too many requests to this peer are waiting.
@@ -29,22 +29,22 @@ pub enum RequestError {
     /// The peer did not answer in time.
     #[error("the peer did not answer within {0:?} (network.request_timeout)")]
     Timeout(Duration),
-    /// The link was lost before the answer came: whether the request was done is not known.
-    #[error("the connection was lost before the answer came; whether the peer did it is not known")]
+    /// The link was lost before the answer arrived: the peer may or may not have carried out the request.
+    #[error("the connection was lost before the answer arrived; the peer may or may not have carried out the request")]
     LinkLost,
-    /// The request is larger than the peer takes.
-    #[error("the request has {len} bytes; the peer takes at most {max}")]
+    /// The request is larger than the peer accepts.
+    #[error("the request has {len} bytes; the peer accepts at most {max}")]
     TooLarge {
-        /// Its key and value, in bytes.
+        /// The length of its key and value, in bytes.
         len: usize,
-        /// What the peer takes, in bytes.
+        /// The peer's limit, in bytes.
         max: usize,
     },
     /// The peer answered with an error.
     #[error("the peer refused: {0}")]
     Remote(RemoteError),
-    /// The peer answered something that does not fit the request.
-    #[error("the peer's answer does not fit the request")]
+    /// The peer sent an answer that does not match the request.
+    #[error("the peer's answer does not match the request")]
     Unexpected,
 }
 
@@ -81,7 +81,7 @@ pub enum NetworkError {
     Listen {
         /// The configured address.
         address: Multiaddr,
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
     /// The pre-shared key cannot be used.

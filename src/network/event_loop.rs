@@ -27,22 +27,22 @@ use crate::metrics::{Health, MetricsCollector};
 
 /// How long the listeners may take to learn their addresses.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long after the last answers the connections stay open.
+/// How long connections stay open after the last answers.
 const FAREWELL: Duration = Duration::from_millis(100);
-/// How long closed connections may take to say goodbye when the agent stops.
+/// How long connections may take to close when the agent stops.
 const GOODBYE: Duration = Duration::from_secs(1);
-/// Callers that may wait for one peer to be dialed.
+/// How many callers may wait for one peer to be dialed.
 const MAX_WAITING: usize = 256;
-/// How long the log is silent about failed accepts after it told of one: strangers must not fill it.
+/// After logging a failed accept, how long further ones are not logged, so that strangers cannot fill the log.
 const LISTENER_SILENCE: Duration = Duration::from_secs(60);
-/// Addresses of one peer that are believed at a time: it says them itself. Twice as many are kept, for those that
-/// the configuration or a connection gave.
+/// How many addresses that a peer claims for itself are accepted at a time. Twice as many are kept, to leave room for
+/// those from the configuration or from a connection.
 const MAX_PEER_ADDRESSES: usize = 8;
 
-/// What the handle asks of the loop.
+/// A command from the handle to the event loop.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Connects to a peer, by the addresses that are known.
+    /// Connects to a peer at one of its known addresses.
     Connect {
         peer: PeerId,
         reply: oneshot::Sender<Result<(), RequestError>>,
@@ -50,11 +50,11 @@ pub(super) enum Command {
     Peers {
         reply: oneshot::Sender<Vec<PeerInfo>>,
     },
-    /// Answers, to show that it turns.
+    /// Replies at once, to show that the loop is running.
     Turn {
         reply: oneshot::Sender<()>,
     },
-    /// Takes nothing new; what is under way goes on.
+    /// Accepts nothing new; what is in progress continues.
     Drain,
     Shutdown {
         grace: Duration,
@@ -64,7 +64,7 @@ pub(super) enum Command {
 
 type Event = SwarmEvent<BehaviourEvent>;
 
-/// The network's listeners and connections. They live while [`Driver::run`] runs.
+/// The network's listeners and connections, which [`Driver::run`] serves.
 pub struct Driver {
     swarm: Swarm<Behaviour>,
     commands: mpsc::Receiver<Command>,
@@ -72,16 +72,16 @@ pub struct Driver {
     waiting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), RequestError>>>>,
     listeners: HashMap<ListenerId, Multiaddr>,
     comings: Comings,
-    /// When the log told of a failed accept last.
+    /// When a failed accept was last logged.
     listener_failed: Option<Instant>,
     addresses: Vec<Multiaddr>,
     metrics: MetricsCollector,
     health: Health,
     telemetry: Telemetry,
     links_drained: bool,
-    /// Why this side closes the connections that it is closing.
+    /// Why this side is closing its connection to a peer.
     lost: HashMap<PeerId, String>,
-    /// From now on nobody is dialed.
+    /// Whether shutdown has begun: from then on no peer is dialed.
     stopping: bool,
 }
 
@@ -124,11 +124,11 @@ impl Driver {
     }
 
     async fn listen(&mut self, config: &Config) -> Result<(), NetworkError> {
-        // All before the first: two configured addresses may share a port.
+        // Check all addresses before opening any, because two of them may share a port.
         for address in &config.listen {
             check_free(&address.0).map_err(|error| {
                 let remedy = match error.kind() {
-                    ErrorKind::AddrInUse => "; stop what listens there, or choose another port",
+                    ErrorKind::AddrInUse => "; stop the program that listens there, or choose another port",
                     ErrorKind::AddrNotAvailable => "; this machine does not have that address",
                     _ => "",
                 };
@@ -154,7 +154,7 @@ impl Driver {
             }
             self.on_event(event);
         }
-        // A wildcard listener has one address an interface; they come together.
+        // A wildcard listener has one address per interface; they are all reported at once.
         while let Some(event) = self.swarm.select_next_some().now_or_never() {
             self.on_event(event);
         }
@@ -192,7 +192,10 @@ impl Driver {
                     if summary.is_some() =>
                 {
                     let left_out = self.comings.take_left_out();
-                    tracing::info!(left_out, "Peers come and go faster than is logged; log.level debug has all of it");
+                    tracing::info!(
+                        left_out,
+                        "Too many peers connect and disconnect to log each one; set log.level to debug to log all"
+                    );
                 }
             }
         }
@@ -242,16 +245,17 @@ impl Driver {
         }
     }
 
-    /// Whether the log tells that `peer` came or went. Of those that are dialed for the configuration it always does.
+    /// Whether to log at `info` that `peer` connected or disconnected: always for a peer that the agent stays connected
+    /// to.
     fn may_tell(&mut self, peer: &PeerId) -> bool {
         self.peers.is_target(peer) || self.comings.take(Instant::now())
     }
 
-    /// Out of descriptors, mostly: then every attempt of every stranger fails.
+    /// Usually the process is out of file descriptors. Then every incoming connection fails.
     fn on_listener_error(&mut self, error: &std::io::Error) {
         if self.listener_failed.is_none_or(|said| said.elapsed() >= LISTENER_SILENCE) {
             self.listener_failed = Some(Instant::now());
-            tracing::warn!(%error, "a listener for peers failed; it goes on");
+            tracing::warn!(%error, "cannot accept a connection from a peer; the listener stays open");
         }
     }
 
@@ -275,7 +279,7 @@ impl Driver {
                 self.tell_handler(&peer);
             }
             BehaviourEvent::Links(link::Event::Unsupported(peer)) => {
-                tracing::debug!(%peer, "the peer speaks no link");
+                tracing::debug!(%peer, "the peer does not support the link protocol");
             }
             BehaviourEvent::Links(link::Event::Lost(peer, error)) => {
                 self.lost.insert(peer, error.to_string());
@@ -304,8 +308,8 @@ impl Driver {
         }
     }
 
-    /// Keeps the addresses that a peer says it has, at most so many of the newest: it can say it again and
-    /// again, with others each time, and Kademlia itself forgets none.
+    /// Keeps the newest of the addresses that a peer claims for itself, within a bound: it can keep sending new
+    /// ones, and Kademlia itself forgets none.
     fn remember(&mut self, peer: PeerId, said: Vec<Multiaddr>) {
         let kad = &mut self.swarm.behaviour_mut().kad;
         for address in said.into_iter().filter(is_usual_stack).take(MAX_PEER_ADDRESSES) {
@@ -327,14 +331,14 @@ impl Driver {
     fn on_listener_closed(&mut self, id: ListenerId, reason: &Result<(), std::io::Error>) {
         let Some(address) = self.listeners.remove(&id) else { return };
         let reason = reason.as_ref().err().map_or_else(|| "closed".to_owned(), ToString::to_string);
-        tracing::error!(%address, reason, "A listener for peers ended; restart the agent to open it again");
-        self.health.not_ready(Component::Network, format!("the listener on {address} ended: {reason}"));
+        tracing::error!(%address, reason, "A listener for peers stopped; restart the agent to reopen it");
+        self.health.not_ready(Component::Network, format!("the listener on {address} stopped: {reason}"));
     }
 
     fn on_dial_failed(&mut self, peer: PeerId, error: &DialError) {
         let reason = dial_problem(error);
         if self.peers.report(&peer) {
-            tracing::warn!(%peer, reason, "A bootstrap peer cannot be reached; trying again until it can");
+            tracing::warn!(%peer, reason, "A bootstrap or mDNS peer cannot be reached; retrying until it can");
         } else {
             tracing::debug!(%peer, reason, "dialing failed");
         }
@@ -342,7 +346,7 @@ impl Driver {
         self.tell(Input::DialFailed { peer });
     }
 
-    /// Tells the handler what is known of a peer whose link is up.
+    /// Tells the handler what is known about a peer, if its link is up.
     fn tell_handler(&self, peer: &PeerId) {
         let links = &self.swarm.behaviour().links;
         if let Some(info) = self.peers.get(peer).filter(|_| links.table().is_up(peer)) {
@@ -350,7 +354,7 @@ impl Driver {
         }
     }
 
-    /// Tells the table what happened, and does what it says.
+    /// Passes an event to the table of peers, and dials the peers that it returns.
     fn tell(&mut self, input: Input) {
         let dials = self.peers.handle(input, Instant::now());
         self.metrics.set_peers_connected(self.peers.count());
@@ -373,14 +377,15 @@ impl Driver {
         }
         let unreachable = |reason: String| Err(RequestError::Unreachable { peer, reason });
         if peer == *self.swarm.local_peer_id() {
-            let _caller_gone = reply.send(unreachable("it is this agent itself; ask without naming a peer".into()));
+            let _caller_gone =
+                reply.send(unreachable("it is this agent itself; send the request without a peer".into()));
             return;
         }
         let options = DialOpts::peer_id(peer).condition(PeerCondition::DisconnectedAndNotDialing);
         match self.swarm.dial(options.build()) {
             Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => {}
             Err(DialError::NoAddresses) => {
-                let _caller_gone = reply.send(unreachable("no address of it is known (network.bootstrap)".into()));
+                let _caller_gone = reply.send(unreachable("no address is known for it (network.bootstrap)".into()));
                 return;
             }
             Err(error) => {
@@ -434,8 +439,8 @@ impl Driver {
         self.serve_until(GOODBYE, |driver| driver.peers.count() == 0).await;
     }
 
-    /// A peer that finds the last answers and the end of the connection in one read drops both: libp2p ends
-    /// its connection before the link has read from it. So the end comes a little later.
+    /// If a peer receives the last answers and the end of the connection in one read, the answers are lost: libp2p
+    /// closes the connection before the link has read them. So connections are closed a little later.
     async fn let_answers_arrive(&mut self) {
         let deadline = tokio::time::Instant::now() + FAREWELL;
         while let Ok(event) = tokio::time::timeout_at(deadline, self.swarm.select_next_some()).await {
@@ -449,7 +454,7 @@ impl Driver {
             match tokio::time::timeout_at(deadline, self.swarm.select_next_some()).await {
                 Ok(event) => self.on_event(event),
                 Err(_) => {
-                    tracing::warn!(?limit, "stopping although not everything had ended");
+                    tracing::warn!(?limit, "stopping before all requests and connections have ended");
                     return;
                 }
             }
@@ -463,8 +468,8 @@ impl std::fmt::Debug for Driver {
     }
 }
 
-/// Whether nobody else listens on a TCP address. libp2p-tcp listens with `SO_REUSEPORT`, so that a second
-/// agent on the same port would be let in and the system would deal out connections between the two.
+/// Fails if another process listens on a TCP address. libp2p-tcp listens with `SO_REUSEPORT`, so a second agent could
+/// listen on the same port, and the kernel would distribute connections between the two.
 fn check_free(address: &Multiaddr) -> std::io::Result<()> {
     let mut parts = address.iter();
     let ip = match parts.next() {
@@ -477,7 +482,7 @@ fn check_free(address: &Multiaddr) -> std::io::Result<()> {
     if ip.is_ipv6() {
         socket.set_only_v6(true)?; // as libp2p-tcp does
     }
-    // What is left of closed connections is no listener.
+    // Closed connections in `TIME_WAIT` must not make the address look taken.
     socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::new(ip, port).into())
 }
@@ -487,7 +492,7 @@ fn dial_problem(error: &DialError) -> String {
     match error {
         DialError::Transport(attempts) => {
             let attempts = attempts.iter().map(|(address, error)| {
-                // libp2p-dns lists the attempts behind one name, a line each.
+                // libp2p-dns lists the attempts for one name, one per line.
                 let reason = innermost(error);
                 let last = reason.lines().last().unwrap_or_default().trim_start_matches([' ', '-', ':']);
                 format!("{address}: {last}")
@@ -500,7 +505,7 @@ fn dial_problem(error: &DialError) -> String {
     }
 }
 
-/// libp2p wraps errors many times over; people want the last one.
+/// The last cause in the chain: libp2p wraps errors many times, and only the innermost one is useful to people.
 fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {

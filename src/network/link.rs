@@ -1,12 +1,12 @@
 //! The framed link to each peer, and the table through which callers find it.
 //!
 //! Each side of a connection opens one long-lived substream for its own requests; the other side
-//! answers on it. Two streams and not one: a side that waits for its peer to read answers can stop
-//! reading that peer's requests without ever stopping the answers to its own, so two busy peers
-//! cannot block each other.
+//! answers on it. There are two substreams so that two busy peers cannot block each other: a side that
+//! waits for its peer to read answers can stop reading that peer's requests, and still reads the answers
+//! to its own.
 //!
-//! libp2p's request-response opens a substream a request, which costs most of the throughput;
-//! libp2p-stream drops inbound streams when its queue is full. Hence a handler of our own.
+//! libp2p's request-response opens a substream per request, which costs most of the throughput, and
+//! libp2p-stream drops inbound streams when its queue is full. Hence this handler.
 
 mod framed;
 mod handler;
@@ -52,9 +52,9 @@ pub(crate) struct LinkContext {
     pub(crate) metrics: MetricsCollector,
     pub(crate) table: LinkTable,
     pub(crate) limits: Limits,
-    /// Configured peers, for whom there is always room: strangers cannot shut them out.
+    /// Named peers, for which there is always room: strangers cannot shut them out.
     pub(crate) reserved: HashSet<PeerId>,
-    /// What peers without a permission may make this agent hold.
+    /// Bounds what peers without a permission may make this agent hold.
     pub(crate) budget: Arc<Budget>,
 }
 
@@ -63,9 +63,9 @@ pub(crate) struct LinkContext {
 pub(crate) struct Limits {
     /// The longest frame that is read, in bytes.
     pub(crate) max_frame: usize,
-    /// The most requests under way in each direction.
+    /// The most requests in flight in each direction.
     pub(crate) max_in_flight: u32,
-    /// How long a request may take in all.
+    /// How long a request may take in total.
     pub(crate) request_timeout: Duration,
     /// The most peers connected at once.
     pub(crate) max_peers: usize,
@@ -84,14 +84,17 @@ pub(crate) enum LinkError {
     GaveUp(RemoteError),
     #[error("nothing was heard from the peer for {0:?}")]
     Silent(Duration),
-    #[error("the peer did not take what waits for it in time ({:?}, and more where it is long)", framed::PATIENCE)]
+    #[error(
+        "the peer did not read the data queued for it in time ({:?}, longer if there is much of it)",
+        framed::PATIENCE
+    )]
     NotReading,
-    #[error("the peer did not take up the link in time")]
+    #[error("the peer did not accept the link in time")]
     NotOpened,
 }
 
 impl LinkError {
-    /// The label under which the metrics count what the peer sent; `None` when it sent nothing wrong.
+    /// The label value under which the metrics count what the peer sent; `None` if it sent nothing wrong.
     fn reason(&self) -> Option<FailureReason> {
         match self {
             Self::Frame(FrameError::TooLarge { .. }) => Some(FailureReason::TooLarge),
@@ -101,19 +104,19 @@ impl LinkError {
     }
 }
 
-/// The links that are up. A caller takes the queue of one from here and talks to it directly.
+/// The links that are up. Callers get a link's queue from here and send to it directly.
 #[derive(Debug, Clone)]
 pub(crate) struct LinkTable {
-    // A std lock: held for a look-up, never across an await.
+    // A blocking lock: held for a lookup, never across an await.
     links: Arc<RwLock<Table>>,
-    /// Changes whenever a link comes, goes, or turns out not to be possible.
+    /// Changes whenever a link comes up, is lost, or turns out to be unsupported.
     changes: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     up: HashMap<PeerId, Vec<Entry>>,
-    /// Connections to peers that speak no link.
+    /// Connections to peers that do not support the link protocol.
     unsupported: HashSet<(PeerId, ConnectionId)>,
 }
 
@@ -130,23 +133,22 @@ impl Default for LinkTable {
 }
 
 impl LinkTable {
-    /// The queue of the newest link to `peer`: the one least likely to be a dead connection's.
+    /// The queue of the newest link to `peer`: the one whose connection is least likely to be dead.
     pub(crate) fn queue(&self, peer: &PeerId) -> Option<mpsc::Sender<Outgoing>> {
         Some(self.read().up.get(peer)?.last()?.queue.clone())
     }
 
-    /// Whether a link to `peer` is up.
     pub(crate) fn is_up(&self, peer: &PeerId) -> bool {
         self.read().up.contains_key(peer)
     }
 
-    /// Whether `peer` is connected but speaks no link.
+    /// Whether `peer` is connected but does not support the link protocol.
     pub(crate) fn is_unsupported(&self, peer: &PeerId) -> bool {
         let table = self.read();
         !table.up.contains_key(peer) && table.unsupported.iter().any(|(unsupported, _)| unsupported == peer)
     }
 
-    /// Sees every change of the table.
+    /// Notifies of every change of the table.
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
@@ -183,37 +185,35 @@ impl LinkTable {
     }
 }
 
-/// What the link tells the event loop.
+/// What the links report to the event loop.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A link to the peer is up.
     Up(PeerId),
-    /// The peer has said who it is, which it says to those that may scrape it.
+    /// The peer has introduced itself, which it does only to agents that may scrape it.
     Introduced(PeerId, Introduction),
     /// A link ended; its connection is being closed.
     Lost(PeerId, LinkError),
-    /// The peer does not speak the link's protocol.
+    /// The peer does not support the link protocol.
     Unsupported(PeerId),
-    /// Every link that there was when draining began is idle.
+    /// Every link that existed when draining began is idle.
     Drained,
 }
 
-/// The behaviour that puts a link on every connection and keeps to `max_peers`.
+/// The behaviour that puts a link on every connection and enforces `max_peers`.
 pub(crate) struct Links {
     context: Arc<LinkContext>,
     /// The caller's end of each connection's queue, until the link is up.
     queues: HashMap<ConnectionId, mpsc::Sender<Outgoing>>,
     places: Places,
-    /// The requests under way of each peer, over all of its connections, those included whose connection has
-    /// gone already.
+    /// How many requests each peer has in flight over all of its connections, including those that have been closed.
     in_flight: HashMap<PeerId, Weak<AtomicU32>>,
-    /// Connections whose links still have to say that they are drained.
+    /// Connections whose links have not yet reported that they are drained.
     draining: Option<HashSet<ConnectionId>>,
     events: VecDeque<ToSwarm<Event, Command>>,
 }
 
 impl Links {
-    /// With room for so many connections.
     pub(crate) fn new(context: Arc<LinkContext>, max_connections: usize) -> Self {
         let places = Places::new(context.limits.max_peers, max_connections, context.reserved.clone());
         Self {
@@ -226,17 +226,16 @@ impl Links {
         }
     }
 
-    /// What hears who comes and goes.
+    /// The handler, which is notified when peers connect and disconnect.
     pub(crate) fn requests(&self) -> &dyn RequestHandler {
         &*self.context.handler
     }
 
-    /// The links that are up.
     pub(crate) fn table(&self) -> &LinkTable {
         &self.context.table
     }
 
-    /// Lets every link finish what it has begun; [`Event::Drained`] follows.
+    /// Lets every link finish its requests in flight; [`Event::Drained`] follows.
     pub(crate) fn drain(&mut self) {
         let mut all = HashSet::new();
         for (peer_id, connection) in self.places.connections() {
@@ -337,7 +336,7 @@ impl NetworkBehaviour for Links {
                 self.context.table.remove(&peer_id, connection_id);
                 self.drained(connection_id);
             }
-            // Another behaviour denied it after this one had made its queue.
+            // Another behaviour denied the connection after this one had made its queue.
             FromSwarm::DialFailure(event) => self.forget(event.connection_id),
             FromSwarm::ListenFailure(event) => self.forget(event.connection_id),
             _ => {}
@@ -374,7 +373,7 @@ impl NetworkBehaviour for Links {
     }
 
     fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
-        // Nothing outside the swarm's own calls adds events, so there is nobody to be woken by.
+        // Only calls from the swarm add events, and the swarm polls after those, so no waker is needed.
         self.events.pop_front().map_or(Poll::Pending, Poll::Ready)
     }
 }

@@ -1,13 +1,14 @@
-//! Yamux, with an eye on what a connection has sent and nobody has read yet.
+//! Yamux, with accounting for data that a peer has sent and nobody has read yet.
 //!
-//! Yamux buffers what a peer sends on a stream until its protocol reads it, up to a window that the peer's own delays make
-//! grow. So the windows are small here, and every byte that waits is counted, with what it costs beside itself: a peer can
-//! send it in frames of one byte. What a single connection may have waiting is bounded, and so is what the peers
-//! without a permission have waiting together: past that, whoever has the most of it is disconnected.
+//! Yamux buffers what a peer sends on a stream until the protocol reads it, up to a window that grows with the
+//! round-trip time, which the peer controls. So the windows are kept small here, and every waiting byte is counted
+//! together with its overhead: a peer can send data in frames of one byte. There is a bound on what may wait on a
+//! single connection, and one on what may wait for all peers without a permission together. Past the latter, the peer
+//! with the most is disconnected.
 //!
-//! The counting reads the headers of the frames on their way to the crate `yamux`
-//! (<https://github.com/hashicorp/yamux/blob/master/spec.md>), whose own buffers cannot be asked. Streams that this agent
-//! opened count for the connection alone: what comes on them was asked for, a page of metrics for instance.
+//! The accounting reads the frame headers on their way to the crate `yamux`
+//! (<https://github.com/hashicorp/yamux/blob/master/spec.md>), which does not report how much it has buffered. On a
+//! gateway, data on streams that it opened itself counts only for the connection, because the gateway asked for it.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -26,39 +27,42 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Sleep;
 use yamux::{Connection, ConnectionError, Mode};
 
-/// Streams of one connection, all protocols together. Yamux ends a connection that opens more. A gateway has one a page
-/// (the agent's and up to 16 exporters'); Kademlia may have 32 in each direction, and some ten are the link's and others'.
+/// The most streams on one connection, for all protocols together. Yamux closes a connection that opens more. A gateway
+/// needs one per page (the agent's and those of up to 16 exporters), Kademlia up to 32 in each direction, and the link
+/// and the other protocols about ten.
 pub(super) const MAX_STREAMS: usize = 96;
 
-/// What a peer may send on one connection before anybody reads it: what Yamux grants each of that many streams, and by how
-/// much the windows of those that are read from may grow, which a long path needs to be fast (2 MiB are 20 MiB a second
-/// where an answer takes 100 ms).
+/// How many bytes a peer may send on one connection before any are read: Yamux's default credit for each stream, and 2
+/// MiB by which the windows of streams that are being read may grow. A path with a long round-trip time needs the
+/// latter to be fast (2 MiB allow 20 MiB/s at 100 ms).
 const MAX_WINDOW: usize = MAX_STREAMS * yamux::DEFAULT_CREDIT as usize + 2 * 1024 * 1024;
 
-/// What one connection may have waiting, with [`FRAME_COST`]: that, and 8 MiB for frames.
+/// The most bytes that may wait on one connection, including [`FRAME_COST`]: [`MAX_WINDOW`], and 8 MiB for frames.
 const MAX_WAITING: usize = MAX_WINDOW + 8 * 1024 * 1024;
 
-/// What the peers without a permission may have waiting together, with [`FRAME_COST`]: so much that with what is copied on
-/// the way, and what those hold who have been told to go, they cost the process less than 64 MiB.
+/// The most bytes that may wait for all peers without a permission together, including [`FRAME_COST`]. With copies on
+/// the way, and what is still held for connections that are being closed, they cost the process less than 64 MiB.
 pub(super) const MAX_WAITING_TOGETHER: usize = 32 * 1024 * 1024;
 
-/// What a frame that waits takes in memory beside its bytes: its place in a queue (40 bytes) and an allocation.
+/// The memory that a waiting frame takes in addition to its bytes: an entry in a queue (40 bytes) and an allocation.
 const FRAME_COST: usize = 80;
 
-/// What the frames of one stream of this side's may take beside their bytes: no honest peer cuts a page into that many.
+/// The most overhead in bytes that the frames on one of a gateway's own streams may have: no honest peer splits a page
+/// into that many frames.
 const MAX_CRUMBS: usize = 512 * 1024;
 
-/// How long a connection may take nothing of what waits for its socket, and how long its end may take.
+/// How long the peer may accept none of the data that waits to be written.
 const MAX_BLOCKED: Duration = Duration::from_secs(30);
+/// How long closing a connection may take.
 const MAX_CLOSING: Duration = Duration::from_secs(5);
 
-/// What the peers without a permission have waiting.
+/// What waits for all peers without a permission together.
 #[derive(Debug)]
 pub(super) struct Budget {
     limit: usize,
-    /// On connections that were not told to go.
+    /// In bytes, without connections that have a verdict.
     waiting: AtomicUsize,
-    // A std lock: never held across an await, and taken before any connection's own.
+    // A blocking lock: never held across an await, and taken before the lock of any account.
     connections: Mutex<Vec<Weak<Account>>>,
 }
 
@@ -69,7 +73,7 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// Disconnects whoever has the most waiting, for as long as that is too much.
+    /// While too much is waiting, condemns the connection with the most.
     fn enforce(&self) {
         if !self.is_exceeded() {
             return;
@@ -90,46 +94,51 @@ impl Budget {
     }
 }
 
-/// Why a connection is closed.
+/// Why a connection has to be closed.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 enum Verdict {
-    #[error("the peer has sent more than {} MiB that nobody has read yet", MAX_WAITING >> 20)]
+    #[error("the peer makes this agent hold more than {} MiB", MAX_WAITING >> 20)]
     TooMuch,
-    #[error("the peer cuts what it sends into frames of a few bytes")]
+    #[error("the peer splits what it sends into frames of a few bytes")]
     Crumbs,
-    #[error("peers without a permission have sent more than {} MiB that nobody has read yet, and this one the most", MAX_WAITING_TOGETHER >> 20)]
+    #[error(
+        "peers without a permission make this agent hold more than {} MiB, and this one accounts for the most",
+        MAX_WAITING_TOGETHER >> 20
+    )]
     MostOfAll,
 }
 
-/// What one connection has waiting.
+/// What waits for one connection.
 #[derive(Debug)]
 pub(super) struct Account {
     state: Mutex<Waiting>,
-    /// Of the connection's task, which has to hear of a verdict.
+    /// Wakes the connection's task when there is a verdict.
     waker: AtomicWaker,
     /// `None` for a peer with a permission.
     budget: Option<Arc<Budget>>,
-    /// Whether the streams with odd numbers are this side's: the dialer's are.
+    /// Whether this side dialed: the streams with odd numbers are the dialer's.
     is_dialer: bool,
-    /// What comes on this side's own streams was asked for, and is counted here: a gateway's scrapes.
+    /// On a gateway, counts the bytes that wait on its own streams, which it asked for.
     asked: Option<Arc<AtomicUsize>>,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
     streams: HashMap<u32, Stored>,
-    /// In all, and what of it counts for the budget: none of it after a verdict.
+    /// Everything, in bytes.
     total: usize,
+    /// The part of it that counts against the budget; 0 after a verdict.
     of_strangers: usize,
-    /// The frame that is being received, which counts whatever its stream.
+    /// The frame that is being received. It counts on any stream.
     coming: Option<Frame>,
-    /// A stream that the last frame has opened, until Yamux hands it over; with the next frame it is known not to.
+    /// A stream that the last frame opened, until Yamux hands it over. If another frame comes first, Yamux has refused
+    /// the stream.
     opening: Option<(u32, Stored)>,
-    /// After it nothing is counted any more.
+    /// Once there is one, nothing more is counted.
     verdict: Option<Verdict>,
 }
 
-/// What one stream has waiting.
+/// What waits on one stream.
 #[derive(Debug, Default, Clone, Copy)]
 struct Stored {
     bytes: usize,
@@ -143,7 +152,7 @@ impl Stored {
 }
 
 impl Account {
-    /// What `task` is woken for is a verdict.
+    /// Ready once there is a verdict, for which `task` is woken.
     pub(super) fn poll_verdict(&self, task: &Waker) -> Poll<io::Error> {
         self.waker.register(task);
         self.state.lock().verdict.map_or(Poll::Pending, |verdict| Poll::Ready(io::Error::other(verdict)))
@@ -153,7 +162,7 @@ impl Account {
         let account = Arc::new(Self { state: Mutex::default(), waker: AtomicWaker::new(), budget, is_dialer, asked });
         if let Some(budget) = &account.budget {
             let mut connections = budget.connections.lock();
-            // Now and then, so that a connection costs the same however many there are.
+            // Only now and then, so that the cost per connection does not grow with their number.
             if connections.len() == connections.capacity() {
                 connections.retain(|account| account.strong_count() > 0);
             }
@@ -162,7 +171,7 @@ impl Account {
         account
     }
 
-    /// A header has come.
+    /// A frame header has been received.
     fn heard(&self, frame: Frame) {
         let mut state = self.state.lock();
         if let Some((_, stored)) = state.opening.take() {
@@ -176,7 +185,7 @@ impl Account {
         }
     }
 
-    /// The frame is whole. Yamux throws it away when it knows no such stream.
+    /// The frame is complete. Yamux discards it if there is no such stream.
     fn ends(&self, frame: Frame) {
         let mut state = self.state.lock();
         state.coming = None;
@@ -195,7 +204,7 @@ impl Account {
         }
     }
 
-    /// Yamux hands over a stream.
+    /// Yamux has handed over a stream.
     fn opened(&self, stream: u32) {
         let mut state = self.state.lock();
         let stored = match state.opening.take_if(|(opening, _)| *opening == stream) {
@@ -211,7 +220,7 @@ impl Account {
         let Some(waiting) = state.streams.get_mut(&stream) else { return };
         let before = waiting.cost();
         let bytes = bytes.min(waiting.bytes);
-        // How many frames that was is not known; the bytes of one are as many as those of another on average.
+        // How many frames were read is not known: assume that they had the average size.
         waiting.frames -= (waiting.frames as u64 * bytes as u64 / waiting.bytes.max(1) as u64) as usize;
         waiting.bytes -= bytes;
         if waiting.bytes == 0 {
@@ -228,7 +237,7 @@ impl Account {
         }
     }
 
-    /// Says that it has to go; `false` when that gives nothing back, or was said before.
+    /// Passes a verdict on the connection; `false` if that would free nothing, or if there is a verdict already.
     fn condemn(&self, verdict: Verdict) -> bool {
         let mut state = self.state.lock();
         if state.verdict.is_some() || state.of_strangers == 0 {
@@ -248,7 +257,7 @@ impl Account {
         }
     }
 
-    /// For what is held elsewhere: it is so much now.
+    /// Sets how many bytes are held elsewhere for the connection.
     pub(super) fn hold(&self, bytes: usize) {
         let mut state = self.state.lock();
         let before = std::mem::replace(&mut state.streams.entry(NO_STREAM).or_default().bytes, bytes);
@@ -294,13 +303,13 @@ impl Account {
         }
     }
 
-    /// Whether what comes on a stream counts for the budget.
+    /// Whether data on a stream counts against the budget.
     fn counts(&self, stream: u32) -> bool {
         let is_ours = stream != NO_STREAM && (stream % 2 == 1) == self.is_dialer;
         !(self.asked.is_some() && is_ours)
     }
 
-    /// What has come on a stream of this side's is nobody's budget any more, and is counted where that is.
+    /// If the stream is one of a gateway's own, counts received data there and not against the budget.
     fn was_asked_for(&self, state: &mut Waiting, stream: u32, stored: Stored) -> bool {
         let Some(asked) = self.asked.as_ref().filter(|_| !self.counts(stream)) else { return false };
         self.take_from_budget(state, stored.cost());
@@ -308,7 +317,7 @@ impl Account {
         true
     }
 
-    /// So much of a stream was read, or thrown away.
+    /// Data on a stream was read or discarded.
     fn take_from_stream(&self, state: &mut Waiting, stream: u32, cost: usize) {
         let counts = self.counts(stream);
         self.take(state, cost, counts);
@@ -320,14 +329,14 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        // What was asked for is on streams, each of which holds this and takes its own off as it is dropped.
+        // `asked` needs nothing: every stream holds this account, and subtracts its own part when it is dropped.
         if let Some(budget) = &self.budget {
             budget.waiting.fetch_sub(self.state.lock().of_strangers, Ordering::Relaxed);
         }
     }
 }
 
-/// What the header of a frame says.
+/// What the header of a frame contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Frame {
     stream: u32,
@@ -342,13 +351,13 @@ impl Frame {
     }
 }
 
-/// Finds the frames in what a peer sends, however it is cut.
+/// Finds the frames in what a peer sends, wherever it is split.
 #[derive(Debug, Default)]
 struct Headers {
     header: [u8; 12],
-    /// How much of the header is there.
+    /// How many bytes of the header have been received.
     filled: usize,
-    /// The frame whose bytes are coming, and how many of them are still to come.
+    /// The frame whose body is being received, and how many of its bytes are missing.
     body: Option<(Frame, usize)>,
 }
 
@@ -378,7 +387,7 @@ impl Headers {
         }
     }
 
-    /// Version, type, flags (2 bytes), stream (4), length (4).
+    /// Parses a header: version, type, flags (2 bytes), stream (4), length (4).
     fn begin(&mut self, account: &Account) {
         let [_, kind, _, flags, stream @ ..] = self.header;
         let [s0, s1, s2, s3, l0, l1, l2, l3] = stream;
@@ -390,24 +399,24 @@ impl Headers {
     }
 }
 
-/// The number of Yamux's own frames, which no stream has.
+/// The stream number in Yamux's own frames, which no stream has.
 const NO_STREAM: u32 = 0;
 const DATA: u8 = 0;
 const WINDOW_UPDATE: u8 = 1;
 
-/// What Yamux reads from, with somebody who reads along.
+/// The socket under Yamux, with the accounting.
 #[derive(Debug)]
 struct Counted<C> {
     inner: C,
     headers: Headers,
     account: Arc<Account>,
-    /// Until when the peer has to take something.
+    /// Ends when the peer has accepted nothing for [`MAX_BLOCKED`].
     blocked: Option<Pin<Box<Sleep>>>,
 }
 
 impl<C> Counted<C> {
-    /// Lets what waits for the peer wait, but not for ever: while nothing can be written, Yamux reads nothing, and holds
-    /// what it has.
+    /// Bounds how long a write may wait for the peer: while nothing can be written, Yamux reads nothing, and holds what
+    /// it has.
     fn watched<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.blocked = None;
@@ -415,7 +424,10 @@ impl<C> Counted<C> {
         }
         let blocked = self.blocked.get_or_insert_with(|| Box::pin(tokio::time::sleep(MAX_BLOCKED)));
         ready!(blocked.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, format!("the peer took nothing for {MAX_BLOCKED:?}"))))
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("the peer accepted no data for {MAX_BLOCKED:?}"),
+        )))
     }
 }
 
@@ -451,17 +463,17 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Counted<C> {
 pub(super) struct Muxer<C> {
     connection: Connection<Counted<C>>,
     account: Arc<Account>,
-    /// Streams that came while nobody asked for them.
+    /// Streams that the peer has opened and libp2p has not asked for yet.
     inbound: VecDeque<Stream>,
     inbound_waker: AtomicWaker,
-    /// Until when it has to be closed.
+    /// Ends when closing has taken [`MAX_CLOSING`].
     closing: Option<Pin<Box<Sleep>>>,
 }
 
 impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
     fn new(socket: C, mode: Mode, Multiplex { budget, asked }: Multiplex) -> Self {
         let mut config = yamux::Config::default();
-        // In this order: each asserts that the other one fits.
+        // In this order: each asserts that its value fits the other's.
         config.set_max_num_streams(MAX_STREAMS).set_max_connection_receive_window(Some(MAX_WINDOW));
         let account = Account::new(budget, matches!(mode, Mode::Client), asked);
         let counted =
@@ -476,7 +488,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
-        // Yamux reads nothing while it has something to write, and would not hear of it.
+        // Yamux reads nothing while it has something to write, and would not notice the verdict.
         if let Poll::Ready(error) = self.account.poll_verdict(cx.waker()) {
             return Poll::Ready(Err(error));
         }
@@ -515,25 +527,24 @@ impl<C: AsyncRead + AsyncWrite + Unpin> StreamMuxer for Muxer<C> {
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let closing = self.closing.get_or_insert_with(|| Box::pin(tokio::time::sleep(MAX_CLOSING)));
         if closing.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Ok(())); // the peer takes its time; what is left goes with the socket
+            return Poll::Ready(Ok(())); // the peer is too slow: drop what is left with the socket
         }
         self.connection.poll_close(cx).map_err(failed)
     }
 
-    /// Moves the streams on. Yamux does so only while it is asked for a new one, so that one may come.
+    /// Drives the streams. Yamux does so only when it is polled for a new inbound stream, so one may arrive.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<StreamMuxerEvent>> {
         let stream = ready!(self.poll_next(cx))?;
         if self.inbound.len() < MAX_STREAMS {
             self.inbound.push_back(stream);
             self.inbound_waker.wake();
         }
-        // Others come first.
+        // Other tasks get their turn first.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 }
 
-/// A stream of a connection.
 #[derive(Debug)]
 pub(super) struct Stream {
     inner: yamux::Stream,
@@ -580,7 +591,7 @@ impl AsyncWrite for Stream {
 pub(super) struct Multiplex {
     /// `None` for a peer with a permission.
     pub(super) budget: Option<Arc<Budget>>,
-    /// Where is counted what has come for scrapes of this agent's, if it makes any.
+    /// Counts what waits on this agent's own streams, if it scrapes its peers.
     pub(super) asked: Option<Arc<AtomicUsize>>,
 }
 
@@ -613,7 +624,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> OutboundConnectionUpgrade<C> for Multipl
     }
 }
 
-/// Whatever a peer sends, it is counted the same however it is cut, and forgotten with its connection.
+/// Whatever a peer sends is counted the same wherever it is split, and no longer counted when its connection ends.
 #[cfg(any(test, fuzzing))]
 pub fn fuzz(data: &[u8]) {
     let Some((&step, bytes)) = data.split_first() else { return };
@@ -633,7 +644,7 @@ pub fn fuzz(data: &[u8]) {
         assert_eq!(budget.waiting.load(Ordering::Relaxed), 0);
         found
     };
-    // Both of the same parity, which says who has dialed.
+    // Both have the same parity, which decides which side has dialed.
     let step = usize::from(step).max(1);
     assert_eq!(counts(step), counts(step + 2 * bytes.len()));
 }

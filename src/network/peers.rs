@@ -1,5 +1,5 @@
-//! The table of peers: who is connected, and when to dial whom again. A state machine without IO: it
-//! is told what happened and what time it is, and says whom to dial.
+//! The table of peers: which are connected, and which to dial when. A state machine without IO: it takes events
+//! and the time, and returns the peers to dial.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -10,19 +10,19 @@ use serde::{Deserialize, Serialize};
 use super::BootstrapAddr;
 use super::protocol::Introduction;
 
-/// The wait before the first new attempt; each failure doubles it.
+/// The wait before the first retry; each failure doubles it.
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 /// The longest wait between two attempts.
 ///
-/// With the 10 s that one attempt may take, a peer is back within half a minute after a path has healed.
+/// With the 10 s that one attempt may take, a peer is connected again within half a minute of its path recovering.
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
-/// How long a link must have lasted for the next loss to start again at [`BACKOFF_MIN`]. A peer that
-/// accepts and then closes at once (a full one, or one that does not allow us) is not hammered.
+/// How long a link must have lasted for the backoff to start again at [`BACKOFF_MIN`] when it is lost. So a peer that
+/// accepts connections and closes them at once (because it is full, or does not allow this agent) is not hammered.
 const STABLE_AFTER: Duration = Duration::from_secs(5);
 
-/// Peers found on the local network that are dialed; more are not.
+/// How many peers found on the local network are dialed; the others are ignored.
 const MAX_FOUND: usize = 256;
-/// Addresses that are kept of one found peer.
+/// How many addresses of one found peer are kept.
 const MAX_FOUND_ADDRESSES: usize = 8;
 
 /// Who opened the connection.
@@ -35,10 +35,10 @@ pub enum Direction {
     Outbound,
 }
 
-/// What is known of a connected peer.
+/// What is known about a connected peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerInfo {
-    /// Who.
+    /// The peer.
     pub peer: PeerId,
     /// The address of its newest connection.
     pub address: Multiaddr,
@@ -46,17 +46,16 @@ pub struct PeerInfo {
     pub direction: Direction,
     /// How many connections there are to it.
     pub connections: usize,
-    /// When the first of them was made.
+    /// When the first of them was established.
     pub connected_at: Instant,
-    /// The software that it says it runs; what a stranger says, cut to 64 characters.
+    /// The software that it claims to run: not verified, cut to 64 characters.
     pub agent: Option<String>,
-    /// What it says of itself; it says that only to those that may scrape it. Nothing in it is checked.
+    /// How it introduced itself, which it does only to agents that may scrape it. Nothing in it is verified.
     pub introduction: Option<Introduction>,
     /// Whether requests can be sent to it.
     pub link: bool,
 }
 
-/// What happened.
 #[derive(Debug)]
 pub(super) enum Input {
     Connected {
@@ -88,7 +87,7 @@ pub(super) enum Input {
         peer: PeerId,
         address: Multiaddr,
     },
-    /// A peer that was found has not been heard of at this address for long.
+    /// A found peer has not been announced at this address for a long time.
     Expired {
         peer: PeerId,
         address: Multiaddr,
@@ -97,7 +96,7 @@ pub(super) enum Input {
     Tick,
 }
 
-/// Whom to dial now.
+/// A peer to dial now.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Dial {
     pub(super) peer: PeerId,
@@ -109,17 +108,17 @@ pub(super) struct Peers {
     connected: HashMap<PeerId, PeerInfo>,
     /// The peers that the agent stays connected to: those configured, and those found.
     targets: HashMap<PeerId, Target>,
-    /// Between 0 and 1: how much of the backoff's random half is waited.
+    /// Returns how much of the random half of the backoff to wait, from 0 to 1.
     jitter: fn() -> f64,
 }
 
 #[derive(Debug)]
 struct Target {
     addresses: Vec<Multiaddr>,
-    /// Whether it is here only because it was found.
+    /// Whether it was found on the local network, not configured.
     found: bool,
     failures: u32,
-    /// Whether it was said that it cannot be reached, since it was last connected.
+    /// Whether it has been reported as unreachable since it was last connected.
     reported: bool,
     link_since: Option<Instant>,
     /// When to dial; `None` while connected or being dialed.
@@ -135,7 +134,7 @@ impl Target {
 impl Peers {
     pub(super) fn new(bootstrap: &[BootstrapAddr], local: PeerId, now: Instant, jitter: fn() -> f64) -> Self {
         let mut targets: HashMap<PeerId, Target> = HashMap::new();
-        // A fleet may share one list: an agent leaves itself out.
+        // Many agents may share one list, so an agent leaves itself out.
         for BootstrapAddr { peer, address } in bootstrap.iter().filter(|target| target.peer != local) {
             let target = targets.entry(*peer).or_insert_with(|| Target::new(false, Some(now)));
             target.addresses.push(address.clone());
@@ -152,13 +151,13 @@ impl Peers {
         self.connected.contains_key(peer)
     }
 
-    /// Whether it should be said that `peer` cannot be reached: it is one to stay connected to, and it was
-    /// not said since it was last connected.
+    /// Whether to report that `peer` cannot be reached: if it is a target and this has not been reported since it was
+    /// last connected.
     pub(super) fn report(&mut self, peer: &PeerId) -> bool {
         self.targets.get_mut(peer).is_some_and(|target| !std::mem::replace(&mut target.reported, true))
     }
 
-    /// Whether `peer` is one to stay connected to.
+    /// Whether the agent stays connected to `peer`.
     pub(super) fn is_target(&self, peer: &PeerId) -> bool {
         self.targets.contains_key(peer)
     }
@@ -176,7 +175,7 @@ impl Peers {
         self.targets.values().filter_map(|target| target.next_dial).min()
     }
 
-    /// Takes in what happened and says whom to dial.
+    /// Processes an event and returns the peers to dial.
     pub(super) fn handle(&mut self, input: Input, now: Instant) -> Vec<Dial> {
         match input {
             Input::Connected { peer, address, direction } => self.on_connected(peer, address, direction, now),
@@ -208,7 +207,7 @@ impl Peers {
         self.due(now)
     }
 
-    /// Anyone on the local network can say that it found anyone: hence the bounds.
+    /// Anyone on the local network can announce any peer: hence the bounds.
     fn on_found(&mut self, peer: PeerId, address: Multiaddr, now: Instant) {
         let room = self.targets.values().filter(|target| target.found).count() < MAX_FOUND;
         let next_dial = (!self.is_connected(&peer)).then_some(now);
@@ -284,8 +283,8 @@ impl Peers {
     }
 }
 
-/// Doubles from [`BACKOFF_MIN`] to [`BACKOFF_MAX`]; half of it is random, so that a fleet that lost its
-/// gateway does not come back in step.
+/// Doubles from [`BACKOFF_MIN`] to [`BACKOFF_MAX`]; half of it is random, so that a fleet that lost its gateway does
+/// not reconnect all at once.
 fn backoff(failures: u32, jitter: f64) -> Duration {
     let full = BACKOFF_MIN.saturating_mul(1 << failures.min(16)).min(BACKOFF_MAX);
     full / 2 + (full / 2).mul_f64(jitter.clamp(0.0, 1.0))
@@ -334,7 +333,7 @@ mod tests {
         let (mut peers, peer) = table(start);
         peers.handle(Input::Tick, start);
         for round in 0..4u32 {
-            // A peer that lets us in and closes at once, as a full one does.
+            // A peer that accepts and closes at once, as a full one does.
             peers.handle(connected(peer), start);
             peers.handle(Input::Disconnected { peer, remaining: 0 }, start);
             assert_eq!(peers.next_tick(), Some(start + BACKOFF_MIN * 2u32.pow(round)));
@@ -354,8 +353,8 @@ mod tests {
         assert_eq!(peers.handle(Input::Tick, now), vec![]);
     }
 
-    /// Two agents that find each other in the same moment dial from and to the same ports. TCP makes one
-    /// connection of that, in which both are the dialer, and both dials fail: the second attempt matters.
+    /// Two agents that find each other at the same time dial from and to the same ports. TCP turns that into a single
+    /// connection in which both are the dialer, and both dials fail: the second attempt matters.
     #[test]
     fn a_found_peer_is_dialed_until_it_expires() {
         let start = Instant::now();
@@ -371,8 +370,8 @@ mod tests {
         peers.handle(Input::Disconnected { peer, remaining: 0 }, start);
         assert!(peers.next_tick().is_some());
         peers.handle(Input::Expired { peer, address: address() }, start);
-        assert_eq!(peers.next_tick(), None, "nobody is left to be dialed");
-        // What is configured stays, whatever is said of it.
+        assert_eq!(peers.next_tick(), None, "no peer is left to dial");
+        // A configured peer stays, whatever mDNS reports about it.
         peers.handle(Input::Found { peer: configured, address: "/ip4/10.0.0.1/tcp/1".parse().unwrap() }, start);
         peers.handle(Input::Expired { peer: configured, address: address() }, start);
         peers.handle(Input::DialFailed { peer: configured }, start);
@@ -387,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_connection_is_no_second_peer() {
+    fn a_second_connection_is_not_a_second_peer() {
         let now = Instant::now();
         let (mut peers, peer) = table(now);
         peers.handle(connected(peer), now);

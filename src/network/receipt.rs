@@ -1,11 +1,11 @@
-//! The one place where a peer's message is counted and timed.
+//! The only place where a peer's message is counted and timed.
 
 use super::protocol::ErrorCode;
 use crate::metrics::labels::{FailedMessage, FailureReason, MessageType};
 use crate::metrics::{MetricsCollector, Timer};
 
-/// Measures one message from decoded request to encoded answer. Dropped before that, it counts the
-/// message as cancelled: none is ever lost from the metrics.
+/// Measures one message from decoded request to encoded answer. If it is dropped before that, it counts the message as
+/// cancelled, so that the metrics miss none.
 #[derive(Debug)]
 #[must_use]
 pub struct Receipt {
@@ -17,24 +17,24 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    /// A request was decoded.
+    /// Called when a request has been decoded.
     #[inline]
     pub fn begin(metrics: MetricsCollector, kind: MessageType) -> Self {
         Self { metrics, kind: Some(kind), timer: Timer::start(), completed: false }
     }
 
-    /// A request of a type that this version does not know was decoded.
+    /// Called when a request of a type that this version does not know has been decoded.
     pub(crate) fn begin_unknown(metrics: MetricsCollector) -> Self {
         Self { metrics, kind: None, timer: Timer::start(), completed: false }
     }
 
-    /// Its answer is encoded.
+    /// Called when the answer has been encoded.
     #[inline]
     pub fn complete(mut self, outcome: Result<(), ErrorCode>) {
         self.completed = true;
         match (outcome, self.kind) {
             (Ok(()), Some(kind)) => self.metrics.message_handled(kind, self.timer),
-            (Ok(()), None) => {} // what is not known is never done
+            (Ok(()), None) => {} // an unknown request never succeeds
             (Err(code), _) => self.fail(failure_reason(code)),
         }
     }

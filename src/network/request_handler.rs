@@ -1,4 +1,4 @@
-//! What the network asks the rest of the agent: the answers to its peers.
+//! What the network needs from the rest of the agent: answers to its peers' requests.
 
 use futures::future::BoxFuture;
 use libp2p::PeerId;
@@ -6,44 +6,46 @@ use libp2p::PeerId;
 use super::protocol::{Introduction, RemoteError, Request, Response};
 use super::{PeerInfo, Receipt, ScrapeAnswer, ScrapeRequest};
 
-/// Answers the requests of peers, and hears who comes and goes. The one implementation is the node's.
+/// Answers peers' requests, and is notified when peers connect and disconnect. Outside tests, only the node implements
+/// it.
 pub trait RequestHandler: Send + Sync + 'static {
-    /// Does what `peer` asks, within bounded time. The first poll happens at once, in the connection's
-    /// task; the future is run to its end even when the peer goes away.
+    /// Carries out a request of `peer`, in bounded time. The future is polled at once, in the connection's task, and is
+    /// run to completion even if the peer disconnects.
     fn handle(&self, peer: PeerId, request: Request) -> BoxFuture<'static, MessageAnswer>;
 
-    /// Makes the page that `peer` asks for. The future is dropped when the peer does not want it any more.
+    /// Makes the page that `peer` asks for. The future is dropped if the peer no longer wants the page.
     fn scrape(&self, peer: PeerId, request: ScrapeRequest) -> BoxFuture<'static, ScrapeAnswer>;
 
-    /// Whether any rule allows `peer` anything. What one without may make this agent hold is bounded more tightly.
+    /// Whether any access rule allows `peer` anything. What a peer without a permission may make this agent hold is
+    /// bounded more tightly.
     fn has_permission(&self, _: &PeerId) -> bool {
         false
     }
 
-    /// Whether this agent asks its peers for pages, which are bounded where they are asked for.
+    /// Whether this agent scrapes its peers. The pages that it asks for are bounded where it asks for them.
     fn scrapes(&self) -> bool {
         false
     }
 
-    /// What is said of this agent to `peer`; `None` for one that may not scrape it.
+    /// How this agent introduces itself to `peer`; `None` if `peer` may not scrape it.
     fn introduction(&self, _: &PeerId) -> Option<Introduction> {
         None
     }
 
-    /// Peers for whom there is always room, besides those that the network's configuration names.
+    /// Peers for which there is always room, in addition to those that the network's configuration names.
     fn expected(&self) -> Vec<PeerId> {
         Vec::new()
     }
 
-    /// A link to a peer is up, or something is known of it that was not. Called in the event loop: it must not
-    /// wait for anything.
+    /// A link to a peer is up, or something new is known about the peer. Called in the event loop, so it must not
+    /// block.
     fn peer_up(&self, _: &PeerInfo) {}
 
-    /// The last connection to a peer is gone. Called like [`RequestHandler::peer_up`].
+    /// The last connection to a peer was closed, and why. Called in the event loop, so it must not block.
     fn peer_down(&self, _: &PeerId, _: &str) {}
 }
 
-/// What a [`RequestHandler`] gives back.
+/// What a [`RequestHandler`] returns for a request.
 #[derive(Debug)]
 pub struct MessageAnswer {
     /// The answer for the peer.

@@ -1,9 +1,9 @@
-//! Scrapes: on substreams of their own, so that a large page never delays a message. One of a connection is kept
-//! from scrape to scrape.
+//! Scrapes: on substreams of their own, so that a large page never delays a message. Each connection keeps one such
+//! substream from scrape to scrape.
 //!
-//! A behaviour beside the links: it opens a substream when a caller asks for one, and answers those that peers
-//! open. Callers find the connection in the [`ScrapeTable`] and hand their request to it directly; the event
-//! loop has no part in it.
+//! A behaviour next to the links: it opens a substream when a caller asks for one, and answers scrapes on those that
+//! peers open. Callers find the connection in the [`ScrapeTable`] and hand their request to it directly, without the
+//! event loop.
 
 mod asking;
 mod handler;
@@ -33,23 +33,23 @@ use super::protocol::RemoteError;
 use super::{Receipt, RequestHandler};
 use crate::metrics::{MetricsCollector, Page};
 
-/// Substreams that wait to be opened on one connection.
+/// How many substreams may wait to be opened on one connection.
 const MAX_OPENING: usize = 32;
 
 /// What a scraper asks a peer for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScrapeRequest {
-    /// The exporter behind the agent; `None` for the agent itself.
+    /// The exposed exporter; `None` for the agent itself.
     pub exposed: Option<String>,
     /// The scraper's `Accept`.
     pub accept: String,
-    /// Whether the scraper takes gzip.
+    /// Whether the scraper accepts gzip.
     pub gzip: bool,
-    /// How long somebody waits for all of the answer.
+    /// How long the asking side waits for all of the answer.
     pub timeout: Duration,
 }
 
-/// What a [`RequestHandler`] gives back for a scrape.
+/// What a [`RequestHandler`] returns for a scrape.
 #[derive(Debug)]
 pub struct ScrapeAnswer {
     /// The page, or why there is none.
@@ -61,19 +61,19 @@ pub struct ScrapeAnswer {
 /// Why a peer could not be scraped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ScrapeError {
-    /// There is no connection to the peer. None is made for a scrape.
+    /// There is no connection to the peer; a scrape does not make one.
     #[error("the peer is not connected")]
     NotConnected,
     /// Too many scrapes of this peer wait for a substream.
     #[error("too many scrapes of this peer are waiting")]
     Busy,
-    /// The peer is no agent that can be scraped.
+    /// The peer does not support the protocol for scrapes.
     #[error("the peer does not speak {protocol}", protocol = super::protocol::scrape::PROTOCOL)]
     Unsupported,
     /// The connection or the substream was lost.
     #[error("the connection was lost before the answer was complete: {0}")]
     Lost(String),
-    /// What came is no answer.
+    /// The peer sent something that is not a valid answer.
     #[error("the answer is malformed: {0}")]
     Malformed(String),
     /// The peer answered with an error.
@@ -87,9 +87,9 @@ pub enum ScrapeError {
 /// The connections over which peers can be scraped.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ScrapeTable {
-    // A std lock: held for a look-up, never across an await.
+    // A blocking lock: held for a lookup, never across an await.
     connections: Arc<RwLock<HashMap<PeerId, Vec<Entry>>>>,
-    /// What has come on the substreams of this side and was not read yet, in bytes.
+    /// How many bytes have arrived on this side's own streams and not been read yet, on a gateway.
     pub(super) unread: Arc<AtomicUsize>,
 }
 
@@ -122,18 +122,18 @@ impl ScrapeTable {
     }
 }
 
-/// What answers scrapes of peers, and counts what is none.
+/// What answers peers' scrapes, and what counts malformed ones.
 #[derive(Clone)]
 pub(crate) struct Context {
     pub(crate) requests: Arc<dyn RequestHandler>,
     pub(crate) metrics: MetricsCollector,
 }
 
-/// The behaviour that has every connection carry scrapes.
+/// The behaviour that makes scrapes possible on every connection.
 pub(crate) struct Scrapes {
     context: Context,
     table: ScrapeTable,
-    /// The caller's end of each connection's queue, until the connection stands.
+    /// The caller's end of each connection's queue, until the connection is established.
     opens: HashMap<ConnectionId, mpsc::Sender<Open>>,
 }
 
@@ -182,7 +182,7 @@ impl NetworkBehaviour for Scrapes {
                 }
             }
             FromSwarm::ConnectionClosed(event) => self.table.remove(&event.peer_id, event.connection_id),
-            // Another behaviour denied it after this one had made its queue.
+            // Another behaviour denied the connection after this one had made its queue.
             FromSwarm::DialFailure(event) => drop(self.opens.remove(&event.connection_id)),
             FromSwarm::ListenFailure(event) => drop(self.opens.remove(&event.connection_id)),
             _ => {}

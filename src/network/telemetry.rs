@@ -1,9 +1,8 @@
-//! Hands the swarm's events to libp2p's own metrics, with one rule: what a remote peer says never
-//! becomes a label value.
+//! Passes the swarm's events to libp2p's own metrics, with one rule: nothing that a peer sends becomes a label value.
 //!
-//! libp2p-metrics labels some series with the protocol stack of an address (`/ip4/tcp`). Addresses that
-//! a peer reports through identify are the peer's to invent, each new stack would be a new series, and
-//! so only the stacks that an agent can have itself are let through.
+//! libp2p-metrics labels some series with the protocol stack of an address (`/ip4/tcp`). A peer can invent the
+//! addresses that it reports through identify, and each new stack would create a new series. So only stacks that an
+//! agent can have itself are let through.
 
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::Boxed;
@@ -20,7 +19,7 @@ pub(super) struct Telemetry {
 }
 
 impl Telemetry {
-    /// Registers libp2p's families, and has the bytes of `transport` counted.
+    /// Registers libp2p's families, and returns `transport` wrapped so that its bytes are counted.
     pub(super) fn new(
         transport: Boxed<(PeerId, StreamMuxerBox)>,
         registry: &Registry,
@@ -56,7 +55,7 @@ impl Telemetry {
     }
 }
 
-/// The info with only those addresses that cannot mint a series.
+/// The info with only the addresses that cannot create a series.
 fn cleaned(info: &identify::Info) -> identify::Info {
     let mut info = info.clone();
     info.listen_addrs.retain(is_usual_stack);

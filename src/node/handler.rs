@@ -1,4 +1,4 @@
-//! The one entry point of a peer's message: authorise, do, answer. Messages are measured here.
+//! The single entry point for peers' messages: authorise, execute, answer. Messages are measured here.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -15,7 +15,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::config::{AccessRule, Config, PeerSelector, Permission};
 use crate::expose::{self, Exposed, FetchCause};
 use crate::gateway::Fleet;
-use crate::metrics::accept;
 use crate::metrics::labels::MessageType;
 use crate::metrics::{ExposeError, Exposer, MetricsCollector, Page};
 use crate::network::PeerInfo;
@@ -23,17 +22,17 @@ use crate::network::protocol::{ErrorCode, Introduction, RemoteError, Request, Re
 use crate::network::{MessageAnswer, Receipt, RequestHandler, ScrapeAnswer, ScrapeRequest};
 use crate::storage::{Storage, StorageError};
 
-/// How much longer one request may take than the store needs to fail by its own bounds: the limit is only
-/// met when a backend hangs, and what the store has to say of a failure is heard first.
+/// How much longer a request may take than the store needs to fail by its own time limits. The timeout is reached only
+/// if a backend hangs; in all other cases the store's own error comes first.
 const MARGIN: Duration = Duration::from_secs(3);
 
-/// Pages of exporters that are held for peers at once: fetched, or not yet taken by a slow peer.
+/// How many pages of exporters are held for peers at once, while they are fetched or until a slow peer has read them.
 const MAX_FETCHES: usize = 16;
 
-/// How long before its time is up a peer is told that an exporter does not answer.
+/// How long before its deadline a peer gets the error that an exporter does not answer.
 const LAST_WORDS: Duration = Duration::from_millis(250);
 
-/// Who may do what. Nobody may do anything that no rule allows; `ping` needs no rule.
+/// Who may do what. Anything that no rule allows is denied, except `ping`, which needs no rule.
 #[derive(Debug, Clone)]
 pub struct Access {
     peers: HashMap<PeerId, Allowed>,
@@ -49,7 +48,7 @@ struct Allowed {
 }
 
 impl Access {
-    /// The rules of the configuration. A peer's own rule holds in place of the one for any peer.
+    /// The rules of the configuration. A peer's own rule replaces the one for any peer.
     pub fn new(rules: &[AccessRule]) -> Self {
         let mut access = Self { peers: HashMap::new(), anyone: Allowed::default() };
         for rule in rules {
@@ -84,7 +83,7 @@ impl Access {
     }
 }
 
-/// Answers peers from the store, as far as the access rules let them.
+/// Answers peers, as far as the access rules allow.
 #[derive(Debug)]
 pub struct Handler {
     access: Access,
@@ -93,27 +92,27 @@ pub struct Handler {
     sources: ScrapeSources,
 }
 
-/// What peers that may scrape this agent can have.
+/// The pages that peers with the permission `scrape` can fetch.
 #[derive(Debug, Clone)]
 pub struct ScrapeSources {
-    /// What the operator calls this agent.
-    pub name: String,
+    /// The configured name of this agent.
+    name: String,
     /// Makes the agent's own page.
-    pub exposer: Exposer,
-    /// The exporters beside it.
-    pub exposed: Arc<[Exposed]>,
-    /// The most bytes that the page of one of them may have.
-    pub max_body: usize,
+    exposer: Exposer,
+    /// The exposed exporters.
+    exposed: Arc<[Exposed]>,
+    /// The size limit of an exporter's page, in bytes.
+    max_body: usize,
     /// The exporters whose last page could not be fetched.
-    pub failing: Arc<Mutex<HashSet<String>>>,
-    /// A permit for each page of an exporter that is fetched or on its way to a peer.
-    pub fetches: Arc<Semaphore>,
-    /// The gateway's peers, when this agent is a gateway.
-    pub fleet: Option<Arc<Fleet>>,
+    failing: Arc<Mutex<HashSet<String>>>,
+    /// One permit for each page of an exporter that is being fetched or sent to a peer.
+    fetches: Arc<Semaphore>,
+    /// The gateway's peers, if this agent is a gateway.
+    fleet: Option<Arc<Fleet>>,
 }
 
 impl Handler {
-    /// A handler over one store.
+    /// Combines the access rules with what they give access to.
     pub fn new(access: Access, storage: Storage, metrics: MetricsCollector, sources: ScrapeSources) -> Self {
         Self { access, storage, metrics, sources }
     }
@@ -182,7 +181,7 @@ impl RequestHandler for Handler {
 }
 
 impl ScrapeSources {
-    /// What the configuration says, the agent's own page from `exposer`, and `fleet` when it is a gateway.
+    /// The configured exporters, the agent's own page from `exposer`, and `fleet` if it is a gateway.
     pub fn new(config: &Config, exposer: Exposer, fleet: Option<Arc<Fleet>>) -> Self {
         Self {
             name: config.node.name.clone(),
@@ -216,32 +215,30 @@ impl ScrapeSources {
 
     async fn fetch(&self, name: &str, options: expose::FetchOptions<'_>) -> Result<Page, RemoteError> {
         let Some(exporter) = self.exposed.iter().find(|exporter| exporter.name.as_str() == name) else {
-            // Not repeated: it is the peer's text, not one of ours.
-            return Err(RemoteError::new(ErrorCode::Unsupported, "this agent exposes no exporter of that name"));
+            // The name is not repeated, because it is the peer's text.
+            return Err(RemoteError::new(ErrorCode::Unsupported, "this agent exposes no exporter with that name"));
         };
         let Ok(permit) = Arc::clone(&self.fetches).try_acquire_owned() else {
-            return Err(RemoteError::new(ErrorCode::Busy, "this agent fetches from too many exporters already"));
+            let text = "this agent is fetching from too many exporters; try again later";
+            return Err(RemoteError::new(ErrorCode::Busy, text));
         };
-        // A little earlier than the peer stops to wait, so that it hears why.
+        // A little before the peer stops waiting, so that it gets the reason.
         let timeout = options.timeout - LAST_WORDS.min(options.timeout / 10);
         match expose::fetch(exporter, expose::FetchOptions { timeout, ..options }, self.max_body).await {
-            Ok(Page { content_type, mut gzip, mut body }) => {
-                if options.gzip && !gzip && body.len() >= accept::GZIP_FROM {
-                    // Not on the runtime: a page of megabytes takes a tenth of a second.
-                    let plain = body.clone();
-                    let compressed = tokio::task::spawn_blocking(move || accept::gzip(&plain));
-                    if let Ok(Ok(compressed)) = compressed.await {
-                        (gzip, body) = (true, compressed);
-                    }
+            Ok(mut page) => {
+                if options.gzip {
+                    // Not on the runtime: compressing megabytes takes a tenth of a second.
+                    let plain = page.clone();
+                    page = tokio::task::spawn_blocking(move || plain.compressed()).await.unwrap_or(page);
                 }
                 if self.failing.lock().remove(name) {
                     tracing::info!("the exporter `{name}` answers again");
                 }
-                let body = Bytes::from_owner(Held { body, _permit: permit });
-                Ok(Page { content_type, gzip, body })
+                let body = Bytes::from_owner(Held { body: page.body, _permit: permit });
+                Ok(Page { body, ..page })
             }
             Err(error) => {
-                // Where it is and what it said is for this agent's operator alone. Said when it begins to fail.
+                // The URL and the cause are for this agent's operator only. Logged once, when it starts to fail.
                 if self.failing.lock().insert(name.to_owned()) {
                     tracing::warn!("{}", error.detail());
                 }
@@ -256,7 +253,7 @@ impl ScrapeSources {
     }
 }
 
-/// A page that gives its permit back when nobody holds it any more.
+/// A page that returns its permit when the last reference to it is dropped.
 struct Held {
     body: Bytes,
     _permit: OwnedSemaphorePermit,
@@ -278,7 +275,7 @@ async fn execute(storage: &Storage, request: Request) -> Result<Response, Remote
         }
         .map_err(|error| remote_error(&error))
     });
-    // Most requests are done at the first poll; those need no timer.
+    // Most requests complete at the first poll and need no timer.
     if let Poll::Ready(result) = futures::poll!(work.as_mut()) {
         return result;
     }
@@ -287,7 +284,7 @@ async fn execute(storage: &Storage, request: Request) -> Result<Response, Remote
     tokio::time::timeout(limit, work).await.unwrap_or_else(late)
 }
 
-/// What a peer is told of a storage error: enough to act on, nothing of this machine's paths or servers.
+/// What a peer learns about a storage error: enough to act on, but nothing about this machine's paths or servers.
 fn remote_error(error: &StorageError) -> RemoteError {
     use StorageError as E;
     match error {
@@ -296,14 +293,14 @@ fn remote_error(error: &StorageError) -> RemoteError {
         E::Busy(_) => RemoteError::new(ErrorCode::Busy, "the peer's store is busy; try again later"),
         E::Timeout(_) => RemoteError::new(ErrorCode::Timeout, "the peer's store did not answer in time"),
         E::Hangs { may_happen: true, .. } => {
-            RemoteError::new(ErrorCode::Timeout, "the peer's disk does not answer; this write may still happen")
+            RemoteError::new(ErrorCode::Timeout, "the peer's disk does not answer; this write may still take effect")
         }
         E::Hangs { .. } => RemoteError::new(ErrorCode::Timeout, "the peer's disk does not answer"),
         E::Starting(_) => RemoteError::new(ErrorCode::Busy, "the peer is starting; try again later"),
-        E::Damaged(_) => RemoteError::new(ErrorCode::Storage, "the peer's disk has damaged the value"),
+        E::Damaged(_) => RemoteError::new(ErrorCode::Storage, "the value is damaged on the peer's disk"),
         E::DiskFull(_) => RemoteError::new(ErrorCode::Storage, "the peer's disk is full"),
         E::Uncertain { .. } => {
-            RemoteError::new(ErrorCode::Storage, "the peer's disk failed; this write may still happen")
+            RemoteError::new(ErrorCode::Storage, "the peer's disk failed; this write may still take effect")
         }
         E::Unavailable(_) => RemoteError::new(ErrorCode::Storage, "the peer's store is not available"),
         E::Backend(_) => RemoteError::new(ErrorCode::Storage, "the peer's store failed"),
@@ -315,7 +312,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_may_do_anything_until_a_rule_says_so() {
+    fn without_a_rule_only_ping_is_allowed() {
         let access = Access::new(&[]);
         let peer = PeerId::random();
         for kind in [MessageType::Get, MessageType::Put, MessageType::Delete] {
@@ -325,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peers_own_rule_holds_in_place_of_the_one_for_any() {
+    fn a_peers_own_rule_replaces_the_one_for_any_peer() {
         let (reader, banned, stranger) = (PeerId::random(), PeerId::random(), PeerId::random());
         let rule = |peer, allow: &[Permission]| AccessRule { peer, allow: allow.to_vec() };
         let access = Access::new(&[
@@ -341,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_learns_no_paths_and_no_servers() {
+    fn storage_errors_reveal_no_paths_or_servers_to_peers() {
         use StorageError as E;
         let secret = "/var/lib/secret";
         for error in [E::DiskFull(secret.into()), E::Unavailable(secret.into()), E::Backend(secret.into())] {

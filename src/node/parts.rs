@@ -1,7 +1,7 @@
-//! What lives as long as the agent, and what happens when it does not.
+//! The tasks that live as long as the agent, and what happens if one ends early.
 //!
-//! A task that ends although nothing ended it has panicked. It is not started again: what it knew is gone, and whoever
-//! runs the agent starts the whole of it anew.
+//! A task that ends without being stopped has panicked. It is not restarted: its state is lost, so the agent stops and
+//! its supervisor restarts it as a whole.
 
 use std::collections::HashMap;
 
@@ -15,20 +15,19 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Runs `task` from now on.
     pub(super) fn run(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let id = self.tasks.spawn(task).id();
         self.names.insert(id, name);
     }
 
-    /// Waits until one of them has ended, and says which.
+    /// Waits until one of them has ended, and returns its name.
     pub(super) async fn ended(&mut self) -> &'static str {
         let Some(ended) = self.tasks.join_next_with_id().await else { return std::future::pending().await };
         let id = ended.map_or_else(|panic| panic.id(), |(id, ())| id);
         self.names.remove(&id).unwrap_or("a part")
     }
 
-    /// Waits until the one of this name has ended. Others may end meanwhile.
+    /// Waits until the task with this name has ended. Others may end in the meantime.
     pub(super) async fn end_of(&mut self, name: &'static str) {
         while self.names.values().any(|&running| running == name) {
             self.ended().await;
@@ -41,11 +40,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn whatever_ends_is_named() {
+    async fn a_task_that_ends_is_named() {
         let mut parts = Parts::default();
         parts.run("the one that stays", std::future::pending());
         parts.run("the one that returns", std::future::ready(()));
-        parts.run("the one that panics", async { panic!("as it was told to") });
+        parts.run("the one that panics", async { panic!("on purpose") });
         let mut ended = [parts.ended().await, parts.ended().await];
         ended.sort_unstable();
         assert_eq!(ended, ["the one that panics", "the one that returns"]);

@@ -1,33 +1,33 @@
-//! Whether the runtime turns, and the network's event loop on it: tasks beat, and a thread that needs no runtime listens.
+//! Notices when the runtime hangs, or the network's event loop on it: tasks send heartbeats, and a thread outside the
+//! runtime watches them.
 //!
-//! Everything of the agent but its endpoint, its log and its store's threads is a task of one runtime. When its threads
-//! hang, nobody there can say so; and when one task hangs that all connections need, the others beat on.
+//! All of the agent except its endpoint, its log and its store's threads runs as tasks of one runtime. If the runtime's
+//! threads hang, no task can report it. The event loop beats on its own, because other tasks go on if it alone hangs.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use crate::metrics::Health;
 use crate::metrics::labels::Component;
 
-/// The time between two beats, and between two looks at them.
+/// The time between two beats, and between two checks of them.
 const BEAT: Duration = Duration::from_millis(500);
 
-/// Without a beat for this long, the runtime is not ready.
+/// After this long without a beat, the runtime is not ready.
 const LATE: Duration = Duration::from_secs(3);
 
-/// The beats of what is to turn.
+/// Counts the beats of the runtime and of the network.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Pulse {
     runtime: Arc<AtomicU64>,
     network: Arc<AtomicU64>,
 }
 
-/// Has somebody listen, until it is dropped.
+/// Keeps the watching thread running until it is dropped.
 #[derive(Debug)]
 pub(super) struct Listening(Arc<Stop>);
 
@@ -38,12 +38,12 @@ struct Stop {
 }
 
 impl Pulse {
-    /// Beats for the runtime on which it runs, for ever.
+    /// Beats for ever for the runtime that it runs on.
     pub(super) async fn beat_runtime(self) {
         beat(&self.runtime, async || {}).await;
     }
 
-    /// Beats for the network, whenever it has made a `turn`. One that is being stopped need not.
+    /// Beats for the network after each `turn` that it completes. While it is being stopped, no turn is required.
     pub(super) async fn beat_network(self, turn: impl AsyncFn(), mut stopping: watch::Receiver<bool>) {
         let stopped = async {
             let _sender_gone = stopping.wait_for(|stopping| *stopping).await;
@@ -54,7 +54,7 @@ impl Pulse {
         }
     }
 
-    /// Listens on a thread of its own, and tells `health`.
+    /// Watches the beats on a separate thread, and reports to `health`.
     pub(super) fn listen(&self, health: Health) -> io::Result<Listening> {
         let (pulse, stop) = (self.clone(), Arc::new(Stop::default()));
         let listening = Listening(Arc::clone(&stop));
@@ -82,30 +82,30 @@ async fn beat(beats: &AtomicU64, turn: impl AsyncFn()) {
 }
 
 impl Stop {
-    /// Waits so long, or until it is stopped; whether it is.
+    /// Waits for `time`, or until it is stopped. Returns whether it is stopped.
     fn wait(&self, time: Duration) -> bool {
-        let mut stopped = self.stopped.lock();
-        self.changed.wait_while_for(&mut stopped, |stopped| !*stopped, time);
-        *stopped
+        // The standard library's lock: it shares nothing with the threads that are watched.
+        let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        *self.changed.wait_timeout_while(stopped, time, |stopped| !*stopped).unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        *self.0.stopped.lock() = true;
+        *self.0.stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.0.changed.notify_all();
     }
 }
 
-/// What was heard so far: of the runtime, and of the network, whose beats begin later.
+/// What is known about the beats of the runtime and of the network; the network's begin later.
 #[derive(Debug, Default)]
 struct Watch {
     beats: [u64; 2],
-    /// For how long it has heard nothing.
+    /// How long each has been silent.
     silent: [Duration; 2],
-    /// When it looked last.
+    /// When the beats were last checked.
     looked: Option<Instant>,
-    /// Whether it said so.
+    /// Whether the silence has been logged.
     said: bool,
 }
 
@@ -113,24 +113,24 @@ impl Watch {
     fn look(&mut self, beats: [u64; 2], now: Instant, health: &Health) {
         let since = self.looked.replace(now).map_or(Duration::ZERO, |looked| now.duration_since(looked));
         for (silent, (before, beats)) in self.silent.iter_mut().zip(self.beats.iter_mut().zip(beats)) {
-            // Whoever stopped the process stopped all of it, and it is not the runtime's fault.
+            // If the whole process was stopped (SIGSTOP), so was the watching thread, and the runtime is not to blame.
             *silent = if beats == 0 || beats != *before { Duration::ZERO } else { *silent + since.min(2 * BEAT) };
             *before = beats;
         }
         let [runtime, network] = self.silent;
         let reason = if runtime >= LATE {
-            format!("it has not turned for {} s", runtime.as_secs())
+            format!("it has not responded for {} s", runtime.as_secs())
         } else if network >= LATE {
-            format!("the network's event loop has not turned for {} s", network.as_secs())
+            format!("the network's event loop has not responded for {} s", network.as_secs())
         } else {
             if std::mem::take(&mut self.said) {
                 health.ready(Component::Runtime);
-                tracing::info!("The runtime turns again");
+                tracing::info!("The runtime responds again");
             }
             return;
         };
         if !std::mem::replace(&mut self.said, true) {
-            tracing::error!("The runtime hangs, and peers and commands with it: {reason}");
+            tracing::error!("The runtime hangs, so peers and commands get no answer: {reason}");
         }
         health.not_ready(Component::Runtime, reason);
     }
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn silence_is_noticed_and_a_process_that_was_stopped_is_none() {
+    fn silence_is_noticed_unless_the_whole_process_was_stopped() {
         let health = Health::default();
         let mut watch = Watch::default();
         let mut now = Instant::now();
@@ -151,17 +151,17 @@ mod tests {
             health.snapshot().pop().and_then(|state| state.problem)
         };
         assert_eq!(look(1, BEAT), None);
-        // SIGSTOP for an hour, and the watch comes back first.
+        // SIGSTOP for an hour, and the watch is the first to run again.
         assert_eq!(look(1, Duration::from_secs(3600)), None);
         assert_eq!(look(2, BEAT), None);
         for _ in 0..5 {
             assert_eq!(look(2, BEAT), None);
         }
-        assert_eq!(look(2, BEAT).unwrap(), "it has not turned for 3 s");
+        assert_eq!(look(2, BEAT).unwrap(), "it has not responded for 3 s");
         for _ in 0..4 {
             look(2, BEAT);
         }
-        assert_eq!(look(2, BEAT).unwrap(), "it has not turned for 5 s");
+        assert_eq!(look(2, BEAT).unwrap(), "it has not responded for 5 s");
         assert_eq!(look(3, BEAT), None);
     }
 
@@ -177,12 +177,12 @@ mod tests {
         for beat in 1..7 {
             assert_eq!(look([beat, 1]), None);
         }
-        assert_eq!(look([7, 1]).unwrap(), "the network's event loop has not turned for 3 s");
+        assert_eq!(look([7, 1]).unwrap(), "the network's event loop has not responded for 3 s");
         assert_eq!(look([8, 2]), None);
     }
 
     #[tokio::test]
-    async fn a_network_beats_when_it_turns_and_while_it_stops() {
+    async fn the_network_beats_when_it_turns_and_while_it_stops() {
         let pulse = Pulse::default();
         let (stopping, stopped) = watch::channel(false);
         let hangs = async || std::future::pending().await;

@@ -1,45 +1,45 @@
-//! The embedded store: a log in front of a redb database, in files of their own beside each other.
+//! The embedded store: a log in front of a redb database, each in files of its own.
 //!
 //! # The files
 //!
-//! `store.redb` is a redb database (file format 3) with the table [`TABLE_NAME`], from key bytes to value bytes with a
-//! checksum behind them (`value.rs`), and one of what the store knows of itself. The table's name carries the version of
-//! this layout: an incompatible one gets a new name, and an older agent then refuses the file and says so. The file is
-//! made under another name and gets its own only when it is complete, so that it either is not there or is a store. For
-//! the same reason an empty file counts as damaged: no store ever is one.
+//! `store.redb` is a redb database (file format 3) with two tables: [`TABLE_NAME`], which maps key bytes to value bytes
+//! followed by a checksum (`value.rs`), and one with the store's metadata. The name of the first includes the version
+//! of this layout: an incompatible layout gets a new name, so that an older agent refuses the file with a clear error.
+//! The file is created under another name and renamed when it is complete, so it is either absent or a store. That is
+//! also why an empty file counts as damaged.
 //!
-//! `store.redb.log0` to `log7` are the log (`log.rs`, its format in `log/format.rs`). A closing takes them away when redb
-//! has all that they hold.
+//! `store.redb.log0` to `log7` are the log (`log.rs`, its format in `log/format.rs`). Closing the store removes them
+//! once redb has all of their contents.
 //!
 //! # Durability
 //!
-//! [`put`](LocalStorageBackend::put) and [`delete`](LocalStorageBackend::delete) return when the log has them, synced;
-//! the killing of the process or a power cut cannot undo them. Concurrent writes share a sync (`writer.rs`). Readers
-//! find them in memory (`state.rs`) until redb has them, some megabytes in one transaction (`flush.rs`); then the part
-//! of the log that held them is written anew. A start reads the log back into memory (`start.rs`).
+//! [`put`](LocalStorageBackend::put) and [`delete`](LocalStorageBackend::delete) return once they are synced to the
+//! log. After that neither a kill nor a power cut can undo them. Concurrent writes share a sync (`writer.rs`). Readers
+//! find them in memory (`state.rs`) until redb has them. Several megabytes go to redb in one transaction (`flush.rs`),
+//! and their part of the log is then reused. A start reads the log back into memory (`start.rs`).
 //!
-//! Assumed of the disk: a sync that succeeded lasts, a sector of 512 bytes is written whole or not at all, and a write
-//! does not change bytes outside its own range. Nothing is assumed about the order of writes between two syncs. Of a
-//! sync that failed it is assumed that nothing it was to write is on the disk, whatever the page cache says and
-//! whatever later syncs say: the frame of the log is written again elsewhere, and the transaction of redb once more,
-//! from what the log holds. On ext4 a page that never reached the disk cannot be written any more as long as the page
-//! cache has it, although that is reported as a success; so the cache has to forget the file first
-//! ([`DiskFile::forget`](disk::DiskFile::forget)), also at each opening: nobody knows what failed before.
+//! Assumptions about the disk: a sync that succeeded lasts, a sector of 512 bytes is written entirely or not at all,
+//! and a write does not change bytes outside its own range. Nothing is assumed about the order of writes between two
+//! syncs. After a failed sync, all data that it covered is assumed not to be on the disk, whatever the page cache
+//! shows and later syncs report: the log frame is written again elsewhere, and the redb transaction is repeated from
+//! the log. On ext4 a page that never reached the disk cannot be written as long as it is in the page cache, although
+//! syncs report success. So the cache must first drop the file ([`DiskFile::forget`](disk::DiskFile::forget)). Every
+//! opening does that, because it cannot know what failed before.
 //!
-//! redb commits in two phases, with the state of its allocator: pages first, a sync, then the header that names them.
-//! So an opening needs the header alone, writes that one page again before it trusts it (`file.rs`), and takes the same
-//! time whatever the size. Two syncs a commit cost nothing here: nobody waits for them.
+//! redb commits in two phases and saves the state of its allocator: first pages, then a sync, then the header that
+//! refers to them. So an opening needs only the header, rewrites that one page before it trusts it (`file.rs`), and
+//! takes constant time. The two syncs of a commit cost nothing here, because no caller waits for them.
 //!
 //! # Damage
 //!
-//! Each value is verified when it is read. An opening that is refused writes nothing: a file that is refused keeps its
-//! bytes. `storage.local.check_on_open` reads every page before the store is ready.
+//! Each value is verified when it is read. An opening that is refused leaves the file unchanged.
+//! `storage.local.check_on_open` reads every page before the store is ready.
 //!
 //! # A disk that is full, fails, or hangs
 //!
-//! A frame that does not fit is refused with [`StorageError::DiskFull`]; one that fails may still happen, and says so. Writes
-//! work again by themselves. Reads go on, from memory and from the last state of redb. What waits for the disk too long
-//! is given up (`watch.rs`).
+//! A frame that does not fit is refused with [`StorageError::DiskFull`]. A frame that fails may still take effect, as
+//! its error says. Writes recover by themselves. Reads continue, from memory and from the last state of redb. An
+//! operation that waits too long for the disk is given up (`watch.rs`, `read.rs`).
 
 mod check;
 mod disk;
@@ -78,29 +78,29 @@ use self::state::{Before, LookUp, StoreState, closed};
 use super::{LocalConfig, OpenError, StorageError};
 use crate::metrics::{Health, MetricsCollector};
 
-/// The name of the table of values; the number is the version of the layout.
+/// The name of the table of values, which includes the version of the layout.
 const TABLE_NAME: &str = "peerscope.v2";
 const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new(TABLE_NAME);
 
-/// The last state that redb has committed, as readers see it.
+/// The state of redb's last commit, as readers see it.
 type Snapshot = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
-/// How long a closing waits for an opening to end.
+/// How long `close` waits for an unfinished opening to end.
 const OPENING_ENDS: Duration = Duration::from_millis(500);
 
-/// How far the store is, as its threads say.
+/// The stage of the store's life, set by its threads.
 #[derive(Debug, Clone)]
 enum Stage {
     Starting,
     Open,
     /// It could not be opened.
     Failed(OpenError),
-    /// One of its threads has panicked; with what, and whether the others have ended, too.
+    /// One of its threads has panicked, for this reason; `ended` if the others have ended too.
     Died {
         reason: String,
         ended: bool,
     },
-    /// Closed, and its files given back.
+    /// Closed, with its files released.
     Ended,
 }
 
@@ -110,7 +110,7 @@ impl Stage {
     }
 }
 
-/// The embedded store. Dropping it closes it, some time later; [`close`](Self::close) waits.
+/// The embedded store. Dropping it closes it in the background; [`close`](Self::close) waits for that.
 #[derive(Debug)]
 pub struct LocalStorageBackend {
     shared: Arc<StoreState>,
@@ -119,9 +119,9 @@ pub struct LocalStorageBackend {
 }
 
 impl LocalStorageBackend {
-    /// Begins to open the store at `path`, or to make it, with its folders (mode 0700, the file 0600), when there is
-    /// nothing there. Of `config`, the path is not used. [`opened`](Self::opened) waits for it; until then operations
-    /// fail with [`StorageError::Starting`].
+    /// Starts to open the store at `path`, and creates it (mode 0600) and its folders (0700) if they do not exist. The
+    /// path in `config` is ignored. [`opened`](Self::opened) waits for the store; until it is open, operations fail
+    /// with [`StorageError::Starting`].
     pub fn start(path: PathBuf, config: &LocalConfig, metrics: MetricsCollector, health: Health) -> Self {
         let options = Options { cache_size: config.cache_size, check: config.check_on_open };
         let shared = Arc::new(StoreState::new(path, health));
@@ -129,7 +129,7 @@ impl LocalStorageBackend {
         Self { shared, readers: Readers::new(), stage }
     }
 
-    /// Opens the store, and returns when it is open; see [`start`](Self::start).
+    /// Opens the store and waits until it is open; see [`start`](Self::start).
     ///
     /// # Errors
     ///
@@ -148,8 +148,8 @@ impl LocalStorageBackend {
     ///
     /// # Errors
     ///
-    /// [`OpenError::InUse`], [`OpenError::Damaged`] (also for a file that is something else), and [`OpenError::Io`] for
-    /// what does not mend itself, such as a folder that may not be read.
+    /// [`OpenError::InUse`], [`OpenError::Damaged`] (also for a file that is not a store), and [`OpenError::Io`] for
+    /// errors that do not go away by themselves, such as a folder without read permission.
     pub async fn opened(&self) -> Result<(), OpenError> {
         let mut stage = self.stage.clone();
         let reached = stage.wait_for(|stage| !matches!(stage, Stage::Starting)).await;
@@ -159,8 +159,8 @@ impl LocalStorageBackend {
         }
     }
 
-    /// Completes when a thread of the store has panicked, and says with what. What was acknowledged is in the log or in
-    /// redb; but nothing can be written any more, and perhaps nothing read.
+    /// Completes when a thread of the store has panicked, and returns the reason. Every acknowledged write is in the
+    /// log or in redb, but nothing can be written any more, and possibly nothing can be read.
     pub async fn died(&self) -> String {
         let mut stage = self.stage.clone();
         loop {
@@ -168,20 +168,21 @@ impl LocalStorageBackend {
                 return reason.clone();
             }
             if stage.changed().await.is_err() {
-                // It has ended in order.
+                // The store has ended normally.
                 std::future::pending::<()>().await;
             }
         }
     }
 
-    /// Reads the value under `key`: about a microsecond on the calling thread from memory, and on a thread of its own
-    /// where that takes a read from the disk.
+    /// Reads the value under `key`: from memory on the calling thread, in about a microsecond, or on another thread if
+    /// the disk must be read.
     ///
     /// # Errors
     ///
-    /// [`StorageError::Starting`], [`StorageError::Unavailable`] once closed, [`StorageError::Backend`] when the disk cannot be read,
-    /// [`StorageError::Damaged`] when what it holds is not what was put, [`StorageError::Timeout`] when it does not answer within 8 s,
-    /// [`StorageError::Busy`] when too many reads wait for it.
+    /// [`StorageError::Starting`], [`StorageError::Unavailable`] once closed, [`StorageError::Backend`] if the disk
+    /// cannot be read, [`StorageError::Damaged`] if the stored value is not the one that was put,
+    /// [`StorageError::Timeout`] if the disk does not answer within 8 s, [`StorageError::Busy`] if too many reads are
+    /// waiting for it.
     pub async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, StorageError> {
         match self.shared.look_up(key)? {
             LookUp::Found(value) => Ok(value),
@@ -193,19 +194,19 @@ impl LocalStorageBackend {
     ///
     /// # Errors
     ///
-    /// [`StorageError::Busy`] at once when the queue is full: waiting belongs to the caller, who knows its own
-    /// deadline. [`StorageError::DiskFull`], [`StorageError::Backend`] when the disk fails, [`StorageError::Uncertain`] when it failed in the
-    /// middle of this write, which may still happen, [`StorageError::Hangs`] when it does not answer,
+    /// [`StorageError::Busy`] at once if the queue is full: a caller that wants to wait knows its own deadline.
+    /// [`StorageError::DiskFull`], [`StorageError::Backend`] if the disk fails, [`StorageError::Uncertain`] if it
+    /// failed during this write, which may still take effect, [`StorageError::Hangs`] if it does not answer,
     /// [`StorageError::Starting`], [`StorageError::Unavailable`] once closed.
     pub async fn put(&self, key: Bytes, value: Bytes) -> Result<(), StorageError> {
         self.write(key, Some(value)).await.map(drop)
     }
 
-    /// Removes `key`, and returns when that is durable; `true` when there was a value.
+    /// Removes `key`, and returns when that is durable; `true` if there was a value.
     ///
     /// # Errors
     ///
-    /// Those of [`put`](Self::put) and [`get`](Self::get). After one of the latter the key is removed.
+    /// Those of [`put`](Self::put) and [`get`](Self::get). If reading the old value failed, the key has been removed.
     pub async fn delete(&self, key: Bytes) -> Result<bool, StorageError> {
         match self.write(key.clone(), None).await? {
             Before::Known(existed) => Ok(existed),
@@ -214,14 +215,20 @@ impl LocalStorageBackend {
         }
     }
 
-    /// One line for people: what and where the store is.
+    /// How long an operation may wait for the disk: a call to it is given up after 8 s, checked twice a second.
+    #[allow(clippy::unused_self, reason = "another backend's depends on its configuration")]
+    pub(super) fn patience(&self) -> Duration {
+        Duration::from_secs(9)
+    }
+
+    /// A one-line description: the kind of store and its path.
     pub fn describe(&self) -> String {
         format!("local {}", self.shared.path.display())
     }
 
-    /// Refuses new work, waits until every write in the queue is durable, and closes the file. It can be
-    /// opened again at once. Closing twice is no error. An opening that goes on is not waited for: it has made no
-    /// promises, and can be cut short anywhere.
+    /// Refuses new operations, waits until every queued write is durable, and closes the file, which can be opened
+    /// again at once. Closing twice is allowed. An unfinished opening gets 500 ms and is then abandoned, which is safe
+    /// at any point: it has acknowledged nothing.
     pub async fn close(&self) {
         self.shared.queue.close();
         let mut stage = self.stage.clone();

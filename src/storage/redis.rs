@@ -1,35 +1,38 @@
-//! The data in Redis: one server or a cluster, by redis-rs.
+//! The Redis backend: one server or a cluster, through redis-rs.
 //!
-//! With a single server, writes share one multiplexed connection and reads another one (`reads.rs`); a cluster has one
-//! a node for both. A background task owns the first: it connects, probes it every second while nothing else proves it
-//! alive, and reconnects with backoff, so that readiness is true and recovery takes seconds also without traffic.
-//! Operations look at what the task last published and take no lock across an await.
+//! With a single server, writes share one multiplexed connection and reads another (`reads.rs`). A cluster has one
+//! connection per node for both. A background task maintains the connection for writes: it connects, probes it every
+//! second unless other traffic proves it alive, and reconnects with backoff, so that readiness is correct and recovery
+//! takes seconds even without traffic. Operations use the state that the task last published and hold no lock across an
+//! await.
 //!
-//! # What an operation does when Redis does not answer
+//! # When Redis does not answer
 //!
-//! An attempt takes at most `storage.redis.timeout`. A read that fails because of the connection or by timeout is tried
-//! again up to three times, after a random wait of at most 100, 200 and 400 ms; a new connection ends the wait early. So
-//! is a write that was certainly not done: there was no connection, or Redis says that it cannot do it now (LOADING,
-//! TRYAGAIN, CLUSTERDOWN, MASTERDOWN, READONLY, BUSY). Then it fails with [`StorageError::Timeout`] or [`StorageError::Unavailable`],
-//! and the log says `Redis connection failed after 3 retries`: once an outage, and again every 30 s while it lasts.
+//! An attempt takes at most `storage.redis.timeout`, plus as long again if it first waits for a connection, and again
+//! if a retried read waits for its turn. A read that fails because of the connection or a timeout is retried up to
+//! three times, after a random wait of at most 100, 200 and 400 ms; a new connection ends the wait early. A write is
+//! retried in the same way if it was certainly not performed: there was no connection, or Redis answered that it cannot
+//! do it now (LOADING, TRYAGAIN, CLUSTERDOWN, MASTERDOWN, READONLY, BUSY). After that the operation fails with
+//! [`StorageError::Timeout`] or [`StorageError::Unavailable`], and `Redis connection failed after 3 retries` is logged:
+//! once per outage, and again every 30 s while it lasts.
 //!
-//! Once the task knows that Redis is away, an attempt fails at once: an operation then ends within
-//! 700 ms, the sum of the waits. The bound in all cases is four timeouts and 700 ms. At most
-//! [`MAX_WAITING`] operations wait for a retry and [`MAX_IN_FLIGHT`] are under way; past that they fail
-//! at once with [`StorageError::Busy`].
+//! Once the task knows that Redis is down, attempts fail at once, and an operation ends within 700 ms, the sum of the
+//! waits. Otherwise the bound is four timeouts and 700 ms, if no attempt waits for a connection. At most
+//! [`MAX_WAITING`] operations wait for a retry and [`MAX_IN_FLIGHT`] are in progress; any more fail at once with
+//! [`StorageError::Busy`].
 //!
-//! What a retry cannot mend is not retried and is an [`StorageError::Backend`] in Redis's own words: a key of
-//! another type (WRONGTYPE), no memory (OOM), too few replicas (NOREPLICAS), no disk (MISCONF), no right (NOAUTH,
-//! WRONGPASS, NOPERM).
+//! Errors that a retry cannot fix are not retried. They are returned as [`StorageError::Backend`] with Redis's own
+//! message: a key of another type (WRONGTYPE), out of memory (OOM), too few replicas (NOREPLICAS), a failed save to
+//! disk (MISCONF), or missing permissions (NOAUTH, WRONGPASS, NOPERM).
 //!
-//! # What a write that failed may still do
+//! # When a failed write may still take effect
 //!
-//! A write whose answer is lost may have been carried out. It is not sent again: between the two, somebody else may have
-//! written and been acknowledged, and somebody may have read the first. And it may still be on its way; before a new
-//! connection to a single server is used, the server has ended the old one (`fence.rs`). So what failed has happened or
-//! never will, as soon as something later is acknowledged. In a cluster it is not sent again either (`node.rs`), but
-//! what was on its way when a connection was given up may still be done: redis-rs's cluster client makes the connections
-//! to the nodes and lets nobody see which one replaces which.
+//! A write whose answer was lost may have been performed. It is not sent again: meanwhile another client may have
+//! written and been acknowledged, or read the first write. The write may also still be on its way. So before a new
+//! connection to a single server is used, the server closes the old one (`fence.rs`). Thus, as soon as a later
+//! operation is acknowledged, a failed write has either taken effect or never will. In a cluster a write is not sent
+//! again either (`node.rs`), but one that was on its way when its connection was abandoned may still be performed:
+//! redis-rs's cluster client manages the connections to the nodes and does not reveal which one replaces which.
 
 mod backoff;
 mod connection;
@@ -57,26 +60,26 @@ use super::{OpenError, RedisConfig, StorageError};
 use crate::metrics::labels::Component;
 use crate::metrics::{Health, MetricsCollector};
 
-/// The most operations under way at once: far above what saturates a server.
+/// The maximum number of operations in progress at once, many more than it takes to saturate a server.
 const MAX_IN_FLIGHT: usize = 4096;
-/// The most KiB of keys and values in the writes under way. Each stands in memory twice, once as the caller's
-/// and once as the command.
+/// The maximum size of the keys and values of all writes in progress, in KiB. Each is in memory twice, once as the
+/// caller's bytes and once in the command.
 const MAX_WRITING_KIB: usize = 64 * 1024;
-/// The most operations that wait for a retry at once: an outage may not gather every caller there is.
+/// The maximum number of operations that wait for a retry at once, so that they do not pile up in an outage.
 const MAX_WAITING: usize = 1024;
-/// How long `close` waits for the operations under way.
+/// How long `close` waits for the operations in progress.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Redis, single or cluster.
+/// A single Redis server or a cluster.
 pub struct RedisStorageBackend {
     connector: Arc<Connector>,
     shared: Arc<RedisState>,
     reads: Box<Reads>,
-    /// Operations under way. Closed when the storage is.
+    /// Places for operations in progress. Closed with the storage.
     in_flight: Semaphore,
-    /// Operations that wait for a retry.
+    /// Places for operations that wait for a retry.
     waiting: Semaphore,
-    /// KiB of the writes under way.
+    /// Places for the KiB of writes in progress.
     writing: Semaphore,
     closing: AtomicBool,
     supervisor: AbortHandle,
@@ -94,14 +97,13 @@ impl std::fmt::Debug for RedisStorageBackend {
 }
 
 impl RedisStorageBackend {
-    /// Checks the configuration and starts to connect in the background. Until the first attempt is
-    /// decided, operations wait for it, at most for the configured timeout.
+    /// Checks the configuration and starts to connect in the background. Operations wait for the outcome of the first
+    /// attempt, at most for the configured timeout.
     ///
     /// # Errors
     ///
-    /// When the URLs cannot be used together or the CA file cannot be used. A Redis that is away is no
-    /// error.
-    #[allow(clippy::unused_async, reason = "both backends open alike, and this one needs the runtime")]
+    /// If the URLs cannot be used together or the CA file cannot be used. An unreachable Redis is not an error.
+    #[allow(clippy::unused_async, reason = "both backends are opened alike, and this one needs the runtime")]
     pub async fn open(config: &RedisConfig, metrics: MetricsCollector, health: Health) -> Result<Self, OpenError> {
         let connector = Arc::new(Connector::new(config)?);
         let address = config.urls.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -155,8 +157,8 @@ impl RedisStorageBackend {
     /// # Errors
     ///
     /// See the module's documentation.
-    pub async fn put(&self, key: &Bytes, value: &Bytes) -> Result<(), StorageError> {
-        let mut command = self.command("SET", key, value.len());
+    pub async fn put(&self, key: Bytes, value: Bytes) -> Result<(), StorageError> {
+        let mut command = self.command("SET", &key, value.len());
         command.arg(&value[..]);
         let size = u32::try_from((key.len() + value.len()).div_ceil(1024)).unwrap_or(u32::MAX);
         let _writing = self.writing.try_acquire_many(size).map_err(|_| StorageError::Busy(MAX_IN_FLIGHT))?;
@@ -169,43 +171,55 @@ impl RedisStorageBackend {
         }
     }
 
-    /// Removes `key`; `true` when that removed a value.
+    /// Removes `key`; `true` if there was a value.
     ///
     /// # Errors
     ///
     /// See the module's documentation.
-    pub async fn delete(&self, key: &Bytes) -> Result<bool, StorageError> {
-        match self.execute(&self.command("DEL", key, 0), Effect::Writes).await? {
+    pub async fn delete(&self, key: Bytes) -> Result<bool, StorageError> {
+        match self.execute(&self.command("DEL", &key, 0), Effect::Writes).await? {
             Value::Int(removed) => Ok(removed > 0),
             other => Err(unexpected("DEL", &other)),
         }
     }
 
-    /// How long an operation may take: each attempt its timeout, and the longest waits in between.
+    /// Returns at once: an unreachable Redis makes operations fail, not the start.
+    #[allow(clippy::unused_async, reason = "the embedded store waits here")]
+    pub(super) async fn opened(&self) -> Result<(), OpenError> {
+        Ok(())
+    }
+
+    /// Never completes: a supervisor that panics is restarted.
+    pub(super) async fn died(&self) -> String {
+        std::future::pending().await
+    }
+
+    /// How long an operation may take: one timeout for each attempt, and the longest waits in between. Waiting for a
+    /// connection may add to this.
     pub(super) fn patience(&self) -> Duration {
         let attempts = 1 + u32::try_from(RETRY_CAPS.len()).unwrap_or(u32::MAX);
         self.timeout.saturating_mul(attempts).saturating_add(RETRY_CAPS.iter().sum())
     }
 
-    /// Where the data is, without secrets.
+    /// A one-line description of where the data is, without secrets.
     pub fn describe(&self) -> String {
         match self.shared.unfenced() {
             None => self.description.clone(),
             Some(reason) => {
-                format!("{} (a write that fails may still happen after a later one: {reason})", self.description)
+                format!("{} (a failed write may still take effect after a later one: {reason})", self.description)
             }
         }
     }
 
-    /// Refuses new operations, waits up to five seconds for those under way, and disconnects.
+    /// Refuses new operations, waits up to five seconds for those in progress, and disconnects.
     pub async fn close(&self) {
         self.closing.store(true, Ordering::Release);
-        // Holding every permit means that no operation is under way. Past the timeout those that are
-        // left find their connection gone.
+        // Holding every permit means that no operation is in progress. After the timeout any others lose their
+        // connection.
         #[allow(clippy::cast_possible_truncation, reason = "the constant is small")]
         let drained = self.in_flight.acquire_many(MAX_IN_FLIGHT as u32);
         if tokio::time::timeout(CLOSE_TIMEOUT, drained).await.is_err() {
-            tracing::warn!(address = %self.shared.address, "Redis operations were still under way at the close");
+            tracing::warn!(address = %self.shared.address, "Redis operations were still in progress when the storage was closed");
         }
         self.in_flight.close();
         self.reads.close();
@@ -215,19 +229,18 @@ impl RedisStorageBackend {
     }
 
     fn command(&self, name: &str, key: &[u8], value_len: usize) -> Cmd {
-        // Three arguments, and the name has three letters.
         let mut command = Cmd::with_capacity(3, name.len() + self.key_prefix.len() + key.len() + value_len);
         command.arg(name).arg([self.key_prefix.as_slice(), key].concat());
         command
     }
 
-    /// Carries out one command with its retries.
+    /// Executes one command, with retries.
     async fn execute(&self, command: &Cmd, effect: Effect) -> Result<Value, StorageError> {
         let _under_way = self.admit()?;
         match self.attempt(command, effect, false).await {
             Ok(value) => Ok(value),
             Err(first) => {
-                // What fails at once must not keep others from running, who do it again and again.
+                // A caller that fails at once and keeps trying must not starve other tasks.
                 tokio::task::yield_now().await;
                 self.retry(command, effect, first).await
             }
@@ -242,7 +255,7 @@ impl RedisStorageBackend {
         permit.map_err(|_| StorageError::Busy(MAX_IN_FLIGHT))
     }
 
-    /// The cold part of [`execute`](Self::execute).
+    /// The cold path of [`execute`](Self::execute).
     async fn retry(&self, command: &Cmd, effect: Effect, first: Attempted) -> Result<Value, StorageError> {
         let mut last = first;
         if last.may_be_tried_again(effect) {
@@ -266,7 +279,7 @@ impl RedisStorageBackend {
         Err(last.failure.into_error(self.timeout))
     }
 
-    /// Tries once; a read that broke its connection, `alone`.
+    /// Tries once. A read that broke its connection is tried again `alone`.
     async fn attempt(&self, command: &Cmd, effect: Effect, alone: bool) -> Result<Value, Attempted> {
         let link = self.shared.link.borrow().clone();
         let link = if matches!(link, Link::Connecting) { self.first_outcome().await } else { link };
@@ -297,7 +310,7 @@ impl RedisStorageBackend {
                 Kind::Later | Kind::Refused => false,
             };
             if is_gone && effect == Effect::Writes && self.connector.client().is_some() {
-                // Nothing comes of it any more; the next ones are not to be sent and lost there.
+                // No answer will come. Later writes on this connection would be lost too.
                 self.shared.broke(generation, &failure);
             }
             if failure.kind != Kind::Refused {
@@ -307,13 +320,14 @@ impl RedisStorageBackend {
                 self.shared.write_refused(&failure.message);
             }
             if alone && failure.kind == Kind::Lost {
-                failure.message += " (asked for alone; is the value larger than Redis's client-output-buffer-limit?)";
+                failure.message +=
+                    " (read on its own connection; is the value larger than Redis's client-output-buffer-limit?)";
             }
             Attempted { on: Some(generation), failure }
         })
     }
 
-    /// Waits until the first attempt to connect is decided, or the timeout has passed.
+    /// Waits for the outcome of the first attempt to connect, at most for the timeout.
     async fn first_outcome(&self) -> Link {
         let mut link = self.shared.link.subscribe();
         let decided = link.wait_for(|link| !matches!(link, Link::Connecting));
@@ -323,7 +337,7 @@ impl RedisStorageBackend {
         }
     }
 
-    /// Waits before a retry, for less when another connection than the one just tried comes up.
+    /// Waits before a retry. A connection other than the one just tried ends the wait early.
     async fn wait(&self, wait: Duration, tried: Option<u64>) {
         let mut link = self.shared.link.subscribe();
         let renewed = link.wait_for(|link| match link {
@@ -331,12 +345,12 @@ impl RedisStorageBackend {
             Link::Closed => true,
             Link::Connecting | Link::Down(_) => false,
         });
-        // An `Err` is the wait that has passed.
+        // An `Err` means that the full wait has passed.
         let _ = tokio::time::timeout(wait, renewed).await.map(drop);
     }
 }
 
-/// What a command does.
+/// Whether a command reads or writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Effect {
     Reads,
@@ -351,8 +365,7 @@ struct Attempted {
 }
 
 impl Attempted {
-    /// Whether another attempt may help, and can do no harm: a write of which nobody knows whether it was done is not
-    /// sent again.
+    /// Whether another attempt may help and can do no harm: a write that may have been performed is not sent again.
     fn may_be_tried_again(&self, effect: Effect) -> bool {
         let was_not_done = self.on.is_none() || self.failure.kind == Kind::Later;
         self.failure.is_retryable() && (effect == Effect::Reads || was_not_done)
@@ -371,19 +384,19 @@ fn closed() -> StorageError {
     StorageError::Unavailable(CLOSED.into())
 }
 
-/// Redis cannot answer so; a proxy in between might. The answer itself is data and is not shown.
+/// Redis itself never answers like this, but a proxy in between might. The answer is data and is not shown.
 fn unexpected(command: &str, value: &Value) -> StorageError {
     let kind = match value {
-        Value::Nil => "nothing",
-        Value::Int(_) => "a number",
-        Value::BulkString(_) => "bytes",
+        Value::Nil => "nil",
+        Value::Int(_) => "an integer",
+        Value::BulkString(_) => "a bulk string",
         Value::Okay | Value::SimpleString(_) => "a status",
-        _ => "a structure",
+        _ => "another type",
     };
-    StorageError::Backend(format!("Redis answered {command} with {kind}"))
+    StorageError::Backend(format!("Redis sent an unexpected reply to {command}: {kind}"))
 }
 
-/// Whatever text Redis answers, it says something of it or nothing.
+/// Arbitrary text from Redis must not make the parsers panic.
 #[cfg(any(test, fuzzing))]
 pub fn fuzz(data: &[u8]) {
     connection::fuzz(data);

@@ -1,4 +1,4 @@
-//! A Redis URL, parsed once, whose password never leaves it by accident.
+//! A Redis URL that is parsed once and never reveals its password by accident.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,11 +8,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 const EXAMPLE: &str = "redis://user:password@127.0.0.1:6379/0, rediss://host (TLS) or unix:///run/redis.sock";
 
-/// What stands where a password was.
+/// Shown in place of a password.
 const MASK: &str = "***";
 
-/// A `redis://`, `rediss://` or `unix://` URL that was parsed once. `Display`, `Debug` and
-/// `Serialize` mask the password.
+/// A parsed `redis://`, `rediss://` or `unix://` URL. `Display`, `Debug` and `Serialize` mask the password.
 #[derive(Clone)]
 pub struct RedisUrl {
     text: String,
@@ -21,7 +20,7 @@ pub struct RedisUrl {
 }
 
 impl RedisUrl {
-    /// Where and how to connect, password included.
+    /// The parameters of the connection, including the password.
     pub fn connection_info(&self) -> ConnectionInfo {
         self.info.clone()
     }
@@ -30,30 +29,33 @@ impl RedisUrl {
 impl FromStr for RedisUrl {
     type Err = String;
 
-    /// No error repeats the text: it may hold a password.
+    /// No error repeats the text, because it may contain a password.
     fn from_str(text: &str) -> Result<Self, String> {
         let Some(url) = redis::parse_redis_url(text) else {
             return Err(format!(
-                "this is not a Redis URL (not shown: it may hold a password); write it like {EXAMPLE}"
+                "this is not a Redis URL (not shown, because it may contain a password); write it like {EXAMPLE}"
             ));
         };
-        // The client ignores parameters that it does not know, a misspelt password among them.
+        // The client ignores unknown parameters, which could be a misspelt password.
         let unix = url.scheme().contains("unix");
         let known: &[&str] = if unix { &["db", "user", "pass", "protocol"] } else { &["protocol"] };
         if url.query_pairs().any(|(name, _)| !known.contains(&&*name)) {
-            return Err(format!("this Redis URL has an unknown parameter after `?`; known here: {}", known.join(", ")));
+            return Err(format!(
+                "this Redis URL has an unknown parameter after `?`; supported here: {}",
+                known.join(", ")
+            ));
         }
         if url.fragment().is_some() {
-            return Err("this Redis URL has a part after `#`; `#insecure` (TLS without checks) is not supported".into());
+            return Err("this Redis URL has a fragment (`#...`); `#insecure` (unverified TLS) is not supported".into());
         }
         let given = |wanted: &str| url.query_pairs().any(|(name, value)| name == wanted && !value.is_empty());
         let has_user = !url.username().is_empty() || given("user");
         let has_password = url.password().is_some_and(|password| !password.is_empty()) || given("pass");
         if has_user && !has_password {
-            // redis-cli takes the one word before the `@` as the password.
-            return Err("this Redis URL has a user and no password (not shown: it may be a password); write \
-                        redis://:PASSWORD@HOST for a password alone, redis://USER:PASSWORD@HOST for both, and any \
-                        password for a user that needs none"
+            // redis-cli takes a single word before the `@` as the password.
+            return Err("this Redis URL has a user but no password (not shown, because the user may be a password); \
+                        write redis://:PASSWORD@HOST for a password alone, or redis://USER:PASSWORD@HOST for both, \
+                        with any password if the user needs none"
                 .into());
         }
         let mut masked = url.clone();
@@ -66,7 +68,7 @@ impl FromStr for RedisUrl {
             masked.query_pairs_mut().clear().extend_pairs(shown);
         }
         let info = url.into_connection_info().map_err(|error| {
-            // The detail is left out: it may repeat a part of the text.
+            // The detail is left out, because it may repeat a part of the text.
             format!(
                 "this Redis URL cannot be used ({}); write it like {EXAMPLE}",
                 error.to_string().split(" - ").next().unwrap_or_default()
@@ -131,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_is_what_its_text_parses_to() {
+    fn the_default_equals_its_parsed_text() {
         let (default, parsed) = (RedisUrl::default(), url("redis://127.0.0.1:6379"));
         assert_eq!(default, parsed);
         assert_eq!(default.to_string(), parsed.to_string());
@@ -139,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_what_it_needs_to_connect() {
+    fn keeps_all_parameters_of_the_connection() {
         let info = url("rediss://user:p%40ss@host:7000/5?protocol=3").connection_info();
         assert!(
             matches!(info.addr(), ConnectionAddr::TcpTls { host, port: 7000, insecure: false, .. } if host == "host")
@@ -165,13 +167,13 @@ mod tests {
             assert_eq!(url.to_string(), shown);
             assert_eq!(format!("{url:?}"), format!("RedisUrl({shown})"));
             assert_eq!(serde_json::to_value(&url).unwrap(), shown);
-            // What is shown can be read again.
+            // The masked form is itself a valid URL.
             assert_eq!(shown.parse::<RedisUrl>().unwrap().to_string(), shown);
         }
     }
 
     #[test]
-    fn refuses_what_cannot_connect_without_repeating_it() {
+    fn refuses_unusable_urls_without_repeating_them() {
         for (text, reason) in [
             ("", "not a Redis URL"),
             ("hunter2", "not a Redis URL"),

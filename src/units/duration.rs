@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serializer};
 ///
 /// # Errors
 ///
-/// When the text is no duration.
+/// When the text is not a duration.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     humantime::parse_duration(&text).map_err(|_| {

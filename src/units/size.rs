@@ -3,14 +3,14 @@
 use serde::de::{Error, Visitor};
 use serde::{Deserializer, Serializer};
 
-/// The units, largest first, in bytes. Powers of two only: a limit in `MB` would leave open which is meant.
+/// The units in bytes, largest first. Powers of two only: `MB` would be ambiguous.
 const UNITS: [(&str, usize); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 /// Reads a number of bytes, or a size with its unit.
 ///
 /// # Errors
 ///
-/// When the text is no size, or the size does not fit into memory.
+/// When the text is not a size, or the size does not fit into a `usize`.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     struct Size;
     impl Visitor<'_> for Size {
@@ -22,7 +22,7 @@ pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, 
 
         fn visit_u64<E: Error>(self, bytes: u64) -> Result<usize, E> {
             usize::try_from(bytes)
-                .map_err(|_| E::custom(format_args!("{bytes} bytes are more than this system can hold")))
+                .map_err(|_| E::custom(format_args!("{bytes} bytes is more than this system can address")))
         }
 
         fn visit_str<E: Error>(self, text: &str) -> Result<usize, E> {
@@ -42,7 +42,7 @@ fn parse(text: &str) -> Option<usize> {
         .iter()
         .find_map(|(unit, factor)| Some((text.strip_suffix(unit)?.trim_end(), *factor)))
         .unwrap_or((text, 1));
-    // `parse` alone would also take a sign.
+    // `parse` alone would also accept a sign.
     number.bytes().all(|b| b.is_ascii_digit()).then(|| number.parse::<usize>().ok()?.checked_mul(factor)).flatten()
 }
 
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_has_no_single_meaning() {
+    fn refuses_ambiguous_and_invalid_sizes() {
         for text in ["", "MiB", "1MB", "1M", "-1", "+1", "1.5MiB", "1 0", "99999999999GiB", "18446744073709551616"] {
             assert_eq!(parse(text), None, "{text}");
         }

@@ -1,4 +1,4 @@
-//! `peerscope check --store` reads all of a store that no agent uses, and changes nothing.
+//! `peerscope check --store` checks a whole store that no agent uses, and changes nothing.
 
 use std::fs;
 
@@ -6,9 +6,9 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::support::agent::TestAgent;
 
-/// A pipe in the place of the store: nobody writes to it, and nobody is to wait for that.
+/// A pipe in place of the store, which nobody writes to: the check must not wait for it.
 #[test]
-fn what_is_no_file_is_not_waited_for() {
+fn a_pipe_in_place_of_the_store_is_rejected_at_once() {
     let agent = TestAgent::prepare();
     fs::create_dir(agent.data_dir()).unwrap();
     let pipe = agent.data_dir().join("store.redb");
@@ -18,7 +18,7 @@ fn what_is_no_file_is_not_waited_for() {
 }
 
 #[test]
-fn a_store_is_checked_while_its_agent_is_stopped() {
+fn a_store_is_checked_only_while_its_agent_is_stopped() {
     let mut agent = TestAgent::prepare();
     let message = agent.cli(&["check", "--store"]).failed(1);
     assert!(message.contains("store.redb") && message.contains("No such file"), "{message}");
@@ -30,7 +30,7 @@ fn a_store_is_checked_while_its_agent_is_stopped() {
     let message = agent.cli(&["check", "--store"]).failed(1);
     assert!(message.contains("is in use by another process"), "{message}");
 
-    // What redb has not yet is in the log, and still there after the check.
+    // Values that are not in redb yet are in the log, and stay there.
     agent.kill();
     let read_all = || {
         let mut files: Vec<_> = fs::read_dir(agent.data_dir()).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -59,7 +59,7 @@ fn a_store_is_checked_while_its_agent_is_stopped() {
     assert!(said.contains("1 damaged values: key-17\n") && said.contains("damaged pages: "), "{said}");
     assert!(done.stderr.contains("the store is damaged"), "{done:?}");
 
-    // The agent serves what is whole, and says what is not.
+    // The agent serves undamaged values, and reports the damaged one.
     agent.restart();
     agent.cli(&["get", "key-18"]).ok();
     let message = agent.cli(&["get", "key-17"]).failed(1);

@@ -1,4 +1,4 @@
-//! What the commands print, and how they end: 0 done, 1 failed, 64 usage, 69 no agent, 78 configuration.
+//! What the commands print, and their exit codes: 0 success, 1 failure, 64 usage, 69 no agent, 78 configuration.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,12 +13,12 @@ fn bare(args: &[&str]) -> Done {
     run(command, b"")
 }
 
-/// Commands that ask the running agent, and what each needs.
+/// Commands that ask the running agent, with their arguments.
 const ASKING: [&[&str]; 6] =
     [&["status"], &["peers"], &["metrics"], &["get", "key"], &["put", "key", "value"], &["delete", "key"]];
 
 #[test]
-fn what_cannot_be_typed_is_said_with_the_usage() {
+fn wrong_usage_is_reported_with_exit_code_64() {
     let wrong: [&[&str]; 9] = [
         &[],
         &["frobnicate"],
@@ -36,7 +36,7 @@ fn what_cannot_be_typed_is_said_with_the_usage() {
         assert!(done.stdout.is_empty() && !done.stderr.is_empty(), "{done:?}");
     }
     let message = bare(&["get", "key", "--peer", "12D3"]).stderr;
-    assert!(message.contains("`12D3` is not a PeerId, such as 12D3KooW"), "{message}");
+    assert!(message.contains("`12D3` is not a PeerId; write it like 12D3KooW"), "{message}");
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn help_and_version_go_to_standard_output() {
         assert!(help.lines().any(|line| line.trim_start().starts_with(command)), "{command} in {help}");
         bare(&[command, "--help"]).ok();
     }
-    assert!(help.contains("0 done, 1 failed, 64 usage, 69 agent not reachable, 78 configuration"), "{help}");
+    assert!(help.contains("0 success, 1 failure, 64 usage, 69 agent not reachable, 78 configuration"), "{help}");
 }
 
 #[test]
@@ -63,16 +63,16 @@ fn without_an_agent_the_commands_say_how_to_start_one() {
         assert_eq!(agent.cli(args).failed(69), expected, "{args:?}");
         assert_eq!(agent.cli(&[args, &["--json"]].concat()).failed(69), expected, "{args:?}");
     }
-    assert!(!agent.data_dir().exists(), "asking makes nothing");
+    assert!(!agent.data_dir().exists(), "asking creates nothing");
 
-    // The same after an agent has been there and has gone.
+    // The same after an agent has run and stopped.
     let mut agent = agent.started();
     assert_eq!(agent.cli(&["peers"]).code, 0);
     assert!(agent.stop().success());
     assert_eq!(agent.cli(&["status"]).failed(69), expected);
 }
 
-/// Something that is no agent sits on the socket: said, not waited for.
+/// Something other than an agent listens on the socket: an error, not a hang.
 #[test]
 fn a_socket_that_closes_at_once_is_not_an_agent() {
     let agent = TestAgent::prepare();
@@ -80,12 +80,12 @@ fn a_socket_that_closes_at_once_is_not_an_agent() {
     let listener = std::os::unix::net::UnixListener::bind(agent.control_socket()).unwrap();
     let closing = std::thread::spawn(move || drop(listener.accept().unwrap()));
     let message = agent.cli(&["status"]).failed(69);
-    assert!(message.starts_with("the agent went away"), "{message}");
+    assert!(message.starts_with("the agent closed the connection"), "{message}");
     closing.join().unwrap();
 }
 
 #[test]
-fn status_tells_what_the_agent_is() {
+fn status_describes_the_agent() {
     let agent = TestAgent::prepare().configured("node: {name: edge-17}\n").started();
     let status = agent.status();
     assert_eq!(status["name"], "edge-17");
@@ -122,12 +122,12 @@ fn status_tells_what_the_agent_is() {
 }
 
 #[test]
-fn id_tells_who_the_agent_is_without_one_running() {
+fn id_prints_the_peer_id_without_a_running_agent() {
     let mut agent = TestAgent::prepare();
     let message = agent.cli(&["id"]).failed(1);
-    let expected = format!("there is no identity in {} yet; `peerscope run` makes one", agent.data_dir().display());
+    let expected = format!("no identity in {} yet; `peerscope run` creates one", agent.data_dir().display());
     assert_eq!(message, expected);
-    assert!(!agent.data_dir().exists(), "asking makes nothing");
+    assert!(!agent.data_dir().exists(), "asking creates nothing");
 
     agent.restart();
     let line = agent.await_log("PeerId ");
@@ -137,9 +137,9 @@ fn id_tells_who_the_agent_is_without_one_running() {
     assert_eq!(agent.cli(&["id", "--json"]).json(), serde_json::json!({ "peer_id": id }));
 }
 
-/// A key is never replaced, whatever is wrong with it: the agent would become a stranger to its peers.
+/// A key is never replaced, whatever is wrong with it: with a new one, the agent would be a stranger to its peers.
 #[test]
-fn a_key_that_cannot_be_used_is_refused_and_left() {
+fn an_unusable_key_is_rejected_and_left_unchanged() {
     let mut agent = TestAgent::start();
     assert!(agent.stop().success());
     let path = agent.data_dir().join("identity.key");
@@ -148,7 +148,7 @@ fn a_key_that_cannot_be_used_is_refused_and_left() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     for command in ["run", "id"] {
         let message = agent.cli(&[command]).failed(1);
-        assert!(message.contains("others may read or write it (its mode is 0644,"), "{message}");
+        assert!(message.contains("other users can read or write it (mode 0644,"), "{message}");
         assert!(message.contains(&format!("chmod 600 {}", path.display())), "{message}");
     }
     assert_eq!(fs::read(&path).unwrap(), good);
@@ -170,12 +170,12 @@ fn a_key_that_cannot_be_used_is_refused_and_left() {
 }
 
 #[test]
-fn one_data_directory_has_one_agent() {
+fn a_data_directory_serves_only_one_agent() {
     let agent = TestAgent::start();
     let done = agent.cli(&["run", "--listen", "/ip4/127.0.0.1/tcp/0", "--no-metrics"]);
     let expected = format!("another agent is running on the data directory {}", agent.data_dir().display());
     assert!(done.failed(1).starts_with(&expected));
-    // And the first one has not suffered by it.
+    // The first one is not affected.
     agent.cli(&["put", "key", "value"]).ok();
     assert_eq!(agent.cli(&["get", "key"]).ok(), b"value");
 }
@@ -197,7 +197,7 @@ fn a_data_directory_that_cannot_be_used_is_named() {
     let Done { code, stdout, stderr } = start(&long);
     assert_eq!((code, stdout.as_slice()), (1, b"".as_slice()));
     let message = stderr.lines().last().unwrap();
-    let expected = format!("peerscope: the control socket's path {} has ", long.join("control.sock").display());
+    let expected = format!("peerscope: the control socket's path {} is ", long.join("control.sock").display());
     assert!(message.starts_with(&expected), "{message}");
     assert!(message.ends_with("the system allows 107; choose a shorter node.data_dir"), "{message}");
 }
@@ -233,16 +233,16 @@ fn completions_name_every_command() {
     let home = tempfile::tempdir().unwrap();
     let script = home.path().join("peerscope.bash");
     fs::write(&script, bare(&["completions", "bash"]).ok()).unwrap();
-    // Loaded and asked as bash itself does it.
+    // Loaded and called as bash does it.
     let ask = ". \"$1\"; COMP_WORDS=(peerscope st); COMP_CWORD=1; _peerscope peerscope st peerscope; echo \"${COMPREPLY[*]}\"";
     let output = Command::new("bash").args(["-euc", ask, "bash"]).arg(&script).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "status\n");
 }
 
-/// `peerscope metrics | head -1` ends like any command whose reader has seen enough.
+/// `peerscope metrics | head -1` succeeds, although the reader closes the pipe early.
 #[test]
-fn a_reader_that_goes_away_is_no_failure() {
+fn a_closed_output_pipe_is_not_a_failure() {
     let mut child = peerscope().args(["completions", "zsh"]).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();

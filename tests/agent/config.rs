@@ -1,8 +1,8 @@
-//! The configuration as a process gets it: file, environment, flags; what is wrong, and where.
+//! The configuration as a process gets it, from file, environment and flags, and how its mistakes are reported.
 
 use crate::support::agent::{Done, TestAgent, run};
 
-/// `check` and `run` refuse this file with these messages, which follow the file's name.
+/// `check`, `run` and other commands reject this file with these messages, each after the name of the file.
 #[track_caller]
 fn refused(yaml: &str, expected: &[&str]) {
     let agent = TestAgent::prepare().configured(yaml);
@@ -16,14 +16,17 @@ fn refused(yaml: &str, expected: &[&str]) {
             assert!(line.starts_with(expected), "{line}\nis not\n{expected}");
         }
     }
-    assert!(!agent.data_dir().exists(), "nothing was begun");
+    assert!(!agent.data_dir().exists(), "nothing was created");
 }
 
 #[test]
-fn mistakes_are_shown_where_they_are() {
+fn mistakes_are_reported_with_their_place() {
     refused("metrics:\n  prot: 9100\n", &["2:3: metrics.prot: unknown key; did you mean `port`?"]);
-    refused("metrics:\n  port: many\n", &["2:9: metrics.port: found `many`; a whole number from 0 to 65535 is needed"]);
-    refused("access:\n  - {peer: 12D3, allow: [get]}\n", &["2:12: access[0].peer: `12D3` is not a PeerId, such as "]);
+    refused("metrics:\n  port: many\n", &["2:9: metrics.port: found `many`; expected a whole number from 0 to 65535"]);
+    refused(
+        "access:\n  - {peer: 12D3, allow: [get]}\n",
+        &["2:12: access[0].peer: `12D3` is not a PeerId; write it like "],
+    );
     refused(
         "network:\n  bootstrap: [/ip4/127.0.0.1/tcp/4001]\n",
         &["2:15: network.bootstrap[0]: `/ip4/127.0.0.1/tcp/4001` does not end in /p2p/PEER_ID"],
@@ -32,7 +35,7 @@ fn mistakes_are_shown_where_they_are() {
         "storage:\n  redis: {urls: [redis://a, redis://b], cluster: false}\n",
         &["2:50: storage.redis.cluster: is false, but storage.redis.urls has 2 entries"],
     );
-    refused("metrics: {path: /ready}\n", &["1:17: metrics.path: `/ready` is another page of the endpoint"]);
+    refused("metrics: {path: /ready}\n", &["1:17: metrics.path: `/ready` is already another page of the endpoint"]);
     refused(
         "expose:\n  - {name: node, url: 'https://127.0.0.1/metrics'}\n  - {name: db, url: 'http://10.0.0.1/metrics'}\n",
         &["2:23: expose[0].url: only http:// is supported"],
@@ -41,7 +44,7 @@ fn mistakes_are_shown_where_they_are() {
         "expose: [{name: db, url: 'http://10.0.0.1/metrics'}]\n",
         &["1:26: expose[0].url: its host is not this machine"],
     );
-    // All of them in one run, in the order of the file.
+    // All mistakes in one run, in the order of the file.
     refused(
         "log: {level: loud}\nmetrics: {enabled: perhaps}\nstorage: {backend: disk}\n",
         &["1:14: log.level: ", "2:20: metrics.enabled: ", "3:20: storage.backend: "],
@@ -50,7 +53,7 @@ fn mistakes_are_shown_where_they_are() {
 }
 
 #[test]
-fn a_file_that_is_not_there_is_named() {
+fn a_missing_file_is_named() {
     let agent = TestAgent::prepare();
     let missing = agent.home().join("missing.yaml");
     let message = agent.cli(&["check", "--config", missing.to_str().unwrap()]).failed(78);
@@ -58,7 +61,7 @@ fn a_file_that_is_not_there_is_named() {
 }
 
 #[test]
-fn flags_go_over_the_environment_and_that_over_the_file() {
+fn flags_override_the_environment_which_overrides_the_file() {
     let agent = TestAgent::prepare().configured("metrics: {port: 1001}\nnode: {name: file}\nlog: {level: warn}\n");
     let check = |variables: &[(&str, &str)], flags: &[&str]| -> Done {
         let mut command = agent.command(&[&["check", "--json"], flags].concat());
@@ -83,10 +86,10 @@ fn flags_go_over_the_environment_and_that_over_the_file() {
         "{message}"
     );
     let message = check(&[], &["--metrics-port", "many"]).failed(78);
-    assert!(message.starts_with("--metrics-port: found `many`; a whole number"), "{message}");
+    assert!(message.starts_with("--metrics-port: found `many`; expected a whole number"), "{message}");
 }
 
-/// What `check` prints is a configuration, and the same one.
+/// What `check` prints is the same configuration again.
 #[test]
 fn the_output_of_check_loads_again() {
     let yaml = "node: {name: 'a: #b'}\nmetrics: {path: /m}\nstorage: {redis: {timeout: 150ms}}\n\
@@ -104,7 +107,7 @@ fn the_output_of_check_loads_again() {
     assert_eq!(config["network"]["max_peers"], 3);
 }
 
-/// Everything that is logged is one line and, if so configured, one JSON object.
+/// Every log line is a JSON object, if so configured.
 #[test]
 fn the_log_can_be_json() {
     let mut agent = TestAgent::prepare().configured("log: {format: json}\n").started();

@@ -1,4 +1,4 @@
-//! The control socket: who may use it, and what happens when it is gone.
+//! The control socket: who may use it, and what happens when it is removed.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
@@ -7,24 +7,24 @@ use std::process::Command;
 use crate::support::agent::{TestAgent, eventually, run};
 use crate::support::disk::not_run;
 
-/// A cleaning script, or somebody else's program, takes the socket's name. The commands find the agent all the same.
+/// A cleanup script removes the socket, or another program takes its name. The commands still find the agent.
 #[test]
-fn a_socket_that_is_gone_is_made_anew() {
+fn a_removed_socket_is_created_again() {
     let mut agent = TestAgent::start();
     let socket = agent.control_socket();
     std::fs::remove_file(&socket).unwrap();
     eventually("it is back", || agent.cli(&["status"]).code == 0);
     assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
-    agent.await_log("The control socket was gone, and is made anew");
+    agent.await_log("The control socket was missing and has been recreated");
 
-    // The agent may be faster.
+    // The agent may recreate it first.
     let other = loop {
         let _gone = std::fs::remove_file(&socket);
         if let Ok(other) = UnixListener::bind(&socket) {
             break other;
         }
     };
-    eventually("it is back in the place of the other", || {
+    eventually("it is back in place of the other", || {
         other.set_nonblocking(true).unwrap();
         std::fs::metadata(&socket).is_ok_and(|found| found.mode() & 0o777 == 0o600) && agent.cli(&["status"]).code == 0
     });
@@ -32,10 +32,10 @@ fn a_socket_that_is_gone_is_made_anew() {
     assert!(!socket.exists());
 }
 
-/// Root has let another user into the folder and at the socket. The agent asks who it is.
+/// Even if permissions let another user reach the socket, the agent checks who connects.
 #[test]
-fn another_user_is_not_let_in() {
-    let test = "agent::control::another_user_is_not_let_in";
+fn another_user_is_rejected() {
+    let test = "agent::control::another_user_is_rejected";
     if !rustix::process::geteuid().is_root() {
         return not_run(test, "only root can become another user");
     }

@@ -1,4 +1,4 @@
-//! The agent is killed at any moment, again and again on one data directory.
+//! The agent is killed at random times, again and again on one data directory.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::support::agent::{TestAgent, eventually};
 
 const KILLS: usize = 50;
 
-/// How long a start may take. What it really takes is printed, and depends on the machine.
+/// How long a start may take. The actual time is printed, and depends on the machine.
 const START: Duration = Duration::from_secs(5);
 
 #[test]
@@ -22,13 +22,13 @@ fn no_kill_loses_an_acknowledged_put() {
     let mut longest_start = Duration::ZERO;
     for round in 0..KILLS {
         let load = Load::start(&agent, round);
-        // The first ones come when hardly anything has been written.
+        // The first kills come when hardly anything has been written.
         load.await_acknowledged(rng.random_range(if round < 3 { 0..5 } else { 5..200 }));
-        // A moment that is tied to nothing that the process does.
+        // A random time, not tied to anything that the process does.
         std::thread::sleep(Duration::from_micros(rng.random_range(0..3000)));
         agent.kill();
         let acknowledged = load.finish();
-        // No lock of the killed one is in the way, and what it left behind takes no time to mend.
+        // No lock of the killed process is in the way, and recovery is fast.
         let began = Instant::now();
         agent.restart();
         eventually("the agent is ready", || agent.control("GET", "/v1/status", b"").unwrap().json()["ready"] == true);
@@ -44,7 +44,7 @@ fn no_kill_loses_an_acknowledged_put() {
     assert_eq!(agent.stop().code(), Some(0));
 }
 
-/// What a killed agent leaves behind does not stop the next one.
+/// The files that a killed agent leaves behind do not keep the next one from starting.
 #[test]
 fn the_socket_and_the_lock_of_a_killed_agent_are_taken_over() {
     let mut agent = TestAgent::start();

@@ -1,15 +1,15 @@
-//! Values go through the command line, the control socket and the network byte for byte.
+//! Values pass through the command line, the control socket and the network byte for byte.
 
 use crate::support::agent::{Done, TestAgent, eventually};
 
 const MIB: usize = 1 << 20;
 
-/// Every byte, more than once, and none of it text.
+/// Every byte value, more than once, and not valid text.
 fn binary(length: usize) -> Vec<u8> {
     (0..length).map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8).collect()
 }
 
-/// Two agents; the second one may do everything on the first one.
+/// An agent, and the peer that it is connected to and where it may get, put and delete.
 pub(crate) fn pair() -> (TestAgent, TestAgent) {
     let mut second = TestAgent::start();
     let id = second.peer_id();
@@ -18,7 +18,7 @@ pub(crate) fn pair() -> (TestAgent, TestAgent) {
     (second.bootstrap(&first).started(), first)
 }
 
-/// The same story on the agent's own store and over the network.
+/// Used for the agent's own store and over the network.
 fn values_are_kept_byte_for_byte(agent: &TestAgent, peer: &[&str]) {
     let ask = |args: &[&str]| agent.cli(&[args, peer].concat());
     let put = |key: &str, value: &[u8]| agent.cli_with_input(&[&["put", key, "-"], peer].concat(), value);
@@ -34,11 +34,11 @@ fn values_are_kept_byte_for_byte(agent: &TestAgent, peer: &[&str]) {
         assert_eq!(put(key, &value).ok(), b"", "{key}");
         assert!(ask(&["get", key]).ok() == value, "{key}");
         assert_eq!(ask(&["delete", key]).ok(), b"", "{key}");
-        assert_eq!(ask(&["get", key]).failed(1), format!("there is no key {key:?}"));
-        assert_eq!(ask(&["delete", key]).failed(1), format!("there is no key {key:?}"));
+        assert_eq!(ask(&["get", key]).failed(1), format!("key {key:?} not found"));
+        assert_eq!(ask(&["delete", key]).failed(1), format!("key {key:?} not found"));
     }
 
-    // As an argument, also one that looks like a flag; the second put wins.
+    // As an argument, even one that looks like a flag; the second put wins.
     ask(&["put", "greeting", "--hello"]).ok();
     assert_eq!(ask(&["get", "greeting"]).ok(), b"--hello");
     ask(&["put", "greeting", "hello"]).ok();
@@ -46,10 +46,10 @@ fn values_are_kept_byte_for_byte(agent: &TestAgent, peer: &[&str]) {
 
     let message = put("largest", &binary(MIB + 1)).failed(1);
     assert!(message.contains("1048576 bytes") && message.contains("storage.max_value_size"), "{message}");
-    // Far over it, so that the agent has to refuse what is still on its way.
+    // Far too large, so that the agent has to reject it while it is still arriving.
     let message = put("largest", &binary(9 * MIB)).failed(1);
     assert!(message.contains("1048576 bytes") && message.contains("storage.max_value_size"), "{message}");
-    assert_eq!(ask(&["get", "largest"]).failed(1), "there is no key \"largest\"");
+    assert_eq!(ask(&["get", "largest"]).failed(1), "key \"largest\" not found");
     let message = ask(&["put", &"k".repeat(1025), "value"]).failed(1);
     assert!(message.contains("1025 bytes") && message.contains("1024"), "{message}");
     let message = ask(&["put", "", "value"]).failed(1);
@@ -57,21 +57,21 @@ fn values_are_kept_byte_for_byte(agent: &TestAgent, peer: &[&str]) {
 }
 
 #[test]
-fn on_the_agents_own_store() {
+fn values_are_kept_by_the_agents_own_store() {
     values_are_kept_byte_for_byte(&TestAgent::start(), &[]);
 }
 
 #[test]
-fn over_the_network() {
+fn values_are_kept_over_the_network() {
     let (agent, other) = pair();
     values_are_kept_byte_for_byte(&agent, &["--peer", &other.peer_id()]);
-    // Nothing of it went to the agent's own store.
-    assert_eq!(agent.cli(&["get", "greeting"]).failed(1), "there is no key \"greeting\"");
+    // Nothing went to the agent's own store.
+    assert_eq!(agent.cli(&["get", "greeting"]).failed(1), "key \"greeting\" not found");
     assert_eq!(other.cli(&["get", "greeting"]).ok(), b"hello");
 }
 
 #[test]
-fn as_json() {
+fn values_are_printed_as_json() {
     let agent = TestAgent::start();
     let json = |args: &[&str]| agent.cli(&[args, &["--json"]].concat()).json();
     assert_eq!(json(&["put", "text", "h\u{e9}llo"]), serde_json::json!({ "key": "text", "size": 6 }));
@@ -79,17 +79,17 @@ fn as_json() {
     assert!(agent.cli_with_input(&["put", "bytes", "-"], &[0xff, 0x00, 0x80]).ok().is_empty());
     assert_eq!(json(&["get", "bytes"]), serde_json::json!({ "key": "bytes", "value_hex": "ff0080" }));
     assert_eq!(json(&["delete", "bytes"]), serde_json::json!({ "key": "bytes", "deleted": true }));
-    // The answer, and the exit code that it has without --json.
+    // The answer, with the same exit code as without --json.
     let absent = agent.cli(&["delete", "bytes", "--json"]);
     assert_eq!(absent.code, 1);
     let answer: serde_json::Value = serde_json::from_slice(&absent.stdout).unwrap();
     assert_eq!(answer, serde_json::json!({ "key": "bytes", "deleted": false }));
-    assert_eq!(agent.cli(&["get", "bytes", "--json"]).failed(1), "there is no key \"bytes\"");
+    assert_eq!(agent.cli(&["get", "bytes", "--json"]).failed(1), "key \"bytes\" not found");
 }
 
-/// The limit is the agent's. The command line may know another one or none, and must not cut a value short.
+/// The agent's limit counts. The command line may have another one or none, and must not cut a value short.
 #[test]
-fn a_limit_above_the_default_holds_without_telling_the_command_line() {
+fn a_limit_above_the_default_works_without_configuring_the_command_line() {
     let agent = TestAgent::start_with("storage: {max_value_size: 3MiB}\n");
     std::fs::remove_file(agent.config_file()).unwrap();
     let value = binary(3 * MIB);
@@ -100,9 +100,9 @@ fn a_limit_above_the_default_holds_without_telling_the_command_line() {
     assert!(agent.cli(&["get", "large"]).ok() == value);
 }
 
-/// What a peer takes is the peer's to say.
+/// The limits of the peer that stores the value apply.
 #[test]
-fn a_peer_with_a_lower_limit_refuses() {
+fn a_peer_with_a_lower_limit_rejects_the_value() {
     let mut second = TestAgent::start();
     let id = second.peer_id();
     let first = TestAgent::start_with(&format!(
@@ -121,7 +121,7 @@ fn a_peer_with_a_lower_limit_refuses() {
 }
 
 #[test]
-fn a_peer_that_is_not_there_is_a_failure_that_says_so() {
+fn an_unreachable_peer_is_reported_as_such() {
     let agent = TestAgent::start();
     let stranger = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
     let message = agent.cli(&["get", "key", "--peer", stranger]).failed(1);

@@ -1,4 +1,4 @@
-//! Fewer descriptors than peers and strangers would take.
+//! Fewer descriptors than peers and strangers would use.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 use crate::support::agent::{TestAgent, eventually};
 use crate::support::metrics::value;
 
-/// What a scraper and an operator wait at most.
+/// How long a scraper or an operator waits at most.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// Strangers take every place that they can get, silent and stubborn. Whoever wants to know how the agent is, and the
-/// store, has descriptors of his own.
+/// Strangers take every place that they can get, and stay silent. Scrapers, operators and the store have descriptors of
+/// their own.
 #[test]
-fn strangers_leave_descriptors_for_those_who_look() {
+fn strangers_leave_descriptors_for_scrapes_commands_and_the_store() {
     let agent = TestAgent::prepare().after("ulimit -n 100").started();
     let mut strangers: Vec<TcpStream> = Vec::new();
     let began = Instant::now();
     let mut looks = 0;
     while began.elapsed() < Duration::from_secs(8) {
-        // What was closed is tried again.
+        // Closed connections are replaced.
         strangers.retain(|stranger| stranger.set_nonblocking(true).is_ok() && !is_closed(stranger));
         while strangers.len() < 150 {
             strangers.push(TcpStream::connect(agent.peer_socket()).unwrap());
@@ -35,16 +35,16 @@ fn strangers_leave_descriptors_for_those_who_look() {
     }
     assert!(looks > 20, "{looks}");
     let said = |what: &str| agent.log().iter().filter(|line| line.contains(what)).count();
-    assert!(said("a listener for peers failed") <= 1 && agent.log().len() < 20, "{:#?}", agent.log());
+    assert!(said("cannot accept a connection from a peer") <= 1 && agent.log().len() < 20, "{:#?}", agent.log());
 
-    // Whoever has a key, and peers that know each other, find a place when they are gone.
+    // Peers find a place once the strangers are gone.
     drop(strangers);
     let peer = TestAgent::prepare().bootstrap(&agent).started();
     eventually("they are connected", || value(&peer.scrape(), "agent_peers_connected", &[]) == 1.0);
 }
 
 fn is_closed(stream: &TcpStream) -> bool {
-    // What the agent says first, or nothing yet, or the end.
+    // The agent's first bytes, or nothing yet, or the end.
     matches!(stream.peek(&mut [0]), Ok(0))
         || stream.peek(&mut [0]).is_err_and(|error| error.kind() != std::io::ErrorKind::WouldBlock)
 }

@@ -1,4 +1,4 @@
-//! An agent whose disk hangs, fails or loses files: it says so, goes on with what it can, and loses nothing.
+//! An agent whose disk hangs or fails: it reports that, goes on where it can, and loses nothing.
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +10,11 @@ use super::store::{
 use crate::support::agent::{TestAgent, eventually};
 use crate::support::disk::{self, Disk};
 
-/// How long a disk fails on after the first write that did: several attempts of the agent to write it again.
+/// How long a disk keeps failing after the first failed write: several retries of the agent.
 const STILL_FAILING: Duration = Duration::from_millis(1500);
 
-/// A disk stops answering in the middle of a write, as a network disk or a dying controller does: no error, nothing.
-/// The agent notices, says since when, tells the callers what they can rely on, and goes on by itself afterwards.
+/// A disk stops answering in the middle of a write, without an error, as a network disk or a failing controller may do.
+/// The agent notices, reports for how long, tells callers what they can rely on, and recovers by itself.
 #[test]
 fn a_disk_that_hangs_delays_nobody_for_long() {
     disk::story("agent::disk::a_disk_that_hangs_delays_nobody_for_long", || {
@@ -40,13 +40,13 @@ fn a_disk_that_hangs_delays_nobody_for_long() {
             let later = put(&agent, "later", b"no");
             let waited = began.elapsed();
             assert_eq!(later.status, 504, "{}", later.text());
-            assert!(later.text().contains("this write was not done"), "{}", later.text());
+            assert!(later.text().contains("this write did not take effect"), "{}", later.text());
             assert!(waited < Duration::from_secs(1), "refused after {waited:?}");
             assert!(!pending.is_finished());
             kept.assert_kept(&agent);
 
             let (reply, waited) = pending.join().unwrap();
-            assert!(reply.text().contains("this write may still happen"), "{} {}", reply.status, reply.text());
+            assert!(reply.text().contains("this write may still take effect"), "{} {}", reply.status, reply.text());
             assert!(waited < Duration::from_secs(12), "answered after {waited:?}");
         });
         kept.assert_kept(&agent);
@@ -63,7 +63,7 @@ fn a_disk_that_hangs_delays_nobody_for_long() {
         agent.restart();
         kept.assert_kept(&agent);
 
-        // It hangs again, and this time somebody stops the agent.
+        // It hangs again, and this time the agent is stopped.
         let frozen = disk.freeze();
         std::thread::scope(|scope| {
             let in_flight = scope.spawn(|| agent.control("PUT", "/v1/keys/in-flight", b"perhaps"));
@@ -74,7 +74,7 @@ fn a_disk_that_hangs_delays_nobody_for_long() {
             assert!(began.elapsed() < STOP, "{:?}", began.elapsed());
             await_main_thread_gone(&agent);
             let reply = in_flight.join().unwrap().unwrap();
-            assert!(reply.text().contains("this write may still happen"), "{} {}", reply.status, reply.text());
+            assert!(reply.text().contains("this write may still take effect"), "{} {}", reply.status, reply.text());
         });
         drop(frozen);
         assert_eq!(agent.ended().code(), Some(0));
@@ -86,13 +86,14 @@ fn a_disk_that_hangs_delays_nobody_for_long() {
 }
 
 /// A sync fails, once. Linux then marks the pages clean, lets them be read, and lets the next sync succeed, although
-/// the disk never got them. Whoever believes the next sync loses what was acknowledged after it, or what was read.
+/// the data never reached the disk. A store that trusts the next sync loses values that it acknowledged after it, or
+/// that were read.
 #[test]
 fn a_failed_sync_loses_nothing_that_was_acknowledged() {
     disk::story("agent::disk::a_failed_sync_loses_nothing_that_was_acknowledged", || failed_sync(false));
 }
 
-/// And whoever is started anew and believes the page cache does, too.
+/// So does a store that is restarted and trusts the page cache.
 #[test]
 fn a_failed_sync_and_a_crash_lose_nothing_that_was_acknowledged() {
     disk::story("agent::disk::a_failed_sync_and_a_crash_lose_nothing_that_was_acknowledged", || failed_sync(true));
@@ -108,7 +109,7 @@ fn failed_sync(crash: bool) {
         kept.must_put(&agent, &format!("base-{i}"), &value(&format!("base {i}"), 3000));
     }
     disk.let_free_blocks_fail();
-    // The log has some room in stock, whose blocks are good ones.
+    // The log has some room allocated in advance, whose blocks are good.
     let mut attempts = 0;
     let (failed, reply) = loop {
         let key = format!("large-{attempts}");
@@ -117,21 +118,21 @@ fn failed_sync(crash: bool) {
             break (key, reply);
         }
         attempts += 1;
-        assert!(attempts < 20, "no write ever met a block that fails");
+        assert!(attempts < 20, "no write reached a failing block");
     };
-    assert!(reply.text().contains("this write may still happen"), "{} {}", reply.status, reply.text());
+    assert!(reply.text().contains("this write may still take effect"), "{} {}", reply.status, reply.text());
     kept.assert_kept(&agent);
     if crash {
         agent.kill();
         agent.restart();
     }
-    // The page cache has it and the next sync succeeds. But as long as the disk fails, it can still be lost.
+    // The value is in the page cache and the next sync succeeds. But while the disk fails, it can still be lost.
     let until = Instant::now() + STILL_FAILING;
     while Instant::now() < until {
-        // A process that was started since has nothing that it could not write.
-        assert!(crash || problem(&agent).is_some(), "ready on a disk that fails");
+        // After a restart, there is nothing that the new process failed to write.
+        assert!(crash || problem(&agent).is_some(), "ready on a failing disk");
         let reply = agent.control("GET", &format!("/v1/keys/{failed}"), b"").unwrap();
-        assert_ne!(reply.status, 200, "{failed} is shown before it is durable");
+        assert_ne!(reply.status, 200, "{failed} can be read before it is durable");
         std::thread::sleep(Duration::from_millis(20));
     }
     disk.heal();
@@ -158,9 +159,9 @@ fn failed_sync(crash: bool) {
     assert_eq!(agent.stop().code(), Some(0));
 }
 
-/// The log has room in stock, the database needs new blocks, and these cannot be written. When they can, ext4 takes the
-/// same pages again, syncs them with success, and has zeros in their place after a power cut: unless it was made to
-/// forget them.
+/// The log has allocated room, but the database needs new blocks, which cannot be written. Once they can, ext4 accepts
+/// the same pages again and syncs them successfully, but after a power cut there are zeros instead, unless the pages
+/// were dropped from the page cache in between.
 #[test]
 fn a_database_whose_new_blocks_fail_loses_nothing_that_was_acknowledged() {
     disk::story("agent::disk::a_database_whose_new_blocks_fail_loses_nothing_that_was_acknowledged", || {
@@ -179,7 +180,7 @@ fn a_database_whose_new_blocks_fail_loses_nothing_that_was_acknowledged() {
         std::thread::sleep(STILL_FAILING);
         kept.assert_kept(&agent);
         disk.heal();
-        agent.await_log("The store was opened anew");
+        agent.await_log("The store was reopened");
         await_ready(&agent, Duration::from_secs(10));
         kept.assert_kept(&agent);
         kept.must_put(&agent, "after", b"one more");
@@ -194,18 +195,18 @@ fn a_database_whose_new_blocks_fail_loses_nothing_that_was_acknowledged() {
     });
 }
 
-/// The machine comes up before the disk of the store does. Whoever looks finds an agent that lives and says what it
-/// waits for, and not a unit that systemd is still starting.
+/// The machine comes up before the disk of the store does. The agent is live and reports what it waits for, instead of
+/// being a unit that systemd is still starting.
 #[test]
-fn a_start_on_a_disk_that_hangs_is_a_start_in_the_light() {
-    disk::story("agent::disk::a_start_on_a_disk_that_hangs_is_a_start_in_the_light", || {
+fn an_agent_that_starts_on_a_hanging_disk_reports_it() {
+    disk::story("agent::disk::an_agent_that_starts_on_a_hanging_disk_reports_it", || {
         let disk = Disk::new();
         let mut agent = TestAgent::start_with(&disk.store_config());
         let mut kept = Acknowledged::default();
         kept.must_put(&agent, "before", b"one");
         assert_eq!(agent.stop().code(), Some(0));
 
-        // An opening writes, so that it waits for the disk.
+        // Opening the store writes, so it waits for the disk.
         let frozen = disk.freeze();
         let began = Instant::now();
         agent.spawn();
@@ -224,7 +225,7 @@ fn a_start_on_a_disk_that_hangs_is_a_start_in_the_light() {
         kept.must_put(&agent, "after", b"two");
         assert_eq!(agent.stop().code(), Some(0));
 
-        // And this time somebody gives up waiting.
+        // This time the agent is stopped while it waits.
         let frozen = disk.freeze();
         agent.spawn();
         agent.await_ready();
@@ -242,10 +243,10 @@ fn a_start_on_a_disk_that_hangs_is_a_start_in_the_light() {
     });
 }
 
-/// All of the agent's files are on the disk that hangs, its control socket too, whose name goes away with the stop.
+/// All of the agent's files are on the hanging disk, including its control socket, which the stop removes.
 #[test]
-fn an_agent_whose_every_file_is_on_a_disk_that_hangs_stops_in_time() {
-    disk::story("agent::disk::an_agent_whose_every_file_is_on_a_disk_that_hangs_stops_in_time", || {
+fn an_agent_with_all_its_files_on_a_hanging_disk_stops_in_time() {
+    disk::story("agent::disk::an_agent_with_all_its_files_on_a_hanging_disk_stops_in_time", || {
         let disk = Disk::new();
         let mut agent = TestAgent::prepare();
         disk.hold_data_of(&agent);

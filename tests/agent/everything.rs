@@ -1,4 +1,4 @@
-//! Many things wrong at once.
+//! Many failures at once.
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,20 +12,20 @@ use crate::support::disk::{self, Disk};
 use crate::support::metrics::value;
 use crate::support::redis::RedisServer;
 
-/// What a scraper and an operator wait at most.
+/// How long a scraper or an operator waits at most.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// How long each of the two states of the story is looked at.
+/// How long each of the two states is observed.
 const A_WHILE: Duration = Duration::from_secs(4);
 
 #[test]
-fn a_full_disk_and_all_the_rest() {
-    disk::story("agent::everything::a_full_disk_and_all_the_rest", || {
+fn a_full_disk_and_many_other_failures_at_once() {
+    disk::story("agent::everything::a_full_disk_and_many_other_failures_at_once", || {
         let disk = Disk::new();
         let filler = disk.path().join("filler");
         let fill = |agent: &TestAgent| {
             let mut file = std::fs::File::create(&filler).unwrap();
-            // What the file system finds when it has to, too.
+            // Fills even the small gaps.
             for piece in [1 << 20, 4096] {
                 while file.write_all(&vec![1; piece]).and_then(|()| file.sync_data()).is_ok() {}
             }
@@ -37,7 +37,7 @@ fn a_full_disk_and_all_the_rest() {
 }
 
 #[test]
-fn a_redis_that_is_away_and_all_the_rest() {
+fn an_unreachable_redis_and_many_other_failures_at_once() {
     let redis = std::cell::RefCell::new(RedisServer::start(&[]));
     let port = redis.borrow().port;
     let config =
@@ -47,8 +47,8 @@ fn a_redis_that_is_away_and_all_the_rest() {
     everything_at_once(&config, "Redis at redis://127.0.0.1:", away, heal);
 }
 
-/// The backend fails, another program has the metrics port, nobody reads the log, there are 100 descriptors, and strangers
-/// flood the port for peers. Whoever looks is answered, hears of each cause, and sees it mend itself.
+/// The backend fails, another program has the metrics port, nobody reads the log, there are only 100 descriptors, and
+/// strangers flood the port for peers. The agent still answers, reports each cause, and recovers by itself.
 fn everything_at_once(config: &str, cause: &str, break_backend: impl Fn(&TestAgent), heal_backend: impl Fn()) {
     let folder = tempfile::tempdir().unwrap();
     let fifo = folder.path().join("log");
@@ -73,7 +73,7 @@ fn everything_at_once(config: &str, cause: &str, break_backend: impl Fn(&TestAge
     let floods = AtomicBool::new(true);
     std::thread::scope(|scope| {
         scope.spawn(|| flood(peers, &floods));
-        // Whatever fails here must not leave the flood running.
+        // A failing assertion must not leave the flood running.
         let _ends = Ends(&floods);
         for_a_while(|| {
             let page = agent.control("GET", "/v1/metrics", b"").unwrap();
@@ -107,7 +107,7 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// Asks again and again. No answer takes long.
+/// Checks again and again; no check may take long.
 fn for_a_while(look: impl Fn()) {
     let began = Instant::now();
     while began.elapsed() < A_WHILE {
@@ -118,11 +118,11 @@ fn for_a_while(look: impl Fn()) {
     }
 }
 
-/// A thousand connections a second, of which two hundred stay.
+/// Opens a thousand connections a second, and keeps the last two hundred.
 fn flood(peers: SocketAddr, goes_on: &AtomicBool) {
     let mut strangers = std::collections::VecDeque::new();
     while goes_on.load(Ordering::Relaxed) {
-        // One that is not accepted is none.
+        // A connection that is not accepted does not count.
         strangers.extend(TcpStream::connect_timeout(&peers, Duration::from_millis(100)));
         if strangers.len() > 200 {
             strangers.pop_front();

@@ -1,5 +1,5 @@
-//! `docs/limits.md` says what the code does: each constant and each key that it names has the value that stands beside it, and
-//! every `MAX_*` constant is named.
+//! `docs/limits.md` matches the code: each constant and key that it names has the documented value, and every `MAX_*`
+//! constant is named.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -7,21 +7,21 @@ use std::time::Duration;
 
 use peerscope::config::Config;
 
-/// Bounds of formats and of our own constants, which nobody's input reaches.
+/// Bounds of formats and of our own constants, which no input reaches.
 const INTERNAL: [&str; 6] = ["MAX_VARINT", "MAX_CLASSIC", "MAX_BUCKETS", "MAX_PATH", "MAX_FRAME", "MAX_BODY"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The text of a constant's value.
+/// The source text of a constant's value.
 fn constant<'a>(source: &'a str, name: &str) -> Option<&'a str> {
     let (_, after) = source.split_once(&format!("const {name}: "))?;
     let (_, value) = after.split_once('=')?;
     Some(value.split_once(';')?.0.trim())
 }
 
-/// The value of a constant expression of integers, and of other constants of the same file.
+/// The value of a constant expression, of integers and other constants of the same file.
 fn number(source: &str, text: &str) -> u64 {
     let text = text.trim();
     let text = text.strip_suffix("as usize").unwrap_or(text).trim();
@@ -40,7 +40,7 @@ fn number(source: &str, text: &str) -> u64 {
     }
 }
 
-/// How a limit may be written.
+/// The ways in which a limit may be written.
 fn spellings(source: &str, value: &str) -> Vec<String> {
     let argument = |function: &str| value.strip_prefix(function)?.strip_suffix(')').map(|text| number(source, text));
     let duration = argument("Duration::from_secs(")
@@ -77,7 +77,7 @@ fn grouped(number: u64) -> String {
     out
 }
 
-/// Whether `text` has the phrase, and not as a part of a longer number or word.
+/// Whether `text` contains the phrase, not as part of a longer number or word.
 fn says(text: &str, phrase: &str) -> bool {
     text.match_indices(phrase).any(|(at, _)| {
         let before = text[..at].chars().next_back();
@@ -95,7 +95,7 @@ fn is_constant(word: &str) -> bool {
 }
 
 #[test]
-fn every_limit_in_the_documentation_is_the_one_in_the_code() {
+fn every_documented_limit_matches_the_code() {
     let text = std::fs::read_to_string(root().join("docs/limits.md")).unwrap();
     let defaults = serde_json::to_value(Config::default()).unwrap();
     let mut checked = 0;
@@ -126,7 +126,7 @@ fn every_limit_in_the_documentation_is_the_one_in_the_code() {
     assert!(checked > 80, "{checked}");
 }
 
-/// How the default of a key may be written: as the configuration writes it, with a space before the unit.
+/// The ways in which the default of a key may be written: as in the configuration, or with a space before the unit.
 fn configured(value: &serde_json::Value) -> Vec<String> {
     let plain = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let digits = plain.bytes().take_while(u8::is_ascii_digit).count();
@@ -147,7 +147,7 @@ fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
 }
 
 #[test]
-fn every_maximum_in_the_code_is_in_the_documentation() {
+fn every_maximum_in_the_code_is_documented() {
     let text = std::fs::read_to_string(root().join("docs/limits.md")).unwrap();
     let named: BTreeSet<_> = text.lines().flat_map(quoted).collect();
     let mut files = Vec::new();

@@ -1,4 +1,4 @@
-//! Many writers at once on the control socket, who remember what was acknowledged to them.
+//! Many concurrent writers on the control socket, which remember their acknowledged writes.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -23,7 +23,7 @@ struct Acknowledged {
 }
 
 impl Load {
-    /// Writes until the agent is gone. The keys of one `round` are its own.
+    /// Writes until the agent is gone. Each `round` has keys of its own.
     pub(crate) fn start(agent: &TestAgent, round: usize) -> Self {
         let acknowledged = Arc::new(Acknowledged::default());
         let writer = |writer| {
@@ -34,14 +34,14 @@ impl Load {
         Self { acknowledged, writers }
     }
 
-    /// Waits until this many writes were acknowledged.
+    /// Waits until this many writes have been acknowledged.
     pub(crate) fn await_acknowledged(&self, count: usize) {
         let keys = self.acknowledged.keys.lock().unwrap();
         let waited = self.acknowledged.more.wait_timeout_while(keys, PATIENCE, |keys| keys.len() < count).unwrap();
         assert!(!waited.1.timed_out(), "only {} writes were acknowledged", waited.0.len());
     }
 
-    /// The keys of all acknowledged writes, once every writer has found that the agent is gone.
+    /// Waits until every writer has noticed that the agent is gone, and returns the keys of all acknowledged writes.
     pub(crate) fn finish(self) -> Vec<String> {
         for writer in self.writers {
             writer.join().unwrap();
@@ -70,13 +70,13 @@ fn write(socket: &PathBuf, prefix: &str, acknowledged: &Acknowledged) {
     }
 }
 
-/// A value that says whose it is, from its first byte to its last.
+/// A value that repeats its key over its whole length.
 fn value(key: &str) -> Vec<u8> {
     let length = 20 + key.bytes().map(usize::from).sum::<usize>() * 37 % 5000;
     format!("{key};").into_bytes().into_iter().cycle().take(length).collect()
 }
 
-/// Every acknowledged write is there, whole.
+/// Asserts that every acknowledged write is there, intact.
 pub(crate) fn assert_kept(agent: &TestAgent, keys: &[String]) {
     for key in keys {
         let reply = agent.control("GET", &format!("/v1/keys/{key}"), b"").unwrap();

@@ -1,4 +1,4 @@
-//! A log that nobody reads, or that cannot be written, costs lines of the log and nothing else.
+//! A log that nobody reads or that cannot be written costs log lines and nothing else.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -13,7 +13,7 @@ use super::store::{STOP, get, put};
 use crate::support::agent::{PATIENCE, TestAgent, eventually, free_port};
 use crate::support::metrics::value;
 
-/// An agent whose standard error is this, and that is up.
+/// A running agent whose standard error goes to `out`.
 fn logging_to(out: &str) -> TestAgent {
     let script = format!("exec \"$0\" \"$@\" 2>{out}");
     let mut agent = TestAgent::prepare().behind(["sh", "-c", &script].map(str::to_owned).to_vec());
@@ -29,13 +29,13 @@ pub(crate) fn is_up(agent: &TestAgent) -> bool {
     agent.control("GET", "/v1/status", b"").is_ok_and(|reply| reply.status == 200)
 }
 
-/// Where peers reach an agent whose log nobody can ask.
+/// Where peers reach an agent whose log the test cannot read.
 fn listen_address(agent: &TestAgent) -> String {
     let status = agent.control("GET", "/v1/status", b"").unwrap().json();
     status["listen"][0].as_str().unwrap().to_owned()
 }
 
-/// Everything that somebody may want of it.
+/// Asserts that the agent works in every respect.
 fn assert_well(agent: &TestAgent) {
     let status = agent.control("GET", "/v1/status", b"").unwrap().json();
     assert_eq!(status["ready"], true, "{status}");
@@ -44,7 +44,7 @@ fn assert_well(agent: &TestAgent) {
     assert_eq!(agent.http("/ready").status, 200);
 }
 
-/// A peer that comes has a line of the log.
+/// Asserts that a peer can connect, which logs a line.
 fn assert_peers_can_come(agent: &TestAgent) {
     let mut peer = TestAgent::prepare().flag("--bootstrap").flag(&listen_address(agent)).started();
     let id = agent.peer_id();
@@ -55,16 +55,16 @@ fn assert_peers_can_come(agent: &TestAgent) {
     assert_eq!(peer.stop().code(), Some(0));
 }
 
-/// A pipe, by name, that holds a page; with its reading end.
+/// A named pipe that holds one page, and its reading end.
 pub(crate) fn pipe(at: &Path) -> File {
     rustix::fs::mknodat(rustix::fs::CWD, at, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-    // For writing too: so that this does not wait for the agent.
+    // Also for writing, so that opening it does not wait for the agent.
     let pipe = File::options().read(true).write(true).open(at).unwrap();
     rustix::pipe::fcntl_setpipe_size(&pipe, 4096).unwrap();
     pipe
 }
 
-/// Strangers who come and go have a line each at `debug`.
+/// Fills the pipe with strangers that come and go, each of which logs a line at `debug`.
 fn fill(agent: &TestAgent, pipe: &File) {
     let address = listen_address(agent);
     let port = address.split('/').nth(4).unwrap().parse().unwrap();
@@ -73,14 +73,14 @@ fn fill(agent: &TestAgent, pipe: &File) {
         // A line that does not fit waits.
         rustix::io::ioctl_fionread(pipe).unwrap() > 4096 - 400
     });
-    // And so that there are lines behind the one that waits.
+    // More lines, so that some are queued behind the one that waits.
     for _ in 0..50 {
         drop(TcpStream::connect((agent.address(), port)));
     }
 }
 
 #[test]
-fn an_agent_on_whose_log_there_is_no_room_goes_on() {
+fn an_agent_whose_log_cannot_be_written_goes_on() {
     let mut agent = logging_to("/dev/full");
     assert_well(&agent);
     assert_peers_can_come(&agent);
@@ -113,11 +113,11 @@ fn an_agent_whose_log_nobody_reads_goes_on_and_stops() {
     assert_peers_can_come(&agent);
     assert_eq!(agent.cli(&["status"]).code, 0);
 
-    // Somebody reads again: nothing is missing yet.
+    // Once the log is read again, nothing is missing.
     let text = std::thread::spawn(move || {
         let mut text = String::new();
         let mut page = [0; 4096];
-        while !text.contains("stopping; what is in flight may finish") {
+        while !text.contains("stopping; requests in flight may finish") {
             let read = reader.read(&mut page).unwrap();
             text.push_str(std::str::from_utf8(&page[..read]).unwrap());
         }
@@ -127,7 +127,7 @@ fn an_agent_whose_log_nobody_reads_goes_on_and_stops() {
     let (text, _reader) = text.join().unwrap();
     assert!(!text.contains("missing here"), "{text}");
     assert!(text.contains("PeerId 12D3"), "{text}");
-    // And stops again, with the last lines before its eyes.
+    // The agent also ends with unread lines in its log.
     assert_eq!(agent.ended().code(), Some(0));
 
     let mut agent = logging_to(fifo.to_str().unwrap());
@@ -137,7 +137,7 @@ fn an_agent_whose_log_nobody_reads_goes_on_and_stops() {
     assert!(began.elapsed() < STOP, "{:?}", began.elapsed());
 }
 
-/// The runtime waits for a file that never comes, and nobody reads the log. The first signal asks, the second one ends.
+/// The runtime waits for a file that never comes. The first signal asks it to stop, the second one ends it.
 #[test]
 fn a_second_signal_ends_an_agent_that_hangs() {
     let folder = tempfile::tempdir().unwrap();
@@ -151,7 +151,7 @@ fn a_second_signal_ends_an_agent_that_hangs() {
     agent.spawn();
     agent.await_log("PeerId 12D3");
     agent.signal(Signal::TERM);
-    // More than an echo later, on a busy machine too.
+    // Late enough not to count as an echo, even on a busy machine.
     std::thread::sleep(Duration::from_secs(1));
     agent.signal(Signal::TERM);
     agent.await_log("SIGTERM again: exiting at once");

@@ -1,4 +1,4 @@
-//! The build without the cargo feature `metrics-prometheus`: an agent like any other, without metrics.
+//! The build without the cargo feature `metrics-prometheus`: an ordinary agent, but without metrics.
 //!
 //! ```text
 //! cargo test --no-default-features --test integration_agent
@@ -9,7 +9,7 @@ use std::process::Command;
 use crate::support::agent::{TestAgent, connect, free_port};
 
 #[test]
-fn it_is_an_agent_without_an_endpoint() {
+fn an_agent_works_without_an_endpoint() {
     let mut second = TestAgent::start();
     let id = second.peer_id();
     let first = TestAgent::prepare();
@@ -35,7 +35,7 @@ fn it_is_an_agent_without_an_endpoint() {
 }
 
 #[test]
-fn it_says_that_it_has_no_metrics() {
+fn asking_for_metrics_reports_that_they_are_not_built_in() {
     let agent = TestAgent::start();
     let message = agent.cli(&["metrics"]).failed(1);
     assert_eq!(message, "this agent was built without metrics (cargo feature metrics-prometheus)");
@@ -51,7 +51,7 @@ fn it_says_that_it_has_no_metrics() {
 }
 
 #[test]
-fn it_carries_none_of_the_crates_that_make_metrics() {
+fn the_build_depends_on_no_metrics_crate() {
     let tree = |args: &[&str]| {
         let output = Command::new(env!("CARGO"))
             .args(["tree", "--locked", "--offline", "--edges", "normal", "--prefix", "none", "--package", "peerscope"])
@@ -65,7 +65,7 @@ fn it_carries_none_of_the_crates_that_make_metrics() {
     let (without, with) = (tree(&["--no-default-features"]), tree(&[]));
     for name in ["prometheus-client", "libp2p-metrics", "procfs"] {
         let has = |tree: &str| tree.lines().any(|line| line.starts_with(&format!("{name} ")));
-        assert!(has(&with), "{name} is what an ordinary build has");
+        assert!(has(&with), "an ordinary build depends on {name}");
         assert!(!has(&without), "{name} in\n{without}");
     }
 }

@@ -1,4 +1,4 @@
-//! Peers come and go; each agent always says how many are connected, and finds the others again by itself.
+//! Peers come and go: each agent reports how many are connected, and finds the others again by itself.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ fn connected(agent: &TestAgent) -> f64 {
     value(&agent.scrape(), "agent_peers_connected", &[])
 }
 
-/// The first one, and the second one that has it as its bootstrap peer; connected within two seconds.
+/// Two agents; the first is the second's bootstrap peer, and they connect within two seconds.
 fn pair() -> (TestAgent, TestAgent) {
     let first = TestAgent::start();
     assert_eq!(connected(&first), 0.0);
@@ -21,7 +21,7 @@ fn pair() -> (TestAgent, TestAgent) {
 }
 
 #[test]
-fn the_dialed_agent_stops_and_comes_back() {
+fn a_dialed_agent_that_stops_and_comes_back_is_found_again() {
     let (mut first, second) = pair();
     let id = first.peer_id();
     for kill in [false, true] {
@@ -42,7 +42,7 @@ fn the_dialed_agent_stops_and_comes_back() {
 }
 
 #[test]
-fn the_dialing_agent_stops_and_comes_back() {
+fn a_dialing_agent_that_stops_and_comes_back_connects_again() {
     let (first, mut second) = pair();
     for kill in [false, true] {
         if kill {
@@ -56,7 +56,7 @@ fn the_dialing_agent_stops_and_comes_back() {
     }
 }
 
-/// A process that hangs closes no connection: only its silence tells.
+/// A process that hangs closes no connection, so only its silence shows it.
 #[test]
 fn a_frozen_peer_is_noticed_and_found_again() {
     let (first, second) = pair();
@@ -67,7 +67,7 @@ fn a_frozen_peer_is_noticed_and_found_again() {
 }
 
 #[test]
-fn both_sides_tell_whom_they_are_connected_to() {
+fn both_sides_list_the_peer_that_they_are_connected_to() {
     let (first, second) = pair();
     eventually("both know each other's software", || {
         [&first, &second].iter().all(|agent| agent.cli(&["peers", "--json"]).json()[0]["agent"].is_string())
@@ -87,9 +87,9 @@ fn both_sides_tell_whom_they_are_connected_to() {
     assert!(line.starts_with(&first.peer_id()) && line.contains("outbound") && line.ends_with(dialed), "{table}");
 }
 
-/// An agent may find its peer after it: the bootstrap peer is not there yet when the agent starts.
+/// The bootstrap peer may start after the agent.
 #[test]
-fn the_order_of_the_starts_does_not_matter() {
+fn the_order_in_which_peers_start_does_not_matter() {
     let mut first = TestAgent::start();
     let second = TestAgent::prepare().bootstrap(&first);
     assert!(first.stop().success());

@@ -1,4 +1,4 @@
-//! The data in a real Redis, which goes away and comes back.
+//! An agent on a real Redis that goes away and comes back.
 
 use crate::support::agent::{TestAgent, eventually};
 use crate::support::metrics::value;
@@ -13,7 +13,7 @@ fn retries(agent: &TestAgent) -> f64 {
     value(&agent.scrape(), "storage_redis_retries_total", &[])
 }
 
-/// The agent says that its store is away, and goes on with everything else.
+/// Asserts that the agent reports its store as not available, and that everything else works.
 fn assert_works_without(redis: &RedisServer, agent: &TestAgent) {
     let reply = agent.http("/ready");
     assert_eq!(reply.status, 503);
@@ -33,7 +33,7 @@ fn assert_works_without(redis: &RedisServer, agent: &TestAgent) {
 }
 
 #[test]
-fn redis_goes_and_comes_back_under_a_running_agent() {
+fn a_running_agent_reconnects_when_redis_comes_back() {
     let mut redis = RedisServer::start(&[]);
     let agent = agent_on(&redis);
     let store = agent.await_log("Store ");
@@ -57,7 +57,7 @@ fn redis_goes_and_comes_back_under_a_running_agent() {
 }
 
 #[test]
-fn redis_is_away_when_the_agent_starts() {
+fn an_agent_starts_without_redis_and_connects_later() {
     let mut redis = RedisServer::prepare(&[]);
     let mut agent = agent_on(&redis);
     eventually("the first attempt has failed", || agent.http("/ready").text().contains("refused"));
@@ -67,7 +67,7 @@ fn redis_is_away_when_the_agent_starts() {
     agent.cli(&["put", "greeting", "hello"]).ok();
     assert_eq!(agent.cli(&["get", "greeting"]).ok(), b"hello");
 
-    // A stop without its store is a stop like any other.
+    // It stops as usual without its store.
     redis.kill();
     eventually("the loss is noticed", || agent.http("/ready").status == 503);
     assert_eq!(agent.stop().code(), Some(0));

@@ -1,7 +1,7 @@
-//! Two agents on one Redis behind a bad network; their own clients write, and each other's. All that they are told has to
-//! be what one register a key can explain.
+//! Two agents on one Redis behind a bad network, whose clients use their own agent's store and, through it, the peer's.
+//! One register per key must be able to explain everything that the clients see.
 //!
-//! `HISTORY_SECONDS=3600` goes on for that long.
+//! `HISTORY_SECONDS=3600` sets how long it runs.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -18,16 +18,16 @@ use crate::support::redis::RedisServer;
 
 const KEYS: u64 = 2;
 
-/// An agent, and what it has acknowledged of what was asked for at its own door.
+/// An agent, and the writes that it acknowledged to its own clients.
 struct Site {
     agent: RwLock<TestAgent>,
-    /// How often it was killed, and started again, together: odd while it is not there.
+    /// How often it was killed plus how often it was restarted: odd while it is not running.
     life: AtomicU64,
-    /// Of each life.
+    /// By life.
     writes: Mutex<HashMap<u64, Acknowledged>>,
 }
 
-/// Where a client asks: an agent for its own store, or for that of the other one.
+/// Where a client sends its requests: to an agent, for its own store or for that of its peer.
 #[derive(Clone, Copy)]
 struct Door {
     site: usize,
@@ -55,16 +55,16 @@ impl Run {
         u64::try_from(self.began.elapsed().as_nanos()).unwrap()
     }
 
-    /// Asks, and gives back the status and the body of the answer, if there was one.
+    /// Sends a request; returns the status and the body of the answer, if there was one.
     fn ask(&self, door: Door, method: &str, key: u64, body: &[u8]) -> Option<(u16, Vec<u8>)> {
         let peer = if door.asks_peer { format!("?peer={}", self.peers[1 - door.site]) } else { String::new() };
-        // An agent is not killed while somebody connects, but it may be before it answers.
+        // An agent is not killed while a client connects, but it may be before it answers.
         let connection = self.sites[door.site].agent.read().unwrap().connect_control().ok()?;
         let reply = http::exchange(connection, method, &format!("/v1/keys/register-{key}{peer}"), body).ok()?;
         Some((reply.status, reply.body))
     }
 
-    /// One operation, and for a write the life of the agent in which it began.
+    /// Runs one operation; also returns the life of the agent in which it began.
     fn operation(&self, door: Door, key: u64, reads: bool) -> Option<(Operation, u64)> {
         let life = self.sites[door.site].life.load(Ordering::SeqCst);
         let begin = self.now();
@@ -92,15 +92,16 @@ impl Run {
         while !self.stop.load(Ordering::Relaxed) {
             let key = rand::random_range(0..KEYS);
             seen.extend(self.operation(door, key, rand::random_bool(0.5)));
-            // Some hundred operations a second are enough, and leave the machine to others.
+            // A few hundred operations a second are enough, and leave the machine to other tests.
             std::thread::sleep(Duration::from_millis(rand::random_range(1..8)));
         }
         let site = &self.sites[door.site];
         let writes = site.writes.lock().unwrap();
         let settle = |(mut operation, life): (Operation, u64)| {
             if operation.kind == Kind::FailedWrite {
-                // It was done, or never will be, when its agent has acknowledged something that was asked for later. What
-                // a peer was asked for may be with that peer, and what an agent had sent when it was killed on its way.
+                // The write is settled, done or never to be done, once its agent has acknowledged a later one. That
+                // does not hold for a write on a peer, which may still have it, or if the agent was killed, since its
+                // requests may still be on their way.
                 let writes = writes.get(&life).filter(|_| !door.asks_peer && life % 2 == 0);
                 operation.end = writes.map_or(u64::MAX, |writes| writes.settles(operation.end));
             }
@@ -120,7 +121,7 @@ impl Run {
     }
 }
 
-/// Has the clients stop when it is dropped, also by a panic, which waits for them.
+/// Stops the clients when it is dropped, also by a panic, which would otherwise wait for them forever.
 struct Stopping<'a>(&'a AtomicBool);
 
 impl Drop for Stopping<'_> {
@@ -129,7 +130,7 @@ impl Drop for Stopping<'_> {
     }
 }
 
-/// Where one of the agents' connections begins.
+/// The source port of one of the agents' connections.
 fn a_connection(server: &RedisServer) -> Option<u16> {
     let clients: String = server.command(&["CLIENT", "LIST"]);
     let from = format!(" addr={FAR}:");
@@ -146,7 +147,7 @@ fn disturb(run: &Run, server: &mut RedisServer, path: &Path) {
             while_it_lasts();
             path.calm();
         }
-        // One of the connections is cut off, or takes a longer way; the others are not.
+        // Only one of the connections is cut off, or delayed.
         4..6 => {
             if let Some(port) = a_connection(server) {
                 let input = "type filter hook input priority filter";
@@ -228,8 +229,8 @@ fn history(server: &mut RedisServer, path: &Path) -> Vec<Operation> {
 }
 
 #[test]
-fn what_clients_of_two_agents_behind_a_bad_network_see() {
-    nat::apart("agent::redis_history::what_clients_of_two_agents_behind_a_bad_network_see", || {
+fn clients_of_two_agents_behind_a_bad_network_see_a_linearizable_history() {
+    nat::apart("agent::redis_history::clients_of_two_agents_behind_a_bad_network_see_a_linearizable_history", || {
         let path = Path::new();
         let [lo, near] = [Ipv4Addr::LOCALHOST, NEAR].map(|address| address.to_string());
         let mut server = RedisServer::start(&[

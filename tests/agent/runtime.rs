@@ -1,4 +1,4 @@
-//! A runtime whose threads hang: those that do not need it see that, and say it.
+//! A runtime whose threads hang: the threads that do not depend on it notice and report that.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,26 +9,26 @@ use crate::support::agent::{TestAgent, eventually, within};
 use crate::support::disk::not_run;
 use crate::support::metrics::value;
 
-/// Of the first version of the kernel's control groups: the second one stops whole processes alone.
+/// Version 1 of the kernel's control groups, because version 2 can only stop whole processes.
 const GROUPS: &str = "/sys/fs/cgroup/freezer";
 
-/// How soon it is noticed, with what a busy machine may add.
+/// How soon it is noticed, with some slack for a busy machine.
 const NOTICED: Duration = Duration::from_secs(6);
 
-/// The threads of a runtime, which are stopped until this is dropped.
+/// Stops the threads of a runtime until this is dropped.
 struct Stopped(PathBuf);
 
 impl Stopped {
     fn runtime_of(agent: &TestAgent) -> Self {
         let group = Path::new(GROUPS).join(format!("peerscope-test-{}", agent.pid()));
-        // It is there still, when this is the second time.
+        // The second time, it still exists.
         let _exists = std::fs::create_dir(&group);
         let stopped = Self(group);
         for task in std::fs::read_dir(format!("/proc/{}/task", agent.pid())).unwrap() {
             let task = task.unwrap();
-            // The first thread only waits, and takes signals.
+            // The main thread only waits, and gets the signals.
             let is_first = task.file_name().to_str() == Some(&agent.pid().to_string());
-            // A blocking thread may have ended meanwhile.
+            // A blocking thread may have ended in the meantime.
             let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
             if !is_first && ["agent\n", "peerscope\n"].contains(&name.as_str()) {
                 std::fs::write(stopped.0.join("tasks"), task.file_name().as_encoded_bytes()).unwrap();
@@ -64,44 +64,41 @@ fn remove_group(pid: u32) {
 }
 
 #[test]
-fn a_runtime_that_does_not_turn_is_not_ready() {
-    let test = "agent::runtime::a_runtime_that_does_not_turn_is_not_ready";
+fn a_runtime_that_hangs_is_reported_as_not_ready() {
+    let test = "agent::runtime::a_runtime_that_hangs_is_reported_as_not_ready";
     if std::fs::create_dir(Path::new(GROUPS).join("peerscope-test")).is_err() {
         return not_run(test, &format!("threads cannot be stopped: no control groups (v1) at {GROUPS}"));
     }
     std::fs::remove_dir(Path::new(GROUPS).join("peerscope-test")).unwrap();
     let mut agent = TestAgent::prepare().after("export WATCHDOG_USEC=2000000").started();
     assert_eq!(agent.http("/ready").status, 200);
-    // systemd is told twice in the time that it waits.
+    // Twice within the watchdog's timeout.
     eventually("the watchdog is fed", || agent.notification() == "WATCHDOG=1");
 
     let stopped = Stopped::runtime_of(&agent);
-    let why = "runtime: not ready: it has not turned for ";
+    let why = "runtime: not ready: it has not responded for ";
     within(NOTICED, why, || agent.http("/ready").text().contains(why));
     assert_eq!(agent.http("/live").status, 200);
     assert_eq!(value(&agent.scrape(), "agent_component_ready", &[("component", "runtime")]), 0.0);
-    agent.await_log("The runtime hangs, and peers and commands with it: it has not turned for 3 s");
+    agent.await_log("The runtime hangs, so peers and commands get no answer: it has not responded for 3 s");
     while agent.has_notified() {}
     std::thread::sleep(Duration::from_secs(2));
-    assert!(!agent.has_notified(), "the watchdog is fed by what hangs");
+    assert!(!agent.has_notified(), "the watchdog is fed although the runtime hangs");
 
     drop(stopped);
     within(NOTICED, "it turns again", || agent.http("/ready").status == 200);
-    agent.await_log("The runtime turns again");
+    agent.await_log("The runtime responds again");
     eventually("the watchdog is fed again", || agent.notification() == "WATCHDOG=1");
-    assert_eq!(
-        agent.log().iter().filter(|line| line.contains("The runtime hangs, and peers and commands with it")).count(),
-        1
-    );
+    assert_eq!(agent.log().iter().filter(|line| line.contains("The runtime hangs, so peers and commands")).count(), 1);
 
-    // Nobody is there for the first signal, and the second one does not need anybody.
+    // The runtime cannot handle the first signal, but the second one does not need it.
     let stopped = Stopped::runtime_of(&agent);
     agent.signal(Signal::TERM);
-    // More than an echo later, on a busy machine too.
+    // Late enough not to count as an echo, even on a busy machine.
     std::thread::sleep(Duration::from_secs(1));
     agent.signal(Signal::TERM);
     agent.await_log("SIGTERM again: exiting at once");
-    // The kernel ends no thread that it holds.
+    // The kernel does not end a frozen thread.
     drop(stopped);
     let pid = agent.pid();
     assert_eq!(agent.ended().code(), Some(1));

@@ -1,5 +1,5 @@
-//! The password of Redis is shown nowhere: not by `check`, not by `status`, not in the log at any level,
-//! not by an error, neither when it is right nor when it is wrong.
+//! The Redis password is never shown, whether it is right or wrong: not by `check`, not by `status`, not in the log at
+//! any level, not in an error.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -16,7 +16,7 @@ fn config(redis: &RedisServer, password: &str) -> String {
     )
 }
 
-/// Collects everything that the agent says while something is done with it.
+/// Runs many commands and requests, and collects all output and the log.
 fn everything_said(agent: &TestAgent) -> String {
     let mut said = String::new();
     let commands: [&[&str]; 8] = [
@@ -42,7 +42,7 @@ fn everything_said(agent: &TestAgent) -> String {
 }
 
 #[test]
-fn a_password_that_works() {
+fn a_working_password_is_never_shown() {
     let mut redis = RedisServer::start(&["--requirepass", PASSWORD]);
     let mut agent = TestAgent::start_with(&config(&redis, PASSWORD));
     eventually("ready", || agent.status()["ready"] == true);
@@ -50,7 +50,7 @@ fn a_password_that_works() {
     let masked = format!("redis://:***@127.0.0.1:{}", redis.port);
     let checked = agent.cli(&["check"]).text();
     assert!(checked.contains(&masked), "{checked}");
-    // What is printed loads again, although it no longer leads anywhere.
+    // The printed configuration loads again, although it cannot connect.
     let again = TestAgent::prepare().configured(&checked);
     assert_eq!(again.cli(&["check"]).code, 0);
 
@@ -62,14 +62,14 @@ fn a_password_that_works() {
     eventually("ready again", || agent.status()["ready"] == true);
     said += &everything_said(&agent);
     let log = agent.log();
-    assert!(log.iter().any(|line| line.contains("TRACE")), "the log says all it can");
+    assert!(log.iter().any(|line| line.contains("TRACE")), "the log is at its most detailed level");
     assert!(said.contains("Redis connection"), "{said}");
     assert!(!said.contains(PASSWORD), "{said}");
     assert!(agent.stop().success());
 }
 
 #[test]
-fn a_password_that_is_wrong() {
+fn a_wrong_password_is_never_shown() {
     let redis = RedisServer::start(&["--requirepass", PASSWORD]);
     let wrong = "swordfish-battery-staple";
     let agent = TestAgent::start_with(&config(&redis, wrong));
@@ -80,10 +80,10 @@ fn a_password_that_is_wrong() {
 }
 
 #[test]
-fn a_password_in_the_wrong_place() {
+fn a_password_in_the_wrong_place_is_never_shown() {
     for yaml in [
         format!("storage: {{redis: {{urls: ['redis://u:{PASSWORD}@host:many']}}}}\n"),
-        // As redis-cli takes it.
+        // As redis-cli accepts it.
         format!("storage: {{backend: redis, redis: {{urls: ['redis://{PASSWORD}@host']}}}}\n"),
         format!("storage: {{backend: 'redis://:{PASSWORD}@host'}}\n"),
         format!("storage: {{redis: 'redis://:{PASSWORD}@host'}}\n"),
@@ -97,8 +97,8 @@ fn a_password_in_the_wrong_place() {
     assert!(message.contains("write redis://:PASSWORD@HOST") && !message.contains(PASSWORD), "{message}");
 }
 
-/// Kubernetes gives a volume to a group of the pod (`fsGroup`), and all files on it to that group, at each start. An agent
-/// that accepts its own key once and not again is a crash loop.
+/// Kubernetes gives a volume and all files on it to a group of the pod (`fsGroup`) at each start. An agent that
+/// rejected its own key after that would crash in a loop.
 #[test]
 fn a_key_that_a_group_of_the_agent_may_read_is_accepted() {
     let test = "agent::secrets::a_key_that_a_group_of_the_agent_may_read_is_accepted";
@@ -113,7 +113,7 @@ fn a_key_that_a_group_of_the_agent_may_read_is_accepted() {
     }
     std::os::unix::fs::chown(agent.data_dir(), None, Some(4712)).unwrap();
     std::fs::set_permissions(agent.data_dir(), std::fs::Permissions::from_mode(0o2770)).unwrap();
-    // That user cannot tell the fixture that the agent is ready.
+    // That user cannot notify the fixture that the agent is ready.
     let start_and_stop = |agent: &mut TestAgent| {
         agent.spawn();
         agent.await_log("Listening for peers on ");
@@ -129,14 +129,14 @@ fn a_key_that_a_group_of_the_agent_may_read_is_accepted() {
         } else {
             agent.spawn();
             let said = agent.await_log("cannot use the identity key");
-            assert!(said.contains(&format!("its mode is {mode:04o}, its group {group}")), "{said}");
+            assert!(said.contains(&format!("(mode {mode:04o}, group {group})")), "{said}");
             assert_eq!(agent.ended().code(), Some(1));
         }
     }
 }
 
-/// As systemd's `LoadCredential=` with `DynamicUser=` has it: root's, and readable by an access control list that the mode
-/// shows as bits of the group.
+/// As with systemd's `LoadCredential=` and `DynamicUser=`: the file belongs to root, and is readable through an access
+/// control list, which the mode shows as bits of the group.
 #[test]
 fn a_credential_is_accepted_whatever_its_mode_shows() {
     let mut agent = TestAgent::prepare();
@@ -146,7 +146,7 @@ fn a_credential_is_accepted_whatever_its_mode_shows() {
     std::fs::write(&key, format!("/key/swarm/psk/1.0.0/\n/base16/\n{}\n", "7".repeat(64))).unwrap();
     std::fs::copy(&key, &elsewhere).unwrap();
     for path in [&key, &elsewhere] {
-        // Others' bits, since a group that is foreign takes root to make.
+        // The bits of others, since only root can set a foreign group.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o444)).unwrap();
     }
     let config = |path: &std::path::Path| format!("network: {{ psk_file: {} }}\n", path.display());
@@ -157,6 +157,6 @@ fn a_credential_is_accepted_whatever_its_mode_shows() {
     assert_eq!(agent.stop().code(), Some(0));
     agent = agent.configured(&config(&elsewhere));
     agent.spawn();
-    agent.await_log("others may read or write it");
+    agent.await_log("other users can read or write it");
     assert_eq!(agent.ended().code(), Some(1));
 }

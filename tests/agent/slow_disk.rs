@@ -1,4 +1,4 @@
-//! A disk that is slow: those who read from it wait, and nobody else.
+//! A slow disk: only requests that read from it wait.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,14 @@ use crate::support::disk::{self, Disk};
 /// How many reads a second the disk does.
 const READS: usize = 10;
 
-/// How many wait for it at once, each for one key after the other.
+/// How many readers wait for it at once, each for one key after another.
 const READERS: usize = 16;
 const READS_EACH: usize = 3;
 
 const VALUES: usize = 250;
 const VALUE_SIZE: usize = 40_000;
 
-/// Of the first version of the kernel's control groups, which can be had here and there without asking anybody.
+/// Version 1 of the kernel's control groups, which some machines offer without further permissions.
 const GROUPS: &str = "/sys/fs/cgroup/blkio";
 
 /// A control group whose processes read slowly from one disk.
@@ -36,7 +36,7 @@ impl Throttle {
         throttle
     }
 
-    /// What goes before a command that is to run in it; no process remains between.
+    /// The prefix of a command that is to run in it; no extra process remains.
     fn enter(&self) -> Vec<String> {
         let join = "echo $$ >\"$0\"/cgroup.procs && exec \"$@\"";
         ["sh", "-c", join, self.0.to_str().unwrap()].map(str::to_owned).to_vec()
@@ -49,12 +49,12 @@ impl Drop for Throttle {
     }
 }
 
-/// A store that is larger than memory, on a disk that does 10 reads a second: a network volume whose credit is used up.
-/// Whoever reads a value from it waits for seconds. Whoever wants to know how the agent is does not.
+/// A store that is larger than memory, on a disk that does 10 reads a second, like a network volume that has used up
+/// its credit. Reading a value takes seconds, but asking for the agent's status does not.
 #[test]
-#[allow(clippy::print_stderr, reason = "what the two of them take is worth knowing")]
-fn a_slow_disk_is_slow_for_those_alone_who_read_from_it() {
-    let test = "agent::slow_disk::a_slow_disk_is_slow_for_those_alone_who_read_from_it";
+#[allow(clippy::print_stderr, reason = "what the two take is worth knowing")]
+fn a_slow_disk_delays_only_requests_that_read_from_it() {
+    let test = "agent::slow_disk::a_slow_disk_delays_only_requests_that_read_from_it";
     if !Path::new(GROUPS).join("blkio.throttle.read_iops_device").exists() {
         return disk::not_run(test, &format!("reads cannot be throttled: no control groups (v1) at {GROUPS}"));
     }
@@ -69,7 +69,7 @@ fn a_slow_disk_is_slow_for_those_alone_who_read_from_it() {
         }
         assert_eq!(agent.stop().code(), Some(0));
         agent = agent.behind(throttle.enter()).started();
-        // An agent with debug assertions reads all of it when it opens it; the page cache must not have it any more.
+        // An agent with debug assertions reads the whole store when it opens it, so the page cache has to drop it.
         await_ready(&agent, PATIENCE);
         let store = File::open(disk.path().join("store.redb")).unwrap();
         fadvise(&store, 0, None, Advice::DontNeed).unwrap();
@@ -98,7 +98,11 @@ fn a_slow_disk_is_slow_for_those_alone_who_read_from_it() {
             (reads, looks)
         });
         let (slowest_read, slowest_look) = (reads.iter().max().unwrap(), looks.iter().max().unwrap());
-        eprintln!("the slowest of {} reads: {slowest_read:?}, of {} looks: {slowest_look:?}", reads.len(), looks.len());
+        eprintln!(
+            "slowest of {} reads: {slowest_read:?}, of {} status requests: {slowest_look:?}",
+            reads.len(),
+            looks.len()
+        );
         assert!(*slowest_read > Duration::from_secs(1), "the disk is not slow: {reads:?}");
         assert!(looks.len() > 20);
         assert!(*slowest_look < Duration::from_millis(500), "{slowest_look:?} among {looks:?}");

@@ -1,4 +1,4 @@
-//! SIGTERM: what is in flight finishes, within bounds, and nothing that was acknowledged is lost.
+//! SIGTERM: requests in flight finish, within bounds, and no acknowledged write is lost.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -10,11 +10,11 @@ use super::load::{Load, assert_kept};
 use crate::support::agent::TestAgent;
 use crate::support::http;
 
-/// The longest that the agent waits for what is in flight, and what a busy machine may add.
+/// How long the agent waits for requests in flight, and some slack for a busy machine.
 const DRAIN: Duration = Duration::from_secs(10);
 const SLACK: Duration = Duration::from_secs(5);
 
-/// A client that has announced a value of five bytes and sent two, and whom the agent has asked for them.
+/// A client that has announced a value of five bytes, been told to continue, and sent two.
 fn half_a_request(agent: &TestAgent, key: &str) -> UnixStream {
     let mut stream = agent.connect_control().unwrap();
     let head =
@@ -49,7 +49,7 @@ fn a_request_that_was_begun_is_answered_after_the_signal() {
     agent.signal(Signal::TERM);
     agent.await_log("SIGTERM: stopping");
     let message = agent.cli(&["get", "begun"]);
-    assert_eq!(message.code, 69, "nothing new is begun: {message:?}");
+    assert_eq!(message.code, 69, "no new request is accepted: {message:?}");
     begun.write_all(b"llo").unwrap();
     assert_eq!(http::read_reply(begun).unwrap().status, 204);
     assert_eq!(agent.ended().code(), Some(0));
@@ -58,10 +58,10 @@ fn a_request_that_was_begun_is_answered_after_the_signal() {
     assert_eq!(agent.cli(&["get", "begun"]).ok(), b"hello");
 }
 
-/// A client of the control socket that dawdled used up the peers' ten seconds, too, and all the while their
-/// new requests were taken on. Links drain from the first moment.
+/// A slow client of the control socket once used up the ten seconds of the peers, too, whose new requests were accepted
+/// in the meantime. Links drain from the beginning.
 #[test]
-fn a_slow_local_client_does_not_keep_the_door_open_for_peers() {
+fn new_requests_of_peers_are_refused_while_a_local_client_finishes() {
     let (mut agent, mut stopping) = super::data::pair();
     let target = stopping.peer_id();
     assert_eq!(agent.cli(&["put", "before", "x", "--peer", &target]).ok(), b"");
@@ -74,7 +74,7 @@ fn a_slow_local_client_does_not_keep_the_door_open_for_peers() {
         if answer.code != 0 {
             break answer.failed(1);
         }
-        assert!(since.elapsed() < SLACK, "peers' requests are still taken on");
+        assert!(since.elapsed() < SLACK, "requests of peers are still accepted");
     };
     assert!(refused.contains("shutting down"), "{refused}");
     begun.write_all(b"llo").unwrap();
@@ -83,9 +83,9 @@ fn a_slow_local_client_does_not_keep_the_door_open_for_peers() {
     assert_eq!(agent.stop().code(), Some(0));
 }
 
-/// A client that has connected and said nothing has no request in flight.
+/// A client that is connected but has sent nothing has no request in flight.
 #[test]
-fn idle_clients_do_not_hold_up_the_stop() {
+fn idle_clients_do_not_delay_the_stop() {
     let mut agent = TestAgent::start();
     let mut idle = agent.connect_control().unwrap();
     assert_eq!(agent.control("GET", "/v1/status", b"").unwrap().status, 200);
@@ -96,7 +96,7 @@ fn idle_clients_do_not_hold_up_the_stop() {
 }
 
 #[test]
-fn a_client_that_hangs_holds_up_the_stop_for_ten_seconds_at_most() {
+fn a_hanging_client_delays_the_stop_by_at_most_ten_seconds() {
     let mut agent = TestAgent::start();
     let hanging = half_a_request(&agent, "never");
     agent.cli(&["put", "key", "value"]).ok();
@@ -116,9 +116,9 @@ fn a_second_signal_exits_at_once_but_an_echo_does_not() {
         let _hanging = half_a_request(&agent, "never");
         agent.signal(first);
         agent.await_log(": stopping");
-        // timeout(1) sends the one signal twice.
+        // timeout(1) sends the signal twice.
         agent.signal(second);
-        // Within 250 ms it counts as an echo, so the second wish has to come later than that.
+        // A signal within 250 ms counts as an echo, so the next one has to come later.
         std::thread::sleep(Duration::from_millis(600));
         assert!(!agent.log().iter().any(|line| line.contains("exiting at once")), "{:#?}", agent.log());
         assert_eq!(agent.control("GET", "/v1/status", b"").unwrap_err().kind(), std::io::ErrorKind::NotFound);
@@ -131,7 +131,7 @@ fn a_second_signal_exits_at_once_but_an_echo_does_not() {
 }
 
 #[test]
-fn a_message_of_a_peer_in_flight_is_kept_as_well() {
+fn acknowledged_messages_of_peers_are_kept_as_well() {
     let mut second = TestAgent::start();
     let id = second.peer_id();
     let mut first = TestAgent::start_with(&format!("access: [{{peer: {id}, allow: [put]}}]\n"));

@@ -1,4 +1,4 @@
-//! What the stories of the store's troubles share.
+//! Helpers for the tests of a failing store.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,19 +6,19 @@ use std::time::Duration;
 use crate::support::agent::{TestAgent, eventually, within};
 use crate::support::http::Reply;
 
-/// The longest that a stop takes: what is in flight has 10 s, the store 5 s, the rest a moment; and what a busy machine
-/// may add.
+/// The longest time that a stop takes: 10 s for requests in flight, 5 s for the store, little for the rest, and some
+/// slack for a busy machine.
 pub(crate) const STOP: Duration = Duration::from_secs(20);
 
-/// The greatest value that fits, nearly: a few of them need more than the log has in stock.
+/// Almost the largest value that fits: a few of them need more room than the log has allocated.
 pub(crate) const LARGE: usize = 900_000;
 
-/// What was acknowledged, by key.
+/// The acknowledged values, by key.
 #[derive(Default)]
 pub(crate) struct Acknowledged(BTreeMap<String, Vec<u8>>);
 
 impl Acknowledged {
-    /// Puts, and remembers it if it is acknowledged.
+    /// Puts a value, and remembers it if it is acknowledged.
     pub(crate) fn put(&mut self, agent: &TestAgent, key: &str, value: &[u8]) -> Reply {
         let reply = put(agent, key, value);
         if reply.status == 204 {
@@ -27,14 +27,14 @@ impl Acknowledged {
         reply
     }
 
-    /// Puts with success.
+    /// Puts a value, which must succeed.
     #[track_caller]
     pub(crate) fn must_put(&mut self, agent: &TestAgent, key: &str, value: &[u8]) {
         let reply = self.put(agent, key, value);
         assert_eq!(reply.status, 204, "{key}: {}", reply.text());
     }
 
-    /// Every key has the value that was acknowledged last.
+    /// Asserts that every key has its last acknowledged value.
     #[track_caller]
     pub(crate) fn assert_kept(&self, agent: &TestAgent) {
         for (key, value) in &self.0 {
@@ -57,12 +57,12 @@ pub(crate) fn get(agent: &TestAgent, key: &str) -> Option<Vec<u8>> {
     }
 }
 
-/// A value that no other key and no other version has.
+/// A value made of its seed, unlike that of any other seed.
 pub(crate) fn value(seed: &str, len: usize) -> Vec<u8> {
     format!("{seed};").into_bytes().into_iter().cycle().take(len).collect()
 }
 
-/// Why the store is not ready; the agent and its endpoint have to agree.
+/// Why the store is not ready, if it is not. No other component may have a problem.
 pub(crate) fn problem(agent: &TestAgent) -> Option<String> {
     let status = agent.control("GET", "/v1/status", b"").unwrap().json();
     let components = status["components"].as_array().unwrap();
@@ -72,8 +72,8 @@ pub(crate) fn problem(agent: &TestAgent) -> Option<String> {
     problem
 }
 
-/// Waits until the store is not ready for a reason that contains `why`. The endpoint says so too, and that nobody has to
-/// restart the agent for it.
+/// Waits until the store is not ready for a reason that contains `why`. The endpoint must report the same, and that the
+/// agent is live.
 #[track_caller]
 pub(crate) fn await_problem(agent: &TestAgent, limit: Duration, why: &str) {
     within(limit, why, || problem(agent).is_some_and(|problem| problem.contains(why)));
@@ -89,7 +89,7 @@ pub(crate) fn await_ready(agent: &TestAgent, limit: Duration) {
     assert_eq!(agent.http("/ready").status, 200);
 }
 
-/// The agent has ended as far as the kernel lets it: a thread that waits for a frozen disk cannot be ended by anybody.
+/// Waits until the agent has ended as far as possible: a thread that waits for a frozen disk cannot be killed.
 #[track_caller]
 pub(crate) fn await_main_thread_gone(agent: &TestAgent) {
     let stat = format!("/proc/{}/stat", agent.pid());

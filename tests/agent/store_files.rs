@@ -1,4 +1,4 @@
-//! The files of a store under a running agent: somebody takes them away, or they may not grow.
+//! The files of a running agent's store: they are removed or replaced, or may not grow.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::store::{Acknowledged, LARGE, await_problem, await_ready, get, put, value};
 use crate::support::agent::TestAgent;
 
-/// How soon an agent notices, in which nobody does anything.
+/// How soon an idle agent notices.
 const NOTICED: Duration = Duration::from_secs(2);
 
 /// The files of the agent's store: redb's first, then those of the log.
@@ -31,7 +31,7 @@ fn with_some_values(agent: &TestAgent) -> Acknowledged {
     kept
 }
 
-/// Writes fail from now on, and say why. What is acknowledged into a file without a name is gone with the process.
+/// Asserts that writes fail and say why. Writes to a file without a name would be lost with the process.
 fn assert_missed(agent: &TestAgent, kept: &Acknowledged, what: &str) {
     let why = format!("{what} was removed or replaced while in use");
     await_problem(agent, NOTICED, &why);
@@ -39,13 +39,13 @@ fn assert_missed(agent: &TestAgent, kept: &Acknowledged, what: &str) {
         let reply = put(agent, key, b"refused");
         assert!(reply.status == 500 && reply.text().contains(&why), "{} {}", reply.status, reply.text());
     }
-    // The file is still open, and what it holds can be saved.
+    // The file is still open, so its values can still be read.
     kept.assert_kept(agent);
     assert_eq!(get(agent, "new"), None);
 }
 
 #[test]
-fn a_store_that_is_moved_away_and_back_is_missed_and_found() {
+fn a_store_that_is_moved_away_and_back_works_again() {
     let mut agent = TestAgent::start();
     let mut kept = with_some_values(&agent);
     let away = agent.home().join("away");
@@ -64,9 +64,9 @@ fn a_store_that_is_moved_away_and_back_is_missed_and_found() {
     assert_eq!(agent.stop().code(), Some(0));
 }
 
-/// A cleaning script that knew too little.
+/// As by a careless cleanup script.
 #[test]
-fn a_store_that_is_removed_takes_no_more_writes() {
+fn a_removed_store_accepts_no_more_writes() {
     for all in [false, true] {
         let mut agent = TestAgent::start();
         let kept = with_some_values(&agent);
@@ -79,9 +79,9 @@ fn a_store_that_is_removed_takes_no_more_writes() {
     }
 }
 
-/// Another store in the place of the one that is open: neither gets what was meant for the other.
+/// Another store takes the place of the open one: neither gets writes that were meant for the other.
 #[test]
-fn a_store_that_is_replaced_takes_no_more_writes() {
+fn a_replaced_store_accepts_no_more_writes() {
     let mut agent = TestAgent::start();
     let kept = with_some_values(&agent);
     let store = &files(&agent)[0];
@@ -94,10 +94,10 @@ fn a_store_that_is_replaced_takes_no_more_writes() {
     assert!(std::fs::read(store).unwrap() == other, "the other store was written to");
 }
 
-/// Somebody cut the store off, or wrote into it. What redb cannot take any more would pile up in the log, acknowledged, for
-/// a store that no start will open.
+/// The store is truncated by another program. Otherwise acknowledged writes that redb cannot accept would pile up in
+/// the log, for a store that can never be opened again.
 #[test]
-fn a_store_that_is_cut_off_takes_no_more_writes() {
+fn a_truncated_store_accepts_no_more_writes() {
     let mut agent = TestAgent::start();
     let _kept = with_some_values(&agent);
     assert_eq!(agent.stop().code(), Some(0));
@@ -113,15 +113,15 @@ fn a_store_that_is_cut_off_takes_no_more_writes() {
     let log = agent.log().join("\n");
     assert!(!log.contains("panicked"), "{log}");
     assert_eq!(agent.stop().code(), Some(0));
-    assert_eq!(std::fs::metadata(&store).unwrap().len(), 5000, "what is left keeps its bytes");
+    assert_eq!(std::fs::metadata(&store).unwrap().len(), 5000, "the remaining bytes are left alone");
     let checked = agent.cli(&["check", "--store"]);
     assert!(checked.code == 1 && !checked.stderr.contains("panicked"), "{checked:?}");
 }
 
-/// The log alone can be lost without losing anything: memory has what it held, and an orderly stop carries that over.
+/// If only the log is removed, nothing is lost: its writes are in memory, and an orderly stop moves them to redb.
 #[test]
-fn a_log_that_is_removed_takes_nothing_with_it() {
-    // Whether the agent notices by itself, or by a write.
+fn a_removed_log_loses_no_values() {
+    // The agent notices by itself, or through a write.
     for writes in [false, true] {
         let mut agent = TestAgent::start();
         let kept = with_some_values(&agent);
@@ -130,7 +130,7 @@ fn a_log_that_is_removed_takes_nothing_with_it() {
         }
         if writes {
             let reply = put(&agent, "first", b"nobody knows");
-            assert!(reply.text().contains("this write may still happen"), "{} {}", reply.status, reply.text());
+            assert!(reply.text().contains("this write may still take effect"), "{} {}", reply.status, reply.text());
         }
         assert_missed(&agent, &kept, "its log");
         assert_eq!(agent.stop().code(), Some(0));
@@ -140,11 +140,11 @@ fn a_log_that_is_removed_takes_nothing_with_it() {
     }
 }
 
-/// The kernel ends a process that writes beyond `ulimit -f`, unless that process says that it wants to hear of it. Under
-/// a limit that somebody set for the whole machine, an agent would die with its first large value, again and again.
+/// The kernel ends a process that writes beyond `ulimit -f`, unless it handles SIGXFSZ. Under a limit for the whole
+/// machine, an agent would die at its first large value, again and again.
 #[test]
-fn a_limit_on_the_size_of_files_fails_writes_and_ends_nothing() {
-    // 2 MiB for a file, in the shell's units of 512 bytes: what a new store takes, and a log of two large values.
+fn a_limit_on_the_size_of_files_fails_writes_but_does_not_end_the_agent() {
+    // 2 MiB per file, in the shell's units of 512 bytes: enough for a new store, and for a log with two large values.
     let mut agent = TestAgent::prepare().after("ulimit -f 4096").started();
     let mut kept = with_some_values(&agent);
     let mut attempts = 0;
@@ -155,7 +155,7 @@ fn a_limit_on_the_size_of_files_fails_writes_and_ends_nothing() {
             break (key, reply);
         }
         attempts += 1;
-        assert!(attempts < 10, "no file ever met its limit");
+        assert!(attempts < 10, "no file reached its limit");
     };
     assert_eq!(reply.status, 500);
     assert!(reply.text().contains("store.redb: File too large"), "{}", reply.text());
@@ -167,7 +167,7 @@ fn a_limit_on_the_size_of_files_fails_writes_and_ends_nothing() {
     }
     assert_eq!(agent.stop().code(), Some(0));
 
-    // Without a limit it goes on where it was.
+    // Without a limit, it goes on.
     let mut agent = agent.after("ulimit -f unlimited").started();
     await_ready(&agent, Duration::from_secs(5));
     kept.assert_kept(&agent);

@@ -1,4 +1,4 @@
-//! What the agent tells systemd (`sd_notify(3)`): the fixture is the other end of the socket.
+//! What the agent tells systemd (`sd_notify(3)`). The fixture is the other end of the socket.
 
 use std::net::TcpListener;
 use std::os::unix::net::UnixDatagram;
@@ -8,8 +8,8 @@ use rustix::process::Signal;
 
 use crate::support::agent::{Process, TestAgent, connect, eventually, free_port};
 
-/// READY=1 is a promise that everything listens: what comes up after it would be found missing here, since
-/// the notification is on its way before the first line of this test.
+/// READY=1 promises that everything listens. This test connects as soon as it reads the notification, so it would
+/// notice a listener that is opened later.
 #[test]
 fn ready_means_that_every_listener_is_open() {
     let mut agent = TestAgent::prepare();
@@ -25,7 +25,7 @@ fn ready_means_that_every_listener_is_open() {
     connect((agent.address(), port).into()).unwrap();
 
     agent.signal(Signal::TERM);
-    // On a slow disk there is a word about the store before that.
+    // On a slow disk a status about the store comes first.
     let mut said = agent.notification();
     while said.starts_with("STATUS=") {
         said = agent.notification();
@@ -52,17 +52,17 @@ fn an_agent_that_cannot_start_is_never_ready() {
     assert_eq!(process.ended(Duration::from_secs(10)).code(), Some(1));
 }
 
-/// A supervisor that hangs, or that has stopped listening after `READY=1`, and a socket that holds some ten messages: the
-/// next one waits. That must not be a thread that peers and callers need.
+/// The supervisor hangs, or stops reading after `READY=1`. The socket holds about ten messages, and the next one
+/// blocks. That must not block a thread that peers and callers need.
 #[test]
-fn a_supervisor_that_does_not_read_keeps_nobody_waiting() {
+fn a_supervisor_that_does_not_read_blocks_nothing() {
     let mut agent = TestAgent::start();
     let socket = UnixDatagram::unbound().unwrap();
     socket.set_nonblocking(true).unwrap();
     while socket.send_to(b"STATUS=of somebody else", agent.home().join("notify.sock")).is_ok() {}
     let (store, away) = (agent.data_dir().join("store.redb"), agent.home().join("away"));
     let is_ready = |agent: &TestAgent| agent.control("GET", "/v1/status", b"").unwrap().json()["ready"] == true;
-    // Each change is worth a message, which is sent within a second.
+    // Each change is reported with a message, within a second.
     std::fs::rename(&store, &away).unwrap();
     eventually("the store is missed", || !is_ready(&agent));
     let until = Instant::now() + Duration::from_secs(2);

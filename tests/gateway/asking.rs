@@ -1,4 +1,4 @@
-//! Who asks an agent for its metrics: strangers, and gateways that mean harm.
+//! Requests for an agent's metrics from strangers and from hostile gateways.
 //!
 //! docs/security.md, "A gateway": what a hostile gateway and a stranger can and cannot do.
 
@@ -42,7 +42,7 @@ impl Scene {
         metrics::value(&self.agent.scrape(), "messages_failed_total", &[("type", "scrape"), ("reason", reason)])
     }
 
-    /// Others are served as before.
+    /// Checks that other peers are served as before.
     async fn assert_well(&self) {
         let other = RawPeer::dial(&self.agent).await;
         let mut link = other.link_with_hello().await;
@@ -59,7 +59,7 @@ fn ask(timeout_ms: u64) -> Ask {
     Ask { timeout_ms, ..Ask::default() }
 }
 
-/// A substream on which this was asked.
+/// A substream on which this request was sent.
 async fn asked(peer: &RawPeer, ask: &Ask) -> SubstreamBox {
     let mut bytes = Vec::new();
     protocol::encode(ask, &mut bytes);
@@ -73,14 +73,14 @@ async fn said(peer: &RawPeer, bytes: &[u8]) -> SubstreamBox {
     stream
 }
 
-/// All that is answered up to the end of the substream; nothing when the agent resets it.
+/// All bytes of the answer up to the end of the substream; none if the agent resets it.
 async fn answered(mut stream: SubstreamBox) -> Vec<u8> {
     let mut answer = Vec::new();
     let _reset = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an answer in time");
     answer
 }
 
-/// One answer, and no more: the agent keeps the substream for the next scrape.
+/// One answer only: the agent keeps the substream for the next scrape.
 async fn scraped(mut stream: SubstreamBox) -> (Head, Vec<u8>) {
     let answer = async {
         let mut length = Vec::new();
@@ -109,7 +109,7 @@ async fn refusal(stream: SubstreamBox) -> RemoteError {
     }
 }
 
-/// The next answer is to this ping; gives what came before it.
+/// Sends a ping and waits for its answer. Returns the frames that came before.
 async fn assert_pong(link: &mut Link, id: u64) -> Vec<ResponseFrame> {
     link.send(&request(id, Some(RequestBody::Ping("x".into())))).await;
     let mut before = Vec::new();
@@ -124,16 +124,16 @@ async fn assert_pong(link: &mut Link, id: u64) -> Vec<ResponseFrame> {
 }
 
 #[tokio::test]
-async fn a_stranger_is_refused_and_learns_no_name() {
+async fn a_stranger_is_refused_and_does_not_learn_the_name() {
     let scene = Scene::set();
     let stranger = RawPeer::dial(&scene.agent).await;
     let mut link = stranger.link_with_hello().await;
-    assert_eq!(assert_pong(&mut link, 1).await, [], "nothing is said of this agent");
+    assert_eq!(assert_pong(&mut link, 1).await, [], "the agent does not introduce itself");
     let error = refusal(asked(&stranger, &ask(5000)).await).await;
     assert_eq!(error.code, ErrorCode::Refused);
     assert_eq!(error.message, format!("{} is not allowed to scrape here", stranger.peer));
     let exposed = Ask { exposed: "node".into(), ..ask(5000) };
-    assert_eq!(refusal(asked(&stranger, &exposed).await).await, error, "nor what it exposes");
+    assert_eq!(refusal(asked(&stranger, &exposed).await).await, error, "nor does it learn what is exposed");
     assert_eq!(scene.failed("refused"), 2.0);
 
     let gateway = RawPeer::dial_as(&scene.agent, &scene.permitted).await;
@@ -147,7 +147,7 @@ async fn a_stranger_is_refused_and_learns_no_name() {
 }
 
 #[tokio::test]
-async fn what_is_no_ask_ends_its_own_substream() {
+async fn a_malformed_request_ends_only_its_own_substream() {
     let scene = Scene::set();
     let gateway = RawPeer::dial_as(&scene.agent, &scene.permitted).await;
     let mut link = gateway.link_with_hello().await;
@@ -157,7 +157,7 @@ async fn what_is_no_ask_ends_its_own_substream() {
         assert_eq!(answered(said(&gateway, &bytes).await).await, b"");
         eventually("it is counted", || scene.failed("malformed") == failed);
     }
-    // What is no Accept never becomes a header of a request to an exporter.
+    // An invalid Accept never becomes a header of a request to an exporter.
     for accept in ["x".repeat(1025), "text/plain\r\nX-Evil: 1".into(), "\u{e4}".into()] {
         let error = refusal(asked(&gateway, &Ask { accept, ..ask(5000) }).await).await;
         assert_eq!(error.code, ErrorCode::Malformed);
@@ -166,18 +166,18 @@ async fn what_is_no_ask_ends_its_own_substream() {
     let error = refusal(asked(&gateway, &Ask { exposed: "no\r\n/../x".into(), ..ask(5000) }).await).await;
     assert_eq!(
         (error.code, error.message.as_str()),
-        (ErrorCode::Unsupported, "this agent exposes no exporter of that name")
+        (ErrorCode::Unsupported, "this agent exposes no exporter with that name")
     );
     assert_pong(&mut link, 1).await;
     scene.assert_well().await;
 }
 
 #[tokio::test]
-async fn who_asks_for_everything_at_once_gets_some_and_delays_nobody() {
+async fn a_flood_of_requests_is_limited_and_delays_nobody() {
     let scene = Scene::set();
     let gateway = RawPeer::dial_as(&scene.agent, &scene.permitted).await;
     let mut link = gateway.link_with_hello().await;
-    // Substreams on which nothing is asked yet hold their places.
+    // Substreams without a request hold their places.
     let mut silent = Vec::new();
     for _ in 0..32 {
         silent.push(gateway.open_protocol(SCRAPE).await);
@@ -189,7 +189,7 @@ async fn who_asks_for_everything_at_once_gets_some_and_delays_nobody() {
     assert_eq!(answers, [ErrorCode::Busy; 4]);
     assert_eq!(scene.failed("busy"), 4.0);
     drop(silent);
-    // The agent has noticed when it answers again.
+    // Once the agent answers again, it has noticed.
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while let Some(HeadBody::Error(_)) = scraped(asked(&gateway, &ask(u64::MAX)).await).await.0.body {
         assert!(tokio::time::Instant::now() < deadline);
@@ -199,7 +199,7 @@ async fn who_asks_for_everything_at_once_gets_some_and_delays_nobody() {
     let mut unread = Vec::new();
     for _ in 0..200 {
         let Some(mut stream) = gateway.try_open().await else { break };
-        // Negotiation and ask at once, and no answer is ever read.
+        // Negotiation and request in one write; no answer is ever read.
         let mut bytes = b"\x13/multistream/1.0.0\n\x14/peerscope/scrape/1\n".to_vec();
         protocol::encode(&ask(u64::MAX), &mut bytes);
         if stream.write_all(&bytes).await.is_err() || stream.flush().await.is_err() {
@@ -218,7 +218,7 @@ async fn who_asks_for_everything_at_once_gets_some_and_delays_nobody() {
 }
 
 #[tokio::test]
-async fn pages_of_exporters_that_nobody_reads_are_held_in_few_places() {
+async fn unread_pages_of_exporters_take_a_limited_number_of_places() {
     let exporter = super::exposed::exporter();
     let scene = Scene::with(&format!("expose: [{{name: node, url: \"http://{exporter}/huge\"}}]\n"));
     let want = Ask { exposed: "node".into(), ..ask(u64::MAX) };
@@ -232,7 +232,7 @@ async fn pages_of_exporters_that_nobody_reads_are_held_in_few_places() {
     for connection in &connections[..2] {
         for _ in 0..8 {
             let mut stream = asked(connection, &want).await;
-            // It has begun to come, and goes no further than the window of the substream.
+            // The page has begun, and gets no further than the window of the substream.
             timeout(PATIENCE, stream.read_exact(&mut [0; 10])).await.expect("a page in time").unwrap();
             unread.push(stream);
         }
@@ -240,11 +240,11 @@ async fn pages_of_exporters_that_nobody_reads_are_held_in_few_places() {
     let error = refusal(asked(&connections[2], &want).await).await;
     assert_eq!(
         (error.code, error.message.as_str()),
-        (ErrorCode::Busy, "this agent fetches from too many exporters already")
+        (ErrorCode::Busy, "this agent is fetching from too many exporters; try again later")
     );
     let more = memory(scene.agent.pid(), "VmRSS").saturating_sub(before);
     assert!(more < 180 << 20, "{} MiB more", more >> 20);
-    // The agent's own page and its messages are not among them.
+    // The agent's own page and its messages do not need these places.
     let mut link = connections[0].link_with_hello().await;
     assert_pong(&mut link, 1).await;
     scene.assert_well().await;

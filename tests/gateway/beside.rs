@@ -1,4 +1,4 @@
-//! What a scraper takes beside an exporter, it takes through the gateway: the same samples of the same bytes.
+//! A scraper gets the same samples from the same bytes through the gateway as directly from an exporter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -20,12 +20,12 @@ struct Odd {
     /// Empty for none.
     content_type: &'static str,
     body: &'static str,
-    /// How many samples Prometheus 3 takes of it, beside the exporter and through the gateway. Of names that are
-    /// Prometheus's own it takes none.
+    /// How many samples Prometheus 3 keeps of it, directly from the exporter and through the gateway. Names that
+    /// Prometheus itself writes are dropped.
     samples: usize,
 }
 
-/// Pages as exporters make them, that a strict reader of the formats would refuse.
+/// Pages such as real exporters serve, which a strict parser would reject.
 const ODD: [Odd; 15] = [
     odd("repeated", TEXT, "# TYPE a gauge\n# TYPE a gauge\na 1\n# HELP a A\n# HELP a A\na{x=\"1\"} 2\n", 2),
     odd("interleaved", TEXT, "# TYPE a counter\na{x=\"1\"} 1\n# TYPE b counter\nb 1\na{x=\"2\"} 2\n", 3),
@@ -45,7 +45,7 @@ const ODD: [Odd; 15] = [
         4,
     ),
     odd("utf8", "text/plain; version=1.0.0; escaping=allow-utf-8", "{\"a.b\",\"c.d\"=\"1\"} 1\n", 1),
-    // Refused, here as there.
+    // Rejected both directly and through the gateway.
     odd("crlf", TEXT, "# TYPE a gauge\r\na 1\r\nb 2\r\n", 0),
     odd("endless", OPENMETRICS, "# TYPE a gauge\na 1\n", 0),
 ];
@@ -72,7 +72,7 @@ fn exporter() -> SocketAddr {
                 if !page.content_type.is_empty() {
                     head += &format!("Content-Type: {}\r\n", page.content_type);
                 }
-                // Whoever asked may be gone.
+                // The client may be gone.
                 let _ = write!(stream, "{head}\r\n{}", page.body);
             });
         }
@@ -80,18 +80,18 @@ fn exporter() -> SocketAddr {
     address
 }
 
-/// The samples of a page, by name and by those labels that the page gave.
+/// The samples of a page, by name and by the labels that the page itself has.
 fn samples(scraper: &Scraper, selector: &str) -> BTreeMap<Labels, f64> {
     let mut seen = scraper.query(&format!("{{{selector}}}"));
     if scraper.program.keeps_native() {
-        // A native histogram shows by its count.
+        // A native histogram is represented by its count.
         for (mut labels, value) in scraper.query(&format!("histogram_count({{{selector}}})")) {
             labels.insert("__name__".to_owned(), "histogram_count".to_owned());
             seen.push((labels, value));
         }
     }
     let seen = seen.into_iter().filter(|(labels, _)| {
-        // What Prometheus writes itself has no label that a page gives.
+        // Samples that Prometheus itself writes have no label from a page.
         let name = labels["__name__"].as_str();
         !(name == "up" || name.starts_with("scrape_")) || labels.contains_key("exported_instance")
     });
@@ -105,7 +105,7 @@ fn samples(scraper: &Scraper, selector: &str) -> BTreeMap<Labels, f64> {
 }
 
 #[test]
-fn what_prometheus_takes_beside_the_exporter_it_takes_through_the_gateway() {
+fn prometheus_gets_the_same_samples_directly_and_through_the_gateway() {
     let exporter = exporter();
     let exposed = ODD.map(|page| format!("{{name: {0}, url: \"http://{exporter}/{0}\", remote: true}}", page.name));
     let gateway = gateway("");
@@ -118,13 +118,13 @@ fn what_prometheus_takes_beside_the_exporter_it_takes_through_the_gateway() {
         assert_eq!((reply.status, reply.body.as_slice()), (200, page.body.as_bytes()), "{}", page.name);
         assert_eq!(reply.header("content-type").unwrap_or_default(), page.content_type, "{}", page.name);
         assert_eq!(reply.header("content-length"), Some(page.body.len().to_string().as_str()));
-        // Whatever it says, no browser runs it.
+        // Whatever the page contains, no browser runs it.
         assert_eq!(reply.header("content-security-policy"), Some("sandbox; default-src 'none'"));
         assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
         assert_eq!(reply.header("referrer-policy"), Some("no-referrer"));
     }
 
-    // The same scraper, with the same rules, beside the exporter and through the gateway.
+    // The same scraper, with the same rules, directly and through the gateway.
     let programs = Program::ALL.map(|program| (program, ""));
     // Classic histograms become native ones with custom buckets.
     let converting = (Program::Prometheus3, "convert_classic_histograms_to_nhcb: true");
@@ -145,8 +145,8 @@ fn what_prometheus_takes_beside_the_exporter_it_takes_through_the_gateway() {
     }
 }
 
-/// A configuration with which the odd pages are scraped through the gateway, by the job that it prints, and beside it,
-/// with the same rules.
+/// A configuration that scrapes the odd pages through the gateway, with the job that it prints, and directly, with the
+/// same rules.
 fn both_ways(program: Program, option: &str, gateway: &TestAgent, exporter: SocketAddr) -> String {
     let mut options = String::new();
     if program == Program::Prometheus3 {
@@ -169,15 +169,15 @@ fn both_ways(program: Program, option: &str, gateway: &TestAgent, exporter: Sock
     through + &beside.collect::<String>()
 }
 
-/// The target was scraped, and what it gave shows.
+/// Whether the target was scraped and its samples can be queried.
 fn whole(scraper: &Scraper, selector: &str) -> bool {
     let own = |name: &str| scraper.query(&format!("{name}{{{selector}, exported_instance=\"\"}}"));
     let taken = own("up").pop().zip(own("scrape_samples_post_metric_relabeling").pop());
-    // Of a page that is refused, the samples before the offending line are counted.
+    // Of a rejected page, the samples before the offending line are counted.
     taken.is_some_and(|(up, taken)| samples(scraper, selector).len() as f64 == up.1 * taken.1)
 }
 
-/// An exporter of Debian's; ended when this is dropped.
+/// An exporter from a Debian package; killed when this is dropped.
 struct Real(Child);
 
 impl Drop for Real {
@@ -188,7 +188,7 @@ impl Drop for Real {
 }
 
 impl Real {
-    /// Runs the program that the variable names, which listens at the address.
+    /// Runs the program that the variable names, and waits until it listens at the address.
     fn start(variable: &str, address: SocketAddr, arguments: &[&str]) -> Self {
         let program = std::env::var_os(variable).unwrap_or_else(|| panic!("{variable} is not set; run tests/tools.sh"));
         let mut command = Command::new(program);
@@ -211,9 +211,9 @@ fn series(page: &str) -> BTreeSet<&str> {
     samples.map(|line| line.rsplit_once(' ').unwrap().0).collect()
 }
 
-/// Whose pages nobody made for this test. blackbox is asked for a probe.
+/// Their pages were not made for this test. blackbox is asked for a probe.
 #[test]
-fn real_exporters_give_through_the_gateway_what_they_give_beside_it() {
+fn real_exporters_serve_the_same_series_directly_and_through_the_gateway() {
     let folder = tempfile::tempdir().unwrap();
     let configured = |name: &str, text: String| {
         let file = folder.path().join(name);
@@ -259,7 +259,7 @@ fn real_exporters_give_through_the_gateway_what_they_give_beside_it() {
     await_targets(&gateway, 1 + exporters.len());
     for (name, address, path) in exporters {
         let through = format!("/peers/{id}/exposed/{name}/metrics");
-        // What a machine has may change between the two.
+        // The state of the machine may change between the two scrapes.
         eventually(name, || {
             let pages = [fetch(address, path, &[]), fetch(gateway.metrics_socket(), &through, &[])];
             assert_eq!([pages[0].status, pages[1].status], [200, 200]);

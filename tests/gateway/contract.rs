@@ -1,4 +1,4 @@
-//! What the gateway promises to Prometheus, with real agents.
+//! What the gateway promises Prometheus, with real agents.
 
 use super::fixture::{ACCEPT_PROMETHEUS_3, await_targets, gateway, outcomes, peer, scrape, targets, value};
 use crate::support::agent::eventually;
@@ -11,7 +11,7 @@ fn a_peer_that_connects_is_found_and_scraped_with_its_own_numbers() {
     let targets = await_targets(&gateway, 1);
     let id = edge.peer_id();
     let labels = &targets[0]["labels"];
-    assert_eq!(targets[0]["targets"], serde_json::json!(["test"]), "where this client says that it reached it");
+    assert_eq!(targets[0]["targets"], serde_json::json!(["test"]), "the address through which this client reached it");
     assert_eq!(labels["instance"], id.as_str());
     assert_eq!(labels["peer_name"], "edge-17");
     assert_eq!(labels["__metrics_path__"], format!("/peers/{id}/metrics"));
@@ -25,7 +25,7 @@ fn a_peer_that_connects_is_found_and_scraped_with_its_own_numbers() {
     let puts = "storage_operations_total{operation=\"put\",backend=\"local\"} 1";
     assert!(page.contains(puts) && edge.scrape().contains(puts), "{page}");
     assert!(page.contains(&format!("agent_info{{peer_id=\"{id}\",name=\"edge-17\"}} 1")), "{page}");
-    // The peer counts what it answered, and the gateway what it passed on.
+    // The peer counts its answer, and the gateway the page that it passed on.
     eventually("the peer has counted the scrape", || {
         edge.scrape().contains("messages_received_total{type=\"scrape\"} 1")
     });
@@ -36,14 +36,14 @@ fn a_peer_that_connects_is_found_and_scraped_with_its_own_numbers() {
 
 /// A peer that is away while its gateway is restarted must not vanish from the list: its alert would resolve.
 #[test]
-fn a_gateway_that_starts_again_knows_whom_it_knew() {
+fn a_restarted_gateway_still_knows_its_peers() {
     let mut gateway = gateway("");
     let (there, mut away) = (peer(&gateway, "there", ""), peer(&gateway, "away", ""));
     await_targets(&gateway, 2);
     let (there_id, away_id) = (there.peer_id(), away.peer_id());
     let file = gateway.data_dir().join("gateway.json");
     let kept = || std::fs::read_to_string(&file).unwrap_or_default();
-    eventually("both are kept", || [&there_id, &away_id].iter().all(|id| kept().contains(*id)));
+    eventually("both are saved", || [&there_id, &away_id].iter().all(|id| kept().contains(*id)));
     away.kill();
     gateway.kill();
     gateway.restart();
@@ -66,11 +66,11 @@ fn a_gateway_that_starts_again_knows_whom_it_knew() {
     );
     eventually("the other one comes back", || scrape(&gateway, &there_id, &[]).status == 200);
     away.restart();
-    eventually("and the first one, too", || scrape(&gateway, &away_id, &[]).status == 200);
+    eventually("and so does the first one", || scrape(&gateway, &away_id, &[]).status == 200);
 }
 
 #[test]
-fn the_scrapers_wishes_reach_the_peer() {
+fn the_scrapers_headers_reach_the_peer() {
     let gateway = gateway("");
     let edge = peer(&gateway, "edge", "");
     await_targets(&gateway, 1);
@@ -86,9 +86,9 @@ fn the_scrapers_wishes_reach_the_peer() {
     assert_eq!(reply.header("content-encoding"), None);
 }
 
-/// They share a substream, on which nothing but lengths tells one page from the next.
+/// They share a substream, on which only the lengths separate one page from the next.
 #[test]
-fn scrapes_that_follow_each_other_each_get_the_page_of_their_moment() {
+fn consecutive_scrapes_each_get_the_current_page() {
     let gateway = gateway("");
     let edge = peer(&gateway, "edge", "");
     let id = edge.peer_id();

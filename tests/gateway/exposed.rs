@@ -1,4 +1,4 @@
-//! Exporters behind a peer: from their page to Prometheus and back.
+//! Exporters behind a peer, scraped through the gateway.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,7 +9,7 @@ use crate::support::http::{self, Reply};
 
 const PAGE: &str = "# TYPE node_load1 gauge\nnode_load1 0.5\n";
 
-/// An exporter whose paths are its ways to answer. It ends with the test's process.
+/// An exporter with one path for each way to answer. It ends with the test's process.
 pub(crate) fn exporter() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -33,13 +33,13 @@ fn answer(mut stream: TcpStream) {
         "/huge" => format!("{ok}Content-Length: 4194304\r\n\r\n{}", "#\n".repeat(1 << 21)),
         "/large" => format!("{ok}Content-Length: 100000\r\n\r\n{}", "#\n".repeat(50_000)),
         "/slow" => {
-            // The client goes first.
+            // Waits until the client disconnects.
             let _ = lines.next();
             return;
         }
         other => panic!("{other}: {head:?}"),
     };
-    // A client that has seen enough may be gone.
+    // A client that has read enough may be gone.
     let _ = stream.write_all(answer.as_bytes());
 }
 
@@ -77,20 +77,16 @@ fn exporters_behind_a_peer_are_targets_of_their_own() {
     assert_eq!((reply.status, reply.text().as_str()), (200, PAGE));
     assert_eq!(reply.header("content-type"), Some("text/plain; version=0.0.4"));
     let failures = [
-        (
-            "redirect",
-            502,
-            "the exporter `redirect` answered with the redirect 302 Found, and redirects are not followed",
-        ),
-        ("broken", 502, "the exporter `broken` answered 500 Internal Server Error"),
-        ("large", 502, "the exporter `large` answered with more than 65536 bytes, the most that is passed on"),
-        ("slow", 504, "the exporter `slow` did not answer completely within "),
+        ("redirect", 502, "the exporter `redirect` answered with a redirect (302 Found), which is not followed"),
+        ("broken", 502, "the exporter `broken` answered with 500 Internal Server Error"),
+        ("large", 502, "the exporter `large` answered with more than the 65536 bytes that are allowed"),
+        ("slow", 504, "the exporter `slow` did not send a complete answer within "),
     ];
     for (name, status, sentence) in failures {
         let reply = fetch(&gateway, &id, name, "1");
         assert_eq!(reply.status, status, "{}", reply.reason);
-        assert!(reply.reason.starts_with(&format!("the peer says: {sentence}")), "{}", reply.reason);
-        // Where it is, and what it needs to be asked, is the peer's secret.
+        assert!(reply.reason.starts_with(&format!("the peer reports: {sentence}")), "{}", reply.reason);
+        // The exporter's URL is the peer's secret.
         let secrets = ["127.0.0.1", "secret", "http:"];
         assert!(secrets.iter().all(|secret| !reply.reason.contains(secret)), "{}", reply.reason);
     }

@@ -1,4 +1,4 @@
-//! A gateway and its peers: real agents, each a process of its own.
+//! A gateway and its peers: real agents, each in its own process.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
@@ -8,19 +8,20 @@ use serde_json::Value;
 use crate::support::agent::{PATIENCE, TestAgent, connect, eventually, own_address};
 use crate::support::http::{self, Reply};
 
-/// What Prometheus 3 sends when it takes native histograms.
+/// What Prometheus 3 sends if it accepts native histograms.
 pub(crate) const ACCEPT_PROMETHEUS_3: &str = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;\
      encoding=delimited;q=0.6,application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,\
      application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,\
      text/plain;version=0.0.4;q=0.2,*/*;q=0.1";
 
-/// A gateway that gives its list at once. `more` goes on in the `gateway` section, indented by two blanks, and may
-/// go on with other sections.
+/// A gateway that returns its list at once. `more` continues the `gateway` section, indented by two spaces, and may
+/// continue with other sections.
 pub(crate) fn gateway(more: &str) -> TestAgent {
     TestAgent::start_with(&format!("node: {{name: gw}}\ngateway:\n  enabled: true\n  settle: 0s\n{more}"))
 }
 
-/// An agent of this name that stays connected to the gateway and lets it scrape it. `more` is more configuration.
+/// An agent with this name that stays connected to the gateway and allows it to scrape it. `more` is further
+/// configuration.
 pub(crate) fn peer(gateway: &TestAgent, name: &str, more: &str) -> TestAgent {
     joining(TestAgent::prepare(), &[gateway], name, more).started()
 }
@@ -33,8 +34,8 @@ pub(crate) fn joining(agent: TestAgent, gateways: &[&TestAgent], name: &str, mor
     gateways.iter().fold(agent, |agent, gateway| agent.bootstrap(gateway))
 }
 
-/// An exporter that answers whoever asks for anything with this page, and with these headers beside its length, until the
-/// test process ends; its URL.
+/// The URL of an exporter that answers every request with this page, and with these headers in addition to its length,
+/// until the test process ends.
 pub(crate) fn exporter(headers: &'static str, page: String) -> String {
     let listener = TcpListener::bind((own_address(), 0)).unwrap();
     let url = format!("http://{}/metrics", listener.local_addr().unwrap());
@@ -44,14 +45,14 @@ pub(crate) fn exporter(headers: &'static str, page: String) -> String {
             let mut lines = BufReader::new(&stream).lines();
             while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
             let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{headers}Content-Length: {}", page.len());
-            // Whoever asked may be gone.
+            // The client may be gone.
             let _ = write!(stream, "{head}\r\n\r\n{page}");
         }
     });
     url
 }
 
-/// The list that the gateway gives to Prometheus.
+/// The list that the gateway returns to Prometheus.
 #[track_caller]
 pub(crate) fn targets(gateway: &TestAgent) -> Vec<Value> {
     let reply = gateway.http("/sd");
@@ -59,7 +60,7 @@ pub(crate) fn targets(gateway: &TestAgent) -> Vec<Value> {
     reply.json().as_array().unwrap().clone()
 }
 
-/// Waits until the gateway gives `count` targets.
+/// Waits until the gateway lists `count` targets.
 #[track_caller]
 pub(crate) fn await_targets(gateway: &TestAgent, count: usize) -> Vec<Value> {
     eventually(&format!("{count} targets"), || targets(gateway).len() == count);
@@ -79,7 +80,7 @@ pub(crate) fn value(gateway: &TestAgent, name: &str, labels: &[(&str, &str)]) ->
     crate::support::metrics::value(&gateway.scrape(), name, labels)
 }
 
-/// How many scrapes ended so.
+/// How many scrapes had this outcome.
 #[track_caller]
 pub(crate) fn outcomes(gateway: &TestAgent, outcome: &str) -> f64 {
     value(gateway, "gateway_scrapes_total", &[("outcome", outcome)])

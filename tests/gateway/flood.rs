@@ -1,6 +1,6 @@
 //! More strangers than there are places.
 //!
-//! docs/security.md, "A gateway": what many keys come to with `gateway.peers: any`, and with a list.
+//! docs/security.md, "A gateway": what many keys can do with `gateway.peers: any`, and with a list.
 
 use libp2p::identity::Keypair;
 
@@ -27,7 +27,7 @@ fn state(scene: &Scene, state: &str) -> f64 {
 }
 
 #[test]
-fn a_flood_of_newcomers_makes_no_more_targets_and_takes_no_place() {
+fn a_flood_of_newcomers_adds_no_targets_and_takes_no_places() {
     let scene = Scene::set("  max_peers: 5\n");
     let good: Vec<_> = (0..5).map(|_| light(&scene, Keypair::generate_ed25519())).collect();
     await_targets(&scene.gateway, 5);
@@ -38,7 +38,7 @@ fn a_flood_of_newcomers_makes_no_more_targets_and_takes_no_place() {
         assert_eq!(ids(&scene), before);
         let reply = scrape(&scene.gateway, &flood[7].id, &[]);
         assert_eq!(reply.status, 404);
-        assert!(reply.reason.starts_with("the peer has just come and is no target yet"), "{}", reply.reason);
+        assert!(reply.reason.starts_with("the peer is not a target yet: "), "{}", reply.reason);
         for peer in &good {
             assert_eq!(scrape(&scene.gateway, &peer.id, &[]).status, 200);
         }
@@ -49,7 +49,7 @@ fn a_flood_of_newcomers_makes_no_more_targets_and_takes_no_place() {
 }
 
 #[test]
-fn strangers_are_no_targets_beside_a_list_and_keep_nobody_on_it_out() {
+fn with_a_list_strangers_are_not_targets_and_keep_no_listed_peer_out() {
     let keys = [Keypair::generate_ed25519(), Keypair::generate_ed25519()];
     let mut listed = keys.clone().map(|key| key.public().to_peer_id().to_string());
     let list = listed.join(", ");
@@ -74,7 +74,7 @@ fn strangers_are_no_targets_beside_a_list_and_keep_nobody_on_it_out() {
     assert_eq!((reply.status, reply.reason.as_str()), (404, "gateway.peers does not name this peer"));
 }
 
-/// A key takes one place, however many connections it has.
+/// A key takes one place, however many connections use it.
 #[test]
 fn a_peer_with_several_connections_is_one_target() {
     let scene = Scene::set("");
@@ -83,11 +83,11 @@ fn a_peer_with_several_connections_is_one_target() {
     let first = connect("first");
     await_targets(&scene.gateway, 1);
     let second = connect("second");
-    eventually("the newest connection says who it is", || {
+    eventually("the newest connection gives the name", || {
         targets(&scene.gateway)[0]["labels"]["peer_name"] == "second"
     });
     assert_eq!((targets(&scene.gateway).len(), first.id == second.id), (1, true));
     assert_eq!(scrape(&scene.gateway, &first.id, &[]).status, 200);
     drop(second);
-    eventually("over the one that is left", || scrape(&scene.gateway, &first.id, &[]).status == 200);
+    eventually("over the remaining connection", || scrape(&scene.gateway, &first.id, &[]).status == 200);
 }

@@ -1,8 +1,8 @@
-//! Peers that mean harm, or are broken, behind a real gateway. Each costs its own scrape and nothing else.
+//! Hostile or broken peers behind a real gateway. Each affects only its own scrape.
 //!
-//! docs/security.md, "A gateway": that a peer ends, delays or changes no other's scrape, costs no more than one page, and
-//! what it can say in its failure, is `a_hundred_good_peers_are_scraped_among_hostile_ones`; what it can say of
-//! itself is in `introductions.rs`.
+//! For docs/security.md, "A gateway", `a_hundred_good_peers_are_scraped_among_hostile_ones` checks that a peer cannot
+//! end, delay or change another peer's scrape, that it costs no more than one page, and what an error of its own can
+//! contain. What a peer can say about itself is in `introductions.rs`.
 
 mod answers;
 pub(super) mod introductions;
@@ -17,23 +17,23 @@ use self::answers::{CAP, Case, cases};
 use super::fixture::{await_targets, outcomes, scrape, targets};
 use super::scene::{HostilePeer, LightPeer, Scene, introduce, named, page};
 
-/// What good scrapers say of the time that they have: much more than it takes, so that a busy machine has it too.
+/// The timeout of scrapes of good peers: much more than they take, to allow for a busy machine.
 const GOOD_TIME: (&str, &str) = ("X-Prometheus-Scrape-Timeout-Seconds", "20");
 
-/// What the scrapers of hostile peers say.
+/// The timeout of scrapes of hostile peers.
 const TIME: (&str, &str) = ("X-Prometheus-Scrape-Timeout-Seconds", "2");
 
-/// How often a hostile peer is scraped, at most.
+/// The pause between two scrapes of a hostile peer.
 const PACE: Duration = Duration::from_millis(200);
 
-/// What the kernel says of a process's memory (`proc_pid_status(5)`), in bytes.
+/// What the kernel reports about a process's memory (`proc_pid_status(5)`), in bytes.
 pub(super) fn memory(pid: u32, field: &str) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
     line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
 }
 
-/// Scrapes a hostile peer, and sees that it comes to what it should.
+/// Scrapes a hostile peer, and checks that the result is the expected one.
 #[track_caller]
 fn assert_harmless(scene: &Scene, peer: &HostilePeer, case: &Case) {
     let began = Instant::now();
@@ -41,13 +41,13 @@ fn assert_harmless(scene: &Scene, peer: &HostilePeer, case: &Case) {
     let (what, text) = (case.what, reply.text());
     assert_eq!(reply.status, case.status, "{what}: {text}");
     if case.status == 200 {
-        assert_eq!(text.as_bytes(), answers::PAGE, "{what}: the page, and nothing of what came with it");
+        assert_eq!(text.as_bytes(), answers::PAGE, "{what}: the page, and nothing else that the peer sent");
         assert!(reply.header("x-evil").is_none(), "{what}");
         return;
     }
     let sentence = text.strip_suffix('\n').unwrap();
     assert!(case.sentences.iter().any(|expected| sentence.contains(expected)), "{what}: {sentence:?}");
-    assert_eq!(reply.reason, sentence, "{what}: Prometheus hears the sentence");
+    assert_eq!(reply.reason, sentence, "{what}: Prometheus sees the sentence");
     assert!(sentence.len() < 1000 && !sentence.contains(char::is_control), "{what}: {sentence:?}");
     let names: Vec<&str> = reply.headers.iter().map(|(name, _)| name.as_str()).collect();
     let expected = [
@@ -60,11 +60,11 @@ fn assert_harmless(scene: &Scene, peer: &HostilePeer, case: &Case) {
         "date",
     ];
     assert_eq!(names, expected, "{what}");
-    // Ten times its time: what is punctual is measured, not tested.
+    // Ten times the timeout: punctuality is measured elsewhere, not tested here.
     assert!(began.elapsed() < Duration::from_secs(20), "{what}: {:?}", began.elapsed());
 }
 
-/// Scrapes all of `good`, so many at once, and sees that each page is whole and comes in time.
+/// Scrapes all of `good`, `at_once` at a time, and checks that each page is complete and arrives in time.
 fn assert_round(scene: &Scene, good: &[LightPeer], at_once: usize) {
     let next = std::sync::atomic::AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -73,7 +73,7 @@ fn assert_round(scene: &Scene, good: &[LightPeer], at_once: usize) {
                 while let Some(peer) = good.get(next.fetch_add(1, Ordering::SeqCst)) {
                     let reply = scrape(&scene.gateway, &peer.id, &[GOOD_TIME]);
                     assert_eq!(reply.status, 200, "{}", reply.text());
-                    assert!(reply.body == page(&peer.id, PAGE).body, "a page is another one than its peer sent");
+                    assert!(reply.body == page(&peer.id, PAGE).body, "the page is not the one that its peer sent");
                 }
             });
         }
@@ -116,7 +116,7 @@ fn a_hundred_good_peers_are_scraped_among_hostile_ones() {
                 let (scene, stop) = (&scene, &stop);
                 let attack = move || {
                     let mut count = 0;
-                    // Every one of them at least once.
+                    // At least once each.
                     while count == 0 || !stop.load(Ordering::SeqCst) {
                         assert_harmless(scene, peer, case);
                         count += 1;
@@ -144,16 +144,16 @@ fn a_hundred_good_peers_are_scraped_among_hostile_ones() {
     for (outcome, count) in expected {
         assert_eq!(outcomes(&scene.gateway, outcome), count as f64, "{outcome}");
     }
-    // Bodies of at most the cap, one a peer, and what is unpacked is not kept.
+    // At most one body of at most `CAP` bytes per peer; nothing is decompressed.
     let more = memory(scene.gateway.pid(), "VmHWM") - before;
     assert!(more < 48 * CAP, "the gateway took {} MiB more", more >> 20);
     assert_eq!(targets(&scene.gateway).len(), GOOD + hostile.len());
 }
 
-/// Substreams were once given to whoever had waited the longest for one: here that was a scraper that had long gone, and
-/// so the next one waited in vain.
+/// A substream once went to the scrape that had waited longest for one. Here that scraper had long gone, so the next
+/// one waited in vain.
 #[test]
-fn a_substream_that_is_never_taken_up_costs_its_own_scrape_only() {
+fn a_substream_that_is_never_accepted_affects_only_its_own_scrape() {
     let scene = Scene::set("");
     let good = answers::good();
     let offered = std::sync::atomic::AtomicUsize::new(0);

@@ -1,4 +1,4 @@
-//! Peers that nobody can reach, behind a router that translates addresses, and a real Prometheus that scrapes them.
+//! Unreachable peers behind a router that translates addresses, scraped by a real Prometheus.
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
@@ -13,12 +13,12 @@ use crate::support::metrics;
 use crate::support::nat::{self, INSIDE, Nat, OTHER_ROUTER, OUTSIDE, ROUTER};
 use crate::support::scraper::Scraper;
 
-/// What Prometheus shows of a peer whose connection is gone.
+/// What Prometheus shows for a peer whose connection is gone.
 const LEFT: &str = "HTTP status 502 the peer is not connected; it left ";
 
 const NAMES: [&str; 3] = ["kitchen", "cellar", "attic"];
 
-/// A gateway on the Internet and peers in a house.
+/// A gateway on the Internet, and peers in a house behind a router.
 struct House {
     prometheus: Scraper,
     peers: Vec<TestAgent>,
@@ -28,7 +28,7 @@ struct House {
 }
 
 impl House {
-    /// With every peer up in Prometheus. Has to be [`nat::apart`].
+    /// Returns once every peer is up in Prometheus. Must run inside [`nat::apart`].
     fn new() -> Self {
         let nat = Nat::new();
         let config = "node: {name: gw}\ngateway: {enabled: true, settle: 1s}\n";
@@ -44,14 +44,14 @@ impl House {
         house
     }
 
-    /// Waits for scrapes from now on that leave the peers with this `up`; how long that took.
+    /// Waits for new scrapes after which the peers have this `up`. Returns how long that took.
     #[track_caller]
     fn await_up(&self, up: [f64; 3]) -> Duration {
         let expected: Vec<_> = self.ids.iter().map(String::as_str).zip(up).collect();
         self.prometheus.await_up(JOB, &expected)
     }
 
-    /// Waits until this expression has these values of the peers.
+    /// Waits until this expression has these values for the peers.
     #[track_caller]
     fn await_values(&self, expression: &str, values: &[f64]) {
         let value = |id: &str| {
@@ -64,7 +64,7 @@ impl House {
         }
     }
 
-    /// What the gateway tells Prometheus of the connections of its peers.
+    /// What the gateway tells Prometheus about its peers' connections.
     fn seen(&self) -> Vec<String> {
         let connection = |target: &Value| {
             let label = |name: &str| target["labels"][name].as_str().unwrap().to_owned();
@@ -74,7 +74,7 @@ impl House {
     }
 }
 
-/// A number of the local store's puts, as the peer itself serves it.
+/// A value of the local store's puts, as the peer itself serves it.
 fn puts(peer: &TestAgent, name: &str) -> f64 {
     metrics::value(&peer.cli(&["metrics"]).text(), name, &[("operation", "put"), ("backend", "local")])
 }
@@ -91,7 +91,7 @@ fn peers_behind_a_router_are_targets_like_any_other() {
         }
         assert_eq!(house.seen(), vec![format!("inbound from {ROUTER}"); 3]);
 
-        // Nobody can come in by himself: the router answers for itself, and lets nothing pass.
+        // The peers cannot be reached from outside: the router answers for itself and forwards nothing.
         for peer in &house.peers {
             let port = peer.peer_socket().port();
             let refused = TcpStream::connect((ROUTER, port)).unwrap_err();
@@ -106,7 +106,7 @@ fn peers_behind_a_router_are_targets_like_any_other() {
         let own: Vec<_> = house.peers.iter().map(|peer| puts(peer, "storage_operations_total")).collect();
         assert_eq!(own, [1.0, 2.0, 3.0]);
         house.await_values("storage_operations_total{job=\"peerscope\", operation=\"put\", backend=\"local\"}", &own);
-        // Of a histogram without native buckets this function gives nothing.
+        // This function returns nothing for a histogram without native buckets.
         let own: Vec<_> =
             house.peers.iter().map(|peer| puts(peer, "storage_operation_duration_seconds_count")).collect();
         house.await_values(
@@ -127,7 +127,7 @@ fn peers_behind_a_router_are_targets_like_any_other() {
 fn a_router_that_drops_everything_silently_is_noticed_and_mended() {
     nat::apart("gateway::nat::a_router_that_drops_everything_silently_is_noticed_and_mended", || {
         let house = House::new();
-        // Too short to be noticed by the agents: the connections last.
+        // Too short for the agents to notice: the connections survive.
         house.nat.fall_silent();
         println!("silent: up is 0 after {:.1?}", house.await_up([0.0; 3]));
         let late = "HTTP status 504 the peer did not answer in time";
@@ -162,7 +162,7 @@ fn a_router_with_a_new_address_costs_seconds() {
         house.await_up([1.0; 3]);
         let back = begin.elapsed();
         println!("a new address: up is 1 after {back:.1?}");
-        // The old connections are not given up before 20 s: the new ones have to be taken at once.
+        // The old connections are not given up before 20 s, so the new ones have to be accepted at once.
         assert!(back < Duration::from_secs(15), "{back:?}");
     });
 }

@@ -1,4 +1,4 @@
-//! A real Prometheus 3 that finds and scrapes peers with what `peerscope gateway prometheus-config` prints.
+//! A real Prometheus 3 that discovers and scrapes peers with what `peerscope gateway prometheus-config` prints.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -18,7 +18,7 @@ pub(crate) fn printed(gateway: &TestAgent) -> String {
     String::from_utf8(gateway.cli(&["gateway", "prometheus-config", "--address", &address]).ok()).unwrap()
 }
 
-/// `printed` with `suffix` behind the names of its jobs, and with intervals for tests.
+/// `printed` with `suffix` appended to the names of its jobs, and with short intervals.
 pub(crate) fn hurried(program: Program, printed: &str, suffix: &str) -> String {
     let mut config = printed.to_owned();
     let mut replace = |from: &str, to: &str| {
@@ -37,19 +37,19 @@ pub(crate) fn hurried(program: Program, printed: &str, suffix: &str) -> String {
     config
 }
 
-/// A Prometheus of this gateway.
+/// A Prometheus that scrapes the peers of this gateway.
 pub(crate) fn observe(gateway: &TestAgent) -> Scraper {
     Scraper::start_with(Program::Prometheus3, &hurried(Program::Prometheus3, &printed(gateway), ""))
 }
 
-/// A Prometheus of the peers of two gateways: [`JOB`] goes through the first, and `peerscope-2` through the second.
+/// A Prometheus that scrapes the peers of two gateways: [`JOB`] through the first, `peerscope-2` through the second.
 pub(crate) fn observe_both(first: &TestAgent, second: &TestAgent) -> Scraper {
     let more = hurried(Program::Prometheus3, &printed(second), "-2");
     let more = more.strip_prefix("scrape_configs:\n").unwrap();
     Scraper::start_with(Program::Prometheus3, &(hurried(Program::Prometheus3, &printed(first), "") + more))
 }
 
-/// promtool has nothing against what the gateway's command prints, and finds the gateway's peers with it.
+/// Checks that promtool accepts what the gateway's command prints, and discovers the gateway's peers with it.
 #[track_caller]
 pub(crate) fn assert_promtool_agrees(gateway: &TestAgent) {
     let folder = tempfile::tempdir().unwrap();
@@ -65,7 +65,7 @@ pub(crate) fn assert_promtool_agrees(gateway: &TestAgent) {
     assert_eq!(found, offered);
 }
 
-/// What promtool of a Prometheus 3 says, when it is content.
+/// Runs Prometheus 3's promtool, which must succeed, and returns its output.
 #[track_caller]
 fn promtool(args: &[&str]) -> String {
     let program = std::env::var_os("TEST_PROMTOOL_3").unwrap_or_else(|| "promtool-3".into());
@@ -76,7 +76,7 @@ fn promtool(args: &[&str]) -> String {
     said
 }
 
-/// Waits until Prometheus shows a reason with these words why it could not scrape this target; all of the reason.
+/// Waits until the last error that Prometheus shows for this target contains these words. Returns the whole error.
 #[track_caller]
 pub(crate) fn await_error(prometheus: &Scraper, instance: &str, words: &str) -> String {
     let mut shown = None;
@@ -93,7 +93,7 @@ pub(crate) fn await_error(prometheus: &Scraper, instance: &str, words: &str) -> 
     shown.unwrap()
 }
 
-/// How many targets Prometheus has in this job, up or down.
+/// How many targets this job has in Prometheus, up or down.
 pub(crate) fn targets_of(prometheus: &Scraper, job: &str) -> usize {
     prometheus.targets().iter().filter(|target| target["labels"]["job"] == job).count()
 }

@@ -1,10 +1,10 @@
-//! What the operator at the gateway types and reads.
+//! The commands of a gateway's operator and what they print.
 
 use super::fixture::{await_targets, gateway, peer, scrape};
 use crate::support::agent::{TestAgent, eventually};
 
 #[test]
-fn the_operator_sees_who_is_scraped_and_how_that_went() {
+fn the_operator_sees_which_peers_are_scraped_and_with_what_result() {
     let gateway = gateway("");
     let mut edge = peer(&gateway, "edge-17", "metrics: {enabled: false}");
     let stranger = TestAgent::prepare().bootstrap(&gateway).started();
@@ -23,14 +23,14 @@ fn the_operator_sees_who_is_scraped_and_how_that_went() {
     let rule = format!("access: [{{peer: {}, allow: [scrape]}}]", gateway.peer_id());
     assert!(list.lines().any(|line| line.contains("refusing") && line.ends_with(&rule)), "{list}");
 
-    // The peer's page, whether it serves one itself or not.
+    // The peer's page, even though the peer has no endpoint.
     let page = String::from_utf8(gateway.cli(&["metrics", "--peer", &id]).ok()).unwrap();
     assert!(page.contains(&format!("agent_info{{peer_id=\"{id}\",name=\"edge-17\"}} 1\n")), "{page}");
     let refused = gateway.cli(&["metrics", "--peer", &stranger.peer_id()]).failed(1);
     let rule = format!("access: [{{peer: {}, allow: [scrape]}}]", gateway.peer_id());
     assert!(refused.contains("does not allow this gateway") && refused.contains(&rule), "{refused}");
     let unknown = gateway.cli(&["metrics", "--peer", &id, "--exposed", "node"]).failed(1);
-    assert_eq!(unknown, "the peer exposes no `node`");
+    assert_eq!(unknown, "the peer exposes no exporter named `node`");
 
     assert!(edge.stop().success());
     eventually("the peer is gone", || gateway.cli(&["peers", "--json"]).json()[1]["gateway"]["state"] == "departed");
@@ -42,11 +42,11 @@ fn the_operator_sees_who_is_scraped_and_how_that_went() {
 }
 
 #[test]
-fn an_agent_that_is_no_gateway_says_so() {
+fn an_agent_that_is_not_a_gateway_says_so() {
     let agent = TestAgent::start();
     let id = agent.peer_id();
     let message = agent.cli(&["metrics", "--peer", &id]).failed(1);
-    assert_eq!(message, "this agent is no gateway (gateway.enabled), so it fetches nobody's metrics");
+    assert_eq!(message, "this agent is not a gateway and cannot fetch a peer's metrics; set gateway.enabled to true");
     assert_eq!(agent.http("/sd").status, 404);
     assert_eq!(agent.http(&format!("/peers/{id}/metrics")).status, 404);
     let message = agent.cli(&["gateway", "prometheus-config"]).failed(1);
@@ -55,7 +55,7 @@ fn an_agent_that_is_no_gateway_says_so() {
 }
 
 #[test]
-fn the_piece_of_prometheus_yml_is_made_for_this_gateway() {
+fn the_part_of_prometheus_yml_fits_this_gateway() {
     let config = |text: &str, args: &[&str]| {
         let agent = TestAgent::prepare().configured(text);
         agent.cli(&[&["gateway", "prometheus-config"], args].concat())
@@ -83,13 +83,12 @@ fn the_piece_of_prometheus_yml_is_made_for_this_gateway() {
     assert_eq!(config(gateway, &["--job", "null"]).code, 64);
     for bad in ["gw", "gw:0", "gw:x", ":80", "http://gw:80", "gw/x:80"] {
         let message = config(gateway, &["--address", bad]).failed(64);
-        assert_eq!(message, format!("--address: `{bad}` is not of the form HOST:PORT"));
+        assert_eq!(message, format!("--address: `{bad}` does not have the form HOST:PORT"));
     }
     let message = config(&format!("{gateway}metrics: {{port: 0}}"), &[]).failed(1);
     assert!(message.contains("give --address HOST:PORT"), "{message}");
 }
 
-/// The documented piece is what the command prints.
 #[test]
 fn the_documentation_shows_what_the_command_prints() {
     let agent = TestAgent::prepare().configured("gateway: {enabled: true}");

@@ -1,4 +1,4 @@
-//! Pages go through as they come; and who is slow, at either end, costs his own scrapes.
+//! Pages are passed on as they arrive, and slowness at either end affects only the scrapes concerned.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -26,9 +26,9 @@ pub(crate) fn fetch(gateway: SocketAddr, path: &str, headers: &[(&str, &str)]) -
     http::get(stream, path, &[&host, headers].concat()).unwrap()
 }
 
-/// Who does not compress costs the link no more for that, and the list is small, too.
+/// An exporter that does not compress costs the link no more than one that does, and the list is compressed, too.
 #[test]
-fn what_came_plain_crosses_the_link_compressed() {
+fn an_uncompressed_page_crosses_the_link_compressed() {
     let page = "# HELP a_rather_long_name Something.\n".repeat(1000);
     let (gateway, exporter) = (gateway(""), super::fixture::exporter("", page.clone()));
     let edge = peer(&gateway, "edge", &format!("expose: [{{name: plain, url: \"{exporter}\", remote: true}}]\n"));
@@ -53,9 +53,9 @@ pub(crate) fn unpacked(body: &[u8]) -> String {
     text
 }
 
-/// A page that is cut short looks cut, to HTTP/1.0 too, where a body of unknown length ends with the connection.
+/// A page that is cut short looks cut, even to HTTP/1.0, where a body of unknown length ends with the connection.
 #[test]
-fn a_large_page_that_ends_too_early_looks_cut_to_every_reader() {
+fn a_large_page_that_ends_too_early_looks_truncated_to_every_reader() {
     let scene = Scene::set("");
     let sent = 150_000;
     let cut = scene.hostile(named("cut"), move |mut stream| async move {
@@ -70,7 +70,7 @@ fn a_large_page_that_ends_too_early_looks_cut_to_every_reader() {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         write!(stream, "GET /peers/{}/metrics HTTP/{version}\r\nHost: a\r\n\r\n", cut.id).unwrap();
         let mut answer = Vec::new();
-        // A reset is as good an end as any.
+        // A reset may end it, too.
         let _reset = stream.read_to_end(&mut answer);
         let text = String::from_utf8(answer).unwrap().to_lowercase();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
@@ -83,9 +83,9 @@ fn a_large_page_that_ends_too_early_looks_cut_to_every_reader() {
     assert!(shown.contains("50000 bytes of the page are missing"), "{shown}");
 }
 
-/// A page that takes longer than a client may take to fetch an answer that is there.
+/// This page takes longer than a client may take to read a complete answer.
 #[test]
-fn a_page_that_comes_slowly_comes_whole_through_a_flood_of_connections() {
+fn a_slow_page_arrives_complete_despite_a_flood_of_connections() {
     let scene = Scene::set("  max_scrapes: 4\n");
     let (slow, chunks) = (100_000, 10);
     let peer = scene.hostile(named("slow"), move |mut stream| async move {
@@ -102,7 +102,7 @@ fn a_page_that_comes_slowly_comes_whole_through_a_flood_of_connections() {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // More than there are places, again and again.
+            // More connections than there are places, again and again.
             while !done.load(Ordering::Relaxed) {
                 let _held: Vec<_> = (0..200).map(|_| TcpStream::connect(scene.gateway.metrics_socket())).collect();
                 std::thread::sleep(Duration::from_millis(20));
@@ -115,10 +115,10 @@ fn a_page_that_comes_slowly_comes_whole_through_a_flood_of_connections() {
     assert_eq!(outcomes(&scene.gateway, "ok"), 1.0);
 }
 
-/// How many of the scrapes of strangers have begun.
+/// How many scrapes of strangers have begun.
 static BEGUN: AtomicUsize = AtomicUsize::new(0);
 
-/// Takes what is asked, answers with the beginning of a page, and then nothing.
+/// Reads the request, sends the beginning of a page, and then nothing more.
 async fn stall(mut stream: SubstreamBox) {
     read_ask(&mut stream).await;
     BEGUN.fetch_add(1, Ordering::Relaxed);
@@ -128,7 +128,7 @@ async fn stall(mut stream: SubstreamBox) {
     let _ = stream.read(&mut [0]).await;
 }
 
-/// Asks for a page, and reads until the connection ends; the status line.
+/// Asks for a page and reads until the connection ends. Returns the status line.
 fn ask_and_read(scene: &Scene, id: &str, time: &str) -> String {
     let mut stream = connect(scene.gateway.metrics_socket()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -139,9 +139,9 @@ fn ask_and_read(scene: &Scene, id: &str, time: &str) -> String {
     String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned()
 }
 
-/// It counted as prompt, since its beginning was, and took the places of those that are.
+/// It once counted as prompt, because its beginning was, and took the places of prompt pages.
 #[test]
-fn a_page_that_stalls_behind_its_beginning_is_a_slow_one() {
+fn a_page_that_stalls_after_its_beginning_counts_as_slow() {
     let scene = Scene::set("  max_scrapes: 2\n");
     let begun = Arc::<AtomicUsize>::default();
     let [first, second] = ["first", "second"].map(|name| {
@@ -153,20 +153,20 @@ fn a_page_that_stalls_behind_its_beginning_is_a_slow_one() {
     });
     await_targets(&scene.gateway, 2);
     for peer in [&first, &second] {
-        assert!(ask_and_read(&scene, &peer.id, "2").contains(" 200 "), "its beginning comes");
+        assert!(ask_and_read(&scene, &peer.id, "2").contains(" 200 "), "its beginning arrives");
     }
     assert_eq!(outcomes(&scene.gateway, "timeout"), 2.0);
     std::thread::scope(|scope| {
         scope.spawn(|| ask_and_read(&scene, &first.id, "10"));
-        eventually("the first one is asked again", || begun.load(Ordering::SeqCst) == 3);
-        // There are two places, and slow ones have one of them.
+        eventually("the first one is asked for again", || begun.load(Ordering::SeqCst) == 3);
+        // There are two places, and slow pages may use one of them.
         let status = ask_and_read(&scene, &second.id, "2");
         assert!(status.contains(" 503 "), "{status}");
     });
 }
 
-/// Each of fifteen strangers is seventeen targets. 4 KiB of each once unpacked to 4 MiB that were kept as long as the
-/// scraper waited.
+/// Each of the fifteen strangers is seventeen targets. The 4 KiB of each target once decompressed to 4 MiB, which were
+/// kept as long as the scraper waited.
 #[test]
 fn strangers_with_many_exporters_make_the_gateway_hold_little() {
     let scene = Scene::set("");
@@ -191,7 +191,7 @@ fn strangers_with_many_exporters_make_the_gateway_hold_little() {
                 });
             }
         }
-        // They have not been asked yet, and share half of the places.
+        // They have not been asked for yet, and share half of the places.
         eventually("they are under way", || BEGUN.load(Ordering::Relaxed) >= 90);
         for _ in 0..20 {
             let reply = scrape(&scene.gateway, &good.id, &[(TIME, "5")]);
@@ -204,17 +204,17 @@ fn strangers_with_many_exporters_make_the_gateway_hold_little() {
 }
 
 #[test]
-fn scrapers_that_do_not_read_cost_their_own_scrapes() {
+fn scrapers_that_do_not_read_affect_only_their_own_scrapes() {
     ask_for_too_much(0);
 }
 
 #[test]
-fn scrapers_that_read_slowly_cost_their_own_scrapes() {
+fn scrapers_that_read_slowly_affect_only_their_own_scrapes() {
     ask_for_too_much(8 << 10);
 }
 
-/// Six scrapers of a hundred peers ask for a page of megabytes each, which are more than there are places, and read so many
-/// bytes of it every tenth of a second.
+/// Six scrapers ask each of a hundred peers for a page of 15 MiB, which are more scrapes than there are places. They
+/// read `pace` bytes of each every tenth of a second.
 #[allow(clippy::print_stdout, reason = "what it takes is worth knowing")]
 fn ask_for_too_much(pace: u64) {
     const LEN: usize = 15 << 20;
@@ -238,18 +238,18 @@ fn ask_for_too_much(pace: u64) {
         .collect();
     let (reading, over_with) = mpsc::channel::<()>();
     let reader = std::thread::spawn(move || {
-        // Until the test is over, or failed.
+        // Until the test has ended or failed.
         while over_with.recv_timeout(Duration::from_millis(100)) == Err(mpsc::RecvTimeoutError::Timeout) {
             for stream in held.iter().filter(|_| pace > 0) {
                 stream.set_nonblocking(true).unwrap();
-                // Nothing there, or broken off: that is as well.
+                // Having nothing to read, or a closed connection, is fine.
                 let _read = std::io::copy(&mut stream.take(pace), &mut std::io::sink());
             }
         }
     });
     let begun = || peers.iter().map(|peer| peer.seen.begun()).sum::<usize>();
     eventually("some have begun", || begun() > 30);
-    // The links of the same peers go on.
+    // The links of the same peers still work.
     for peer in &peers {
         let request = peerscope::network::protocol::Request::Ping { payload: "p".into() };
         scene.runtime.block_on(peer.network.request(scene.gateway_id, request)).unwrap();

@@ -1,4 +1,4 @@
-//! What a real Prometheus 3 makes of a gateway when peers lie, leave and come back, and when gateways do.
+//! What a real Prometheus 3 sees when peers lie, leave and come back, and when gateways leave and come back.
 
 use std::time::{Duration, Instant};
 
@@ -34,12 +34,12 @@ fn a_page_cannot_take_the_labels_of_its_target() {
     let all = [&target[..], &said, &[("__name__", "my_metric")]].concat();
     assert_eq!(prometheus.query("my_metric"), [(labels(&all), 1.0)]);
 
-    // Not even under other labels does a page say `up`: the rule of the printed configuration drops it.
+    // Not even under other labels can a page write `up`: the rule of the printed configuration drops it.
     let up = format!("up{{instance=\"{id}\", exposed=\"liar\"}}");
     eventually("the liar was scraped", || prometheus.query(&up).iter().any(|(_, up)| *up == 1.0));
     assert_eq!(prometheus.query("up == 7"), []);
     let other = other.peer_id();
-    eventually("the other peer and the gateway are as they are", || {
+    eventually("the other peer and the gateway are not affected", || {
         let up = |rest: &str| prometheus.query(&format!("up{{exported_job=\"\", {rest}}}"));
         let one = |series: Vec<(Labels, f64)>| series.len() == 1 && series[0].1 == 1.0;
         one(up(&format!("instance=\"{other}\", exposed=\"\"")))
@@ -68,10 +68,10 @@ fn two_gateways_show_the_same_fleet_and_one_is_enough() {
     prometheus.await_up("peerscope-2", &up);
 }
 
-/// A list without a peer makes Prometheus forget it, and an error makes it keep the list that it had. So a gateway
-/// that has just started, and to which its peers have not come back yet, has to give an error.
+/// A list without a peer makes Prometheus forget that peer, whereas an error makes it keep its list. So a gateway that
+/// has just started, and whose peers are not back yet, has to return an error.
 #[test]
-fn a_gateway_that_starts_again_deletes_no_targets() {
+fn a_restarted_gateway_deletes_no_targets() {
     let mut gateway = gateway("");
     let (mut late, early) = (peer(&gateway, "late", ""), peer(&gateway, "early", ""));
     let (late_id, early_id) = (late.peer_id(), early.peer_id());
@@ -87,24 +87,24 @@ fn a_gateway_that_starts_again_deletes_no_targets() {
     gateway.restart();
     let refused = || value(&gateway, "http_requests_total", &[("handler", "gateway"), ("code", "503")]);
     eventually("Prometheus has asked for the list in vain", || refused() >= 2.0);
-    // Who is here can be scraped, although the list does not come yet.
+    // A connected peer can be scraped although there is no list yet.
     prometheus.await_up(JOB, &[(&late_id, 0.0), (&early_id, 1.0)]);
-    await_error(&prometheus, &late_id, "HTTP status 404 this gateway knows no such peer");
+    await_error(&prometheus, &late_id, "HTTP status 404 this gateway does not know this peer");
     late.restart();
     prometheus.await_up(JOB, &[(&late_id, 1.0), (&early_id, 1.0)]);
 
     assert_eq!(gateway.http("/sd").status, 503, "both came back while the gateway was still waiting for them");
-    eventually("the gateway gives its list", || {
+    eventually("the gateway returns its list", || {
         assert_eq!(targets_of(&prometheus, JOB), 2);
         gateway.http("/sd").status == 200
     });
-    // Prometheus has it when it finds one more in it.
+    // Once Prometheus finds a new peer, it has read the list.
     let new = peer(&gateway, "new", "");
     prometheus.await_up(JOB, &[(&late_id, 1.0), (&early_id, 1.0), (&new.peer_id(), 1.0)]);
 }
 
 #[test]
-fn a_peer_that_left_is_down_for_the_grace_period_and_then_gone() {
+fn a_departed_peer_is_down_for_the_grace_period_and_then_gone() {
     let grace = Duration::from_secs(5);
     let gateway = gateway("  grace: 5s\n");
     let (mut gone, stays) = (peer(&gateway, "gone", ""), peer(&gateway, "stays", ""));
@@ -116,7 +116,7 @@ fn a_peer_that_left_is_down_for_the_grace_period_and_then_gone() {
     let killed = Instant::now();
     gone.kill();
     println!("down after {:.1?}", prometheus.await_up(JOB, &[(&gone_id, 0.0), (&stays_id, 1.0)]));
-    eventually("it is no target any more", || targets_of(&prometheus, JOB) == 1);
+    eventually("it is no longer a target", || targets_of(&prometheus, JOB) == 1);
     println!("gone after {:.1?}", killed.elapsed());
     assert!(killed.elapsed() >= grace);
     prometheus.await_up(JOB, &[(&stays_id, 1.0)]);

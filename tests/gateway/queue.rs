@@ -1,4 +1,4 @@
-//! Who is scraped when, and whom others can keep waiting.
+//! When peers are scraped, and which scrapes can delay others.
 //!
 //! docs/security.md, "A gateway": that slow peers share half of the places, and that a scrape delays no message.
 
@@ -17,7 +17,7 @@ use crate::support::agent::{connect, eventually};
 
 const TIME: &str = "X-Prometheus-Scrape-Timeout-Seconds";
 
-/// A peer that gives its page for every permit that the test adds.
+/// A peer that answers one scrape for every permit that the test adds.
 fn held(scene: &Scene) -> (LightPeer, Arc<Semaphore>) {
     let go = Arc::new(Semaphore::new(0));
     let gate = Arc::clone(&go);
@@ -37,12 +37,12 @@ fn in_flight(scene: &Scene) -> f64 {
 }
 
 #[test]
-fn scrapers_of_one_page_each_get_their_own_and_eight_at_a_time() {
+fn at_most_eight_scrapers_get_the_same_page_at_once() {
     let scene = Scene::set("");
     let (peer, go) = held(&scene);
     std::thread::scope(|scope| {
         let scrapers: Vec<_> = (0..8).map(|_| scope.spawn(|| scrape(&scene.gateway, &peer.id, &[]))).collect();
-        eventually("all have come through", || peer.seen.under_way() == 8);
+        eventually("all have reached the peer", || peer.seen.under_way() == 8);
         let ninth = scrape(&scene.gateway, &peer.id, &[]);
         assert_eq!(ninth.status, 503);
         assert_eq!(ninth.reason, "too many scrapes of this page are under way; try again later");
@@ -70,7 +70,7 @@ fn a_scraper_that_goes_away_ends_its_scrape_at_the_peer() {
 }
 
 #[test]
-fn the_peer_hears_how_long_somebody_waits() {
+fn the_peer_learns_how_long_the_scraper_waits() {
     let scene = Scene::set("");
     let (peer, go) = held(&scene);
     go.add_permits(3);
@@ -81,9 +81,9 @@ fn the_peer_hears_how_long_somebody_waits() {
     }
 }
 
-/// The peer once gave up in the same moment as the gateway. Where it was the first, the connection looked lost.
+/// The peer once gave up at the same moment as the gateway. If it was first, the connection looked lost.
 #[test]
-fn a_peer_that_works_too_long_is_late_and_not_lost() {
+fn a_peer_that_takes_too_long_is_a_timeout_and_not_a_lost_connection() {
     let scene = Scene::set("");
     let (peer, _never) = held(&scene);
     for _ in 0..30 {
@@ -94,7 +94,7 @@ fn a_peer_that_works_too_long_is_late_and_not_lost() {
     assert_eq!(outcomes(&scene.gateway, "timeout"), 30.0);
 }
 
-/// Peers that never answer were once given every place: those that were turned away for want of one counted as
+/// Peers that never answer once got every place: a scrape that was rejected for want of a place made its peer count as
 /// prompt the next time.
 #[test]
 fn peers_that_never_answer_leave_half_of_the_places_to_others() {
@@ -109,7 +109,7 @@ fn peers_that_never_answer_leave_half_of_the_places_to_others() {
         })
         .collect();
     await_targets(&scene.gateway, stalled.len() + good.len());
-    // Peers that nobody has asked yet are not known to be any better.
+    // Peers that have not been asked yet count as slow, too.
     for peer in &good {
         assert_eq!(scrape(&scene.gateway, &peer.id, &[]).status, 200);
     }
@@ -149,7 +149,7 @@ async fn hold(mut stream: libp2p::core::muxing::SubstreamBox) {
 }
 
 #[test]
-fn a_large_page_delays_no_message_of_the_same_peer() {
+fn a_large_page_delays_no_messages_of_the_same_peer() {
     const LARGE: usize = 15 << 20;
     let scene = Scene::set("access: [{peer: \"*\", allow: [get]}]\n");
     let large: Page = page("large", LARGE);
@@ -175,7 +175,7 @@ fn a_large_page_delays_no_message_of_the_same_peer() {
         assert!(reply.body == whole, "byte for byte");
         assert!(asked > 5 && longest < Duration::from_millis(500), "{asked} asked, the longest took {longest:?}");
     });
-    // It was not allowed more than that.
+    // Its permission covers `get` only.
     let put = Request::Put { key: "k".into(), value: "v".into() };
     let refused = scene.runtime.block_on(peer.network.request(scene.gateway_id, put));
     assert!(matches!(refused, Err(RequestError::Remote(error)) if error.code == ErrorCode::Refused));

@@ -1,5 +1,5 @@
-//! A real gateway, and peers of the test's own making: light ones, which are the agent's network with a page made by
-//! the test, and hostile ones, which speak by hand. They run on a runtime beside the test's own thread.
+//! A real gateway, with peers that the test controls: light ones, which use the agent's network and serve pages made by
+//! the test, and hostile ones, whose protocol is written by hand. They run on a runtime apart from the test's thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -29,7 +29,7 @@ const SCRAPE: &str = "/peerscope/scrape/1";
 
 pub(crate) const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// A gateway, where it listens, and what its peers run on.
+/// A gateway, its address, and the runtime of its peers.
 pub(crate) struct Scene {
     pub(crate) runtime: Runtime,
     pub(crate) gateway: TestAgent,
@@ -38,7 +38,7 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// `more` goes on in the `gateway` section, indented by two blanks, and may go on with other sections.
+    /// `more` continues the `gateway` section, indented by two spaces, and may continue with other sections.
     pub(crate) fn set(more: &str) -> Self {
         let gateway = gateway(more);
         let address = gateway.listen_address();
@@ -46,7 +46,7 @@ impl Scene {
         Self { runtime: Runtime::new().unwrap(), gateway, gateway_id, address }
     }
 
-    /// A peer that answers every scrape as `serve` says.
+    /// A peer that answers every scrape with the result of `serve`.
     pub(crate) fn light<F>(&self, name: &str, serve: impl Fn(ScrapeRequest) -> F + Send + Sync + 'static) -> LightPeer
     where
         F: Future<Output = Result<Page, RemoteError>> + Send + 'static,
@@ -84,7 +84,7 @@ impl Scene {
         LightPeer { id: peer.to_string(), network, seen, registry }
     }
 
-    /// A peer that introduces itself so and hands every substream of a scrape to `answer`.
+    /// A peer with this introduction that passes every substream of a scrape to `answer`.
     pub(crate) fn hostile<F>(
         &self,
         introduction: Introduction,
@@ -96,7 +96,7 @@ impl Scene {
         self.hostile_as(&identity::Keypair::generate_ed25519(), vec![introduce(introduction)], answer)
     }
 
-    /// A peer that sends `frames` behind its hello.
+    /// A peer that sends `frames` after its hello.
     pub(crate) fn hostile_as<F>(
         &self,
         key: &identity::Keypair,
@@ -109,7 +109,7 @@ impl Scene {
         self.hostile_from_the_start(key, frames, accepting(answer))
     }
 
-    /// A peer that decides even whether to take up a substream.
+    /// A peer that also decides whether to accept a substream.
     pub(crate) fn hostile_from_the_start<F>(
         &self,
         key: &identity::Keypair,
@@ -130,7 +130,7 @@ impl Scene {
         })
     }
 
-    /// A peer that has a link, and says "na" to the protocol of scrapes.
+    /// A peer that has a link, and answers "na" to the scrape protocol.
     pub(crate) fn without_scrapes(&self, name: &str) -> HostilePeer {
         self.runtime.block_on(async {
             let mut raw = RawPeer::dial(&self.gateway).await;
@@ -142,7 +142,7 @@ impl Scene {
     }
 }
 
-/// Takes up every substream, and hands it on.
+/// Accepts every substream, and passes it on.
 pub(crate) fn accepting<F>(
     answer: impl Fn(SubstreamBox) -> F + Send + Sync + 'static,
 ) -> impl Fn(Offer) -> BoxFuture<'static, ()> + Send + Sync + 'static
@@ -164,13 +164,13 @@ pub(crate) fn introduce(introduction: Introduction) -> ResponseFrame {
     ResponseFrame { id: 0, body: Some(ResponseBody::Introduction(introduction)) }
 }
 
-/// A peer that speaks by hand. Its connection ends with it.
+/// A peer whose protocol is written by hand. Its connection is closed when it is dropped.
 pub(crate) struct HostilePeer {
     pub(crate) id: String,
     pub(crate) raw: RawPeer,
 }
 
-/// The answering half of a link: a hello, `frames`, and then heartbeats.
+/// The responding half of a link: a hello, `frames`, and then heartbeats.
 async fn link(offer: Offer, frames: Vec<ResponseFrame>) {
     let mut link = Link::new(offer.accept().await);
     let hello = Hello { max_frame: 1 << 20, max_in_flight: 16 };
@@ -185,7 +185,7 @@ async fn link(offer: Offer, frames: Vec<ResponseFrame>) {
     }
 }
 
-/// Reads what the gateway asks.
+/// Reads the gateway's request.
 pub(crate) async fn read_ask(stream: &mut (impl AsyncRead + Unpin)) -> Ask {
     let mut bytes = Vec::new();
     loop {
@@ -198,7 +198,7 @@ pub(crate) async fn read_ask(stream: &mut (impl AsyncRead + Unpin)) -> Ask {
     }
 }
 
-/// A peer whose pages the test makes.
+/// A peer whose pages are made by the test.
 pub(crate) struct LightPeer {
     pub(crate) id: String,
     pub(crate) network: Network,
@@ -213,7 +213,7 @@ impl LightPeer {
     }
 }
 
-/// What a light peer has seen of scrapes.
+/// The scrapes that a light peer has seen.
 #[derive(Default)]
 pub(crate) struct Seen {
     begun: AtomicUsize,
@@ -223,12 +223,12 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// How many it was asked for.
+    /// How many have begun.
     pub(crate) fn begun(&self) -> usize {
         self.begun.load(Ordering::SeqCst)
     }
 
-    /// How many it works on.
+    /// How many are under way.
     pub(crate) fn under_way(&self) -> usize {
         self.under_way.load(Ordering::SeqCst)
     }
@@ -238,7 +238,7 @@ impl Seen {
         self.given_up.load(Ordering::SeqCst)
     }
 
-    /// What the last one allowed, in milliseconds.
+    /// The timeout of the last one, in milliseconds.
     pub(crate) fn timeout_ms(&self) -> u64 {
         self.timeout_ms.load(Ordering::SeqCst)
     }
@@ -303,7 +303,7 @@ impl RequestHandler for Handler {
     }
 }
 
-/// A valid page of at least `len` bytes, which nobody but `whose` has.
+/// A valid page of at least `len` bytes that differs for every `whose`.
 pub(crate) fn page(whose: &str, len: usize) -> Page {
     let mut body = String::from("# HELP lines_of_a_page Lines.\n# TYPE lines_of_a_page gauge\n");
     for line in 0.. {
@@ -315,7 +315,7 @@ pub(crate) fn page(whose: &str, len: usize) -> Page {
     Page { content_type: Some(TEXT.into()), gzip: false, body: body.into() }
 }
 
-/// What stands on the substream of a scrape in front of the page.
+/// The head that comes before the page on the substream of a scrape.
 pub(crate) fn head(content_type: &str, gzip: bool, len: usize) -> Vec<u8> {
     let page = protocol::scrape::PageHead { content_type: content_type.into(), gzip, len: len as u64 };
     let mut bytes = Vec::new();

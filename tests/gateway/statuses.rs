@@ -1,4 +1,4 @@
-//! Every status that the gateway gives, and the sentence in its status line, with real agents where that is possible.
+//! Every status that the gateway returns, and the sentence in its status line, with real agents where possible.
 
 use std::io::{Read as _, Write as _};
 
@@ -11,7 +11,7 @@ use crate::support::http::{self, Reply};
 
 const TIME: &str = "X-Prometheus-Scrape-Timeout-Seconds";
 
-/// The sentence stands in the status line, which Prometheus shows, and in the body, which people see.
+/// The sentence is in the status line, which Prometheus shows, and in the body, which people see.
 #[track_caller]
 fn assert_says(reply: &Reply, status: u16, sentence: &str) {
     assert_eq!(reply.status, status, "{}", reply.text());
@@ -21,23 +21,23 @@ fn assert_says(reply: &Reply, status: u16, sentence: &str) {
 }
 
 #[test]
-fn what_is_not_known_is_not_found() {
+fn unknown_peers_exporters_and_paths_are_not_found() {
     let gateway = gateway("");
     let edge = peer(&gateway, "edge", "");
     await_targets(&gateway, 1);
     let nobody = PeerId::random().to_string();
-    assert_says(&scrape(&gateway, &nobody, &[]), 404, "this gateway knows no such peer");
+    assert_says(&scrape(&gateway, &nobody, &[]), 404, "this gateway does not know this peer");
     assert_says(&scrape(&gateway, "nope", &[]), 404, "`nope` is not a PeerId");
     let exposed = gateway.http(&format!("/peers/{}/exposed/nope/metrics", edge.peer_id()));
-    assert_says(&exposed, 404, "the peer exposes no `nope`");
-    assert_eq!(outcomes(&gateway, "not_found"), 2.0, "what is no PeerId is no scrape");
+    assert_says(&exposed, 404, "the peer exposes no exporter named `nope`");
+    assert_eq!(outcomes(&gateway, "not_found"), 2.0, "an invalid PeerId does not count as a scrape");
     for path in ["/peers", "/peers/", &format!("/peers/{nobody}"), &format!("/peers/{nobody}/metrics/"), "/sd/"] {
         assert_eq!(gateway.http(path).status, 404, "{path}");
     }
 }
 
 #[test]
-fn a_peer_that_does_not_allow_it_is_no_target_and_says_what_it_needs() {
+fn a_peer_that_does_not_allow_scrapes_is_not_a_target_and_the_error_says_what_it_needs() {
     let gateway = gateway("");
     let edge = TestAgent::prepare().bootstrap(&gateway).started();
     let refusing = || value(&gateway, "gateway_peers", &[("state", "refusing")]);
@@ -54,7 +54,7 @@ fn a_peer_that_does_not_allow_it_is_no_target_and_says_what_it_needs() {
 }
 
 #[test]
-fn a_peer_that_left_is_still_a_target_and_says_since_when() {
+fn a_departed_peer_is_still_a_target_and_the_error_says_since_when() {
     let gateway = gateway("");
     let mut edge = peer(&gateway, "edge", "");
     await_targets(&gateway, 1);
@@ -69,12 +69,12 @@ fn a_peer_that_left_is_still_a_target_and_says_since_when() {
 }
 
 #[test]
-fn a_gateway_that_is_restarted_offers_the_same_peers_again() {
+fn a_restarted_gateway_offers_the_same_peers() {
     let mut gateway = gateway("");
     let edge = peer(&gateway, "edge", "");
     let before = await_targets(&gateway, 1);
     let kept = gateway.data_dir().join("gateway.json");
-    eventually("it is kept", || std::fs::read_to_string(&kept).is_ok_and(|text| text.contains("edge")));
+    eventually("it is saved", || std::fs::read_to_string(&kept).is_ok_and(|text| text.contains("edge")));
     assert!(gateway.stop().success());
     gateway.restart();
     let id = edge.peer_id();
@@ -88,7 +88,7 @@ fn a_gateway_that_is_restarted_offers_the_same_peers_again() {
 }
 
 #[test]
-fn without_a_place_or_time_it_is_said_which() {
+fn the_error_says_whether_a_place_or_time_was_lacking() {
     let scene = Scene::set("  max_scrapes: 1\n");
     let never = scene.light("never", |_| std::future::pending());
     let good = scene.light("good", |_| std::future::ready(Ok(page("good", 100))));
@@ -104,8 +104,7 @@ fn without_a_place_or_time_it_is_said_which() {
         );
         let late = late.join().unwrap();
         assert_eq!(late.status, 504);
-        let sentences =
-            ["the page was not complete after 1.8s; 0 bytes of it had come", "the peer did not answer in time"];
+        let sentences = ["the page was not complete in time; 0 bytes had arrived", "the peer did not answer in time"];
         assert!(sentences.contains(&late.reason.as_str()), "{}", late.reason);
     });
     assert_eq!(scrape(&scene.gateway, &good.id, &[]).status, 200);
@@ -134,16 +133,16 @@ fn only_get_and_head_are_answered() {
 }
 
 #[test]
-fn of_a_scrapers_request_only_its_wishes_reach_the_peer() {
+fn only_accept_headers_of_a_scrapers_request_reach_the_peer() {
     let gateway = gateway("");
     let edge = peer(&gateway, "edge", "");
     await_targets(&gateway, 1);
     let id = edge.peer_id();
-    // The agent's own page would be one family with this query.
+    // With this query the peer's own endpoint would return one family.
     let reply = gateway.http(&format!("/peers/{id}/metrics?name[]=agent_info&x=y"));
     assert_eq!(reply.status, 200);
     assert!(reply.text().contains("\nprocess_open_fds ") && reply.text().contains("\nagent_info{"), "the whole page");
-    // An Accept that no peer would take is left out, and so the answer is the peer's default.
+    // An Accept that is too long for a peer is left out, so the peer answers in its default format.
     let accept = format!("application/openmetrics-text;version=1.0.0{}", ",text/x-unknown".repeat(100));
     let reply = scrape(&gateway, &id, &[("Accept", &accept)]);
     assert_eq!((reply.status, reply.header("content-type")), (200, Some("text/plain; version=0.0.4; charset=utf-8")));

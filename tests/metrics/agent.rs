@@ -1,4 +1,4 @@
-//! The whole agent as a process: what its endpoint says is what it did, one by one.
+//! The whole agent as a process: its endpoint shows exactly what it did.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -12,15 +12,15 @@ use crate::support::redis::RedisServer;
 
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Everything that a message or a storage operation could move.
+/// The families that a message or a storage operation could change, by prefix.
 const WORK: &[&str] = &["messages_", "message_", "storage_"];
 
 fn changes<const N: usize>(series: [&str; N]) -> BTreeMap<String, f64> {
     series.iter().map(|series| ((*series).to_owned(), 1.0)).collect()
 }
 
-/// Two agents, connected: the second one may do what `allow` says on the first one, whose configuration
-/// goes on with `config`.
+/// Two connected agents. The second one may do on the first one what `allow` says; `config` is added to the
+/// configuration of the first one.
 fn pair(allow: &str, config: &str) -> (TestAgent, TestAgent) {
     let mut second = TestAgent::start();
     let id = second.peer_id();
@@ -40,9 +40,9 @@ pub(super) fn await_link(agent: &TestAgent, peer: &TestAgent) {
     });
 }
 
-/// AC1, and what the kernel says about the process from outside.
+/// AC1, and what the kernel reports about the process from outside.
 #[test]
-fn the_endpoint_answers_and_its_gauges_are_true() {
+fn the_endpoint_answers_and_its_gauges_are_correct() {
     let (first, second) = pair("[]", "");
     let reply = first.http("/metrics");
     assert_eq!(reply.status, 200);
@@ -60,11 +60,11 @@ fn the_endpoint_answers_and_its_gauges_are_true() {
     let expected = resident_memory(first.pid());
     assert!((resident / expected - 1.0).abs() < 0.1, "{resident} {expected}");
 
-    // A sample that is certainly kept starts the window of the CPU gauge.
+    // A sample that is sure to be kept starts the window of the CPU gauge.
     std::thread::sleep(Duration::from_millis(1100));
     first.scrape();
     let (used, started) = (cpu_seconds(first.pid()), Instant::now());
-    // Work that waits for no disk: on a slow one an agent that only puts is idle.
+    // Work that does not wait for a disk: on a slow one, an agent that only handles puts is idle.
     while started.elapsed() < Duration::from_millis(1500) {
         assert_eq!(first.control("GET", "/v1/status", b"").unwrap().status, 200);
     }
@@ -74,23 +74,23 @@ fn the_endpoint_answers_and_its_gauges_are_true() {
     assert!((percent - expected).abs() < 5.0 + expected * 0.1, "{percent} is not {expected}");
 }
 
-/// The resident memory of a process, in bytes, as the kernel says it.
+/// The resident memory of a process, in bytes, as the kernel reports it.
 fn resident_memory(pid: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.split_whitespace().next().unwrap().parse::<f64>().unwrap() * 1024.0
 }
 
-/// The CPU time of a process, user and system, as the kernel says it: in ticks of 10 ms.
+/// The CPU time of a process, user and system, as the kernel reports it: in ticks of 10 ms.
 fn cpu_seconds(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
     (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
 }
 
-/// AC2 and AC3: what moves on the first agent by one operation of the second one over the network, and
+/// AC2 and AC3: what changes on the first agent with one operation by the second one over the network, and
 /// what does not.
-fn each_operation_moves_its_series_by_one(backend: &str, config: &str) {
+fn each_operation_increments_its_series_by_one(backend: &str, config: &str) {
     let (first, second) = pair("[get, put, delete]", config);
     let peer = first.peer_id();
     let commands: [(&str, &[&str]); 3] = [
@@ -122,7 +122,7 @@ fn each_operation_moves_its_series_by_one(backend: &str, config: &str) {
         ]);
         assert_eq!(moved(&there, &there_after, WORK), expected);
 
-        // The storage is a part of the message, the message one of the round trip, and that one of the command.
+        // The storage time is part of the message's, that is part of the round trip's, and that of the command's.
         let grown = |before: &str, after: &str, name, labels| value(after, name, labels) - value(before, name, labels);
         let kind: &[_] = &[("type", operation)];
         let labels: &[_] = &[("operation", operation), ("backend", backend)];
@@ -139,25 +139,25 @@ fn each_operation_moves_its_series_by_one(backend: &str, config: &str) {
         &format!("storage_operations_total{{operation=\"get\",backend=\"{backend}\"}}"),
         &format!("storage_operation_duration_seconds_count{{operation=\"get\",backend=\"{backend}\"}}"),
     ]);
-    assert_eq!(moved(&here, &first.scrape(), WORK), expected, "a key that is not there is an answer like any other");
+    assert_eq!(moved(&here, &first.scrape(), WORK), expected, "a missing key is answered like any other");
 }
 
 #[test]
-fn each_message_moves_its_series_by_one_with_the_embedded_store() {
-    each_operation_moves_its_series_by_one("local", "");
+fn each_message_increments_its_series_by_one_with_the_embedded_store() {
+    each_operation_increments_its_series_by_one("local", "");
 }
 
 #[test]
-fn each_message_moves_its_series_by_one_with_redis() {
+fn each_message_increments_its_series_by_one_with_redis() {
     let redis = RedisServer::start(&[]);
     let config = format!("storage: {{backend: redis, redis: {{urls: [\"{}\"]}}}}\n", redis.url());
-    each_operation_moves_its_series_by_one("redis", &config);
+    each_operation_increments_its_series_by_one("redis", &config);
     assert_eq!(redis.command::<usize>(&["DBSIZE"]), 0);
 }
 
-/// The operator's own operations are storage operations, but no messages.
+/// The operator's own operations are storage operations, but not messages.
 #[test]
-fn local_operations_are_no_messages() {
+fn local_operations_are_not_messages() {
     let agent = TestAgent::start();
     let before = agent.scrape();
     agent.cli(&["put", "key", "value"]).ok();
@@ -178,7 +178,7 @@ fn local_operations_are_no_messages() {
     assert_eq!(moved(&before, &agent.scrape(), WORK), expected);
 }
 
-/// Nobody may do anything until it is allowed: a refused message is counted as such, and the store is not
+/// A peer may do nothing until it is allowed: a refused message is counted as such, and the store is not
 /// touched.
 #[test]
 fn a_refused_message_is_counted_and_changes_nothing() {
@@ -204,7 +204,7 @@ fn a_refused_message_is_counted_and_changes_nothing() {
     }
     assert_eq!(second.cli(&["get", "greeting", "--peer", &peer]).ok(), b"hello");
 
-    // The other direction was never allowed: the first one may do nothing on the second one.
+    // The other direction was never allowed: the first agent may do nothing on the second one.
     let before = second.scrape();
     let message = first.cli(&["get", "greeting", "--peer", &asking]).failed(1);
     assert!(message.contains(&format!("{peer} is not allowed to get here")), "{message}");
@@ -214,7 +214,7 @@ fn a_refused_message_is_counted_and_changes_nothing() {
 
 /// AC4
 #[test]
-fn a_disabled_endpoint_listens_nowhere_and_the_agent_works() {
+fn a_disabled_endpoint_does_not_listen_and_the_agent_works() {
     let agent = TestAgent::prepare();
     let port = free_port(agent.address());
     let agent = agent.on_metrics_port(port).configured("metrics: {enabled: false}\n").started();
@@ -231,12 +231,12 @@ fn a_disabled_endpoint_listens_nowhere_and_the_agent_works() {
     assert_eq!(status["ready"], true);
     let text = agent.cli(&["status"]).text();
     assert!(text.lines().any(|line| line == "metrics    off"), "{text}");
-    // The numbers are still there for who may open the control socket.
+    // The metrics are still available through the control socket.
     let text = String::from_utf8(agent.cli(&["metrics"]).ok()).unwrap();
     assert_eq!(value(&text, "storage_operations_total", &[("operation", "put"), ("backend", "local")]), 1.0);
 }
 
-/// The flag says the same as the key.
+/// The flag does the same as the configuration key.
 #[test]
 fn the_endpoint_can_be_disabled_on_the_command_line() {
     let agent = TestAgent::prepare();
@@ -244,9 +244,9 @@ fn the_endpoint_can_be_disabled_on_the_command_line() {
     assert_eq!(agent.cli(&["check", "--json", "--no-metrics"]).json()["metrics"]["enabled"], false);
 }
 
-/// Whatever is wrong with the port, the agent runs, says what to change, and comes to it by itself.
+/// Whatever is wrong with the port, the agent runs, logs what to change, and recovers by itself.
 #[test]
-fn a_taken_port_is_said_and_waited_for() {
+fn a_port_in_use_is_reported_and_retried() {
     let agent = TestAgent::prepare();
     let taken = TcpListener::bind((agent.address(), 0)).unwrap();
     let socket = taken.local_addr().unwrap();
@@ -280,13 +280,13 @@ fn a_taken_port_is_said_and_waited_for() {
         (status["ready"].as_bool(), status["metrics"].as_str()),
         (Some(true), Some(&*format!("http://{socket}/metrics")))
     );
-    assert_eq!(agent.log().iter().filter(|line| line.contains("no metrics endpoint yet")).count(), 1, "said once");
+    assert_eq!(agent.log().iter().filter(|line| line.contains("no metrics endpoint yet")).count(), 1, "logged once");
 }
 
-/// What a live agent shows is what docs/metrics.md says that it shows: every family of the catalogue, under its type
-/// and with its labels, nothing else but libp2p's, and no more than the bound. A gateway's families are a gateway's.
+/// A live agent shows what docs/metrics.md says: every family of the catalogue with its type and labels, otherwise
+/// only libp2p's, and no more samples than the bound. Only a gateway shows the gateway's families.
 #[test]
-fn a_live_scrape_is_the_catalogue_and_libp2ps_families() {
+fn a_live_scrape_shows_the_catalogue_and_libp2ps_families() {
     let (first, second) = pair("[get, put, delete]", "gateway: {enabled: true}\n");
     let peer = first.peer_id();
     second.cli(&["put", "greeting", "hello", "--peer", &peer]).ok();
@@ -295,7 +295,7 @@ fn a_live_scrape_is_the_catalogue_and_libp2ps_families() {
         let mut shown = BTreeMap::new();
         for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
             let (name, kind) = line.split_once(' ').unwrap();
-            assert!(shown.insert(name, kind).is_none(), "{name} twice");
+            assert!(shown.insert(name, kind).is_none(), "{name} appears twice");
         }
         for family in catalogue::ALL.iter().filter(|family| is_gateway || !family.name.starts_with("gateway_")) {
             assert_eq!(shown.remove(family.name), Some(family.kind.classic()), "{}", family.name);
@@ -322,9 +322,9 @@ fn a_live_scrape_is_the_catalogue_and_libp2ps_families() {
     }
 }
 
-/// The exposition of the command line is the endpoint's.
+/// The command line prints the same page as the endpoint.
 #[test]
-fn the_control_socket_and_the_endpoint_show_the_same() {
+fn the_control_socket_and_the_endpoint_show_the_same_page() {
     let agent = TestAgent::start();
     agent.cli(&["put", "key", "value"]).ok();
     let text = String::from_utf8(agent.cli(&["metrics"]).ok()).unwrap();

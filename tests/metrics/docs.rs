@@ -1,4 +1,4 @@
-//! The documentation and what is there to be copied are true: tables, links, names, alerts.
+//! The documentation and the files to copy from are correct: tables, links, names, alerts.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +9,7 @@ const START: &str = "<!-- catalogue: written by `TEST_BLESS=1 cargo test --test 
 const END: &str = "<!-- /catalogue -->";
 
 #[test]
-fn the_table_of_families_is_the_catalogue() {
+fn the_table_of_families_matches_the_catalogue() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
     let page = std::fs::read_to_string(path).unwrap();
     let (before, rest) = page.split_once(START).expect("docs/metrics.md has the line that starts the table");
@@ -25,10 +25,10 @@ fn the_table_of_families_is_the_catalogue() {
     std::fs::write(path, format!("{before}{START}{current}{END}{after}")).unwrap();
 }
 
-/// The number of samples is part of what an operator sets limits by.
+/// Operators set limits by the number of samples.
 #[cfg(feature = "metrics-prometheus")]
 #[test]
-fn the_number_of_samples_is_the_documented_one() {
+fn the_number_of_samples_is_as_documented() {
     use peerscope::metrics::labels::{Component, Label as _};
     use peerscope::metrics::{Health, MetricsCollector, MissingLines, Registry, register_scrape_time};
 
@@ -42,7 +42,7 @@ fn the_number_of_samples_is_the_documented_one() {
     assert!(page.contains(&format!("An agent shows {samples} samples of its own")), "it shows {samples}");
 }
 
-/// The pages of the repository that people read.
+/// The documentation pages of the repository.
 fn pages() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let in_folder = |folder: &Path| -> Vec<PathBuf> {
@@ -58,7 +58,7 @@ fn links(page: &str) -> Vec<&str> {
     prose.flat_map(|text| text.split("](").skip(1).filter_map(|rest| rest.split(')').next())).collect()
 }
 
-/// The anchor that a heading gets: small letters, hyphens for spaces, and nothing else but letters and digits.
+/// The anchor of a heading: lowercase, with hyphens for spaces, and otherwise only letters, digits, `-` and `_`.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim_matches(['#', ' ']).chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
     kept.collect::<String>().to_lowercase().replace(' ', "-")
@@ -86,12 +86,12 @@ fn every_local_link_leads_somewhere() {
         }
     }
     assert!(local >= 10, "only {local} links were found: is `links` broken?");
-    assert!(broken.is_empty(), "links to nowhere:\n{}", broken.join("\n"));
+    assert!(broken.is_empty(), "broken links:\n{}", broken.join("\n"));
 }
 
-/// Alerts, queries and tables go silent when they name a family that is not there.
+/// Alerts and queries fail silently if they name a family that does not exist.
 #[test]
-fn every_family_that_is_named_exists() {
+fn every_family_that_the_documentation_names_exists() {
     let prefixes = ["agent_", "exposition_", "gateway_", "http_", "message_", "messages_", "process_", "storage_"];
     let known: Vec<&str> = catalogue::ALL.iter().map(|family| family.name).collect();
     let mut unknown = Vec::new();
@@ -99,7 +99,7 @@ fn every_family_that_is_named_exists() {
     {
         let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
         let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "_.".contains(c)));
-        // `scrape_configs` and functions such as `message_handled` are no families; units and suffixes tell.
+        // `scrape_configs` and functions such as `message_handled` are not families; units and suffixes tell.
         let named = words.filter(|word| prefixes.iter().any(|prefix| word.starts_with(prefix)));
         let named = named.filter(|word| {
             ["_total", "_seconds", "_bytes", "_info", "_fds", "_ready", "_connected"]
@@ -111,18 +111,18 @@ fn every_family_that_is_named_exists() {
     assert!(unknown.is_empty(), "no such families:\n{}", unknown.join("\n"));
 }
 
-/// The family of a series' name.
+/// The family that the name of a series belongs to.
 fn family(series: &str) -> &str {
     ["_bucket", "_sum", "_count"].iter().find_map(|end| series.strip_suffix(end)).unwrap_or(series)
 }
 
-/// Prometheus itself takes the configuration and the alerts that operators copy.
+/// Prometheus itself accepts the configuration and the alerts that operators copy.
 #[test]
-fn prometheus_takes_the_configuration_and_the_alerts() {
+fn prometheus_accepts_the_configuration_and_the_alerts() {
     let promtool = std::env::var_os("TEST_PROMTOOL").unwrap_or_else(|| "promtool".into());
     let mut command = Command::new(promtool);
     let output = command.args(["check", "config", "deploy/prometheus.yml"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    let output = output.output().expect("promtool starts; tests/tools.sh gets it");
+    let output = output.output().expect("promtool starts; tests/tools.sh installs it");
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && said.contains("11 rules found"), "{said}");
 }

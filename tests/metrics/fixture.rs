@@ -1,4 +1,4 @@
-//! An endpoint on a port of its own, and a client that speaks plain HTTP/1.1 over a real socket.
+//! An endpoint on its own port, and a client that speaks plain HTTP/1.1 over a real socket.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -13,7 +13,7 @@ use peerscope::metrics::{
 use crate::support::agent_info;
 use crate::support::http::Reply;
 
-/// The registry of prometheus-client that is part of ours.
+/// The registry of prometheus-client that is added to ours.
 type Others = prometheus_client::registry::Registry;
 
 /// No test waits longer than this for anything.
@@ -32,7 +32,7 @@ impl Endpoint {
         Self::with(Limits::default(), |_| ())
     }
 
-    /// With these limits, and with what `register` adds to the registry for the metrics of others.
+    /// With these limits, and with the foreign metrics that `register` adds.
     pub(crate) fn with(limits: Limits, register: impl FnOnce(&mut Others)) -> Self {
         Self::configured(&MetricsConfig { port: 0, ..MetricsConfig::default() }, limits, register)
     }
@@ -67,7 +67,7 @@ impl Endpoint {
         Client::connect(self.addr())
     }
 
-    /// Asks over a connection of its own.
+    /// Sends a GET over a new connection.
     pub(crate) fn get(&self, path: &str) -> Reply {
         self.connect().get(path, &[])
     }
@@ -97,12 +97,12 @@ impl Client {
         self.stream.get_mut().write_all(bytes)
     }
 
-    /// Waits until the next answer has begun to arrive, and leaves it where it is.
+    /// Waits until the next response has begun to arrive, without reading it.
     pub(crate) fn begun(&mut self) {
         assert_ne!(self.stream.fill_buf().unwrap(), b"");
     }
 
-    /// Says that nothing more will be sent.
+    /// Tells the server that nothing more will be sent.
     pub(crate) fn finish(&self) {
         // The server may have closed the connection already.
         let _ = self.stream.get_ref().shutdown(Shutdown::Write);
@@ -118,7 +118,7 @@ impl Client {
         self.reply(method == "HEAD").unwrap()
     }
 
-    /// Reads one answer; `None` when the server closed the connection instead.
+    /// Reads one response; `None` if the server closed the connection instead.
     pub(crate) fn reply(&mut self, without_body: bool) -> Option<Reply> {
         let status = self.line()?.split(' ').nth(1).unwrap().parse().unwrap();
         let mut headers = Vec::new();
@@ -127,7 +127,7 @@ impl Client {
         }
         let mut reply = Reply { status, reason: String::new(), headers, body: Vec::new() };
         if !without_body {
-            let length = reply.header("content-length").expect("every answer states its length").parse().unwrap();
+            let length = reply.header("content-length").expect("every response has a length").parse().unwrap();
             reply.body.resize(length, 0);
             self.stream.read_exact(&mut reply.body).ok()?;
         }
@@ -138,7 +138,7 @@ impl Client {
     pub(crate) fn closed(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         match self.stream.read_to_end(&mut rest) {
-            // Closed with bytes of ours unread.
+            // The server closed the connection without reading all that was sent.
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
             ended => {
                 ended.expect("the server closes the connection");
@@ -153,12 +153,12 @@ impl Client {
             Ok(0) => None,
             Ok(_) => Some(line.trim_end().to_owned()),
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => None,
-            Err(error) => panic!("no answer: {error}"),
+            Err(error) => panic!("no response: {error}"),
         }
     }
 }
 
-/// Asks again until the answer is yes.
+/// Repeats `check` until it is true.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;

@@ -1,4 +1,4 @@
-//! Floods: thousands of connections that want nothing but places, and descriptors that run out.
+//! Floods: thousands of connections that only take up places, and descriptors that run out.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,7 +14,7 @@ use crate::support::agent::{PATIENCE, TestAgent, connect, eventually};
 use crate::support::http;
 use crate::support::metrics::value;
 
-/// A kind of flood: its name, how many connections, what each does once it is there, and whether it stays.
+/// A kind of flood: its name, the number of connections, what each does once connected, and whether it stays open.
 type Kind = (&'static str, usize, fn(&mut TcpStream, usize) -> std::io::Result<()>, bool);
 
 const KINDS: &[Kind] = &[
@@ -25,14 +25,14 @@ const KINDS: &[Kind] = &[
     ("noise", 1_000, |stream, round| stream.write_all(&(round * 0x9e37_79b9).to_le_bytes().repeat(40)), false),
 ];
 
-/// Takes one byte of an exposition and no more.
+/// Reads one byte of a page and no more.
 fn slow_to_read(stream: &mut TcpStream, _: usize) -> std::io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")?;
     stream.read_exact(&mut [0])
 }
 
-/// The clients of a flood are descriptors of this process.
+/// The clients of a flood need descriptors of this process.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
@@ -54,7 +54,7 @@ fn flood(address: SocketAddr, kind: Kind, opened: &AtomicUsize) -> Vec<TcpStream
         if stays {
             streams.push(stream);
         }
-        // One more byte from one that is there already: a slow writer's.
+        // One more byte on an earlier connection, as from a slow writer.
         if let Some(early) = streams.get_mut(round / 2) {
             let _ = early.write(b"s");
         }
@@ -80,8 +80,8 @@ fn a_scrape_is_answered_while_thousands_of_connections_come_and_stay() {
             slowest = slowest.max(asked.elapsed());
             match reply {
                 Ok(reply) => most = most.max(value(&reply.text(), "process_open_fds", &[])),
-                // The scheduler held this thread between connecting and asking, and as many others came meanwhile as
-                // there are places: to the agent it was silent. The next scrape asks again.
+                // The scheduler paused this thread between connecting and sending, and meanwhile as many others
+                // connected as there are places: to the agent it was silent. The next scrape tries again.
                 Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
                     lost += 1;
                 }
@@ -90,30 +90,30 @@ fn a_scrape_is_answered_while_thousands_of_connections_come_and_stay() {
         }
         let staying: Vec<_> = floods.into_iter().flat_map(|flood| flood.join().unwrap()).collect();
         assert_eq!((opened.load(Ordering::Relaxed), staying.len()), (all, all - 1_000));
-        // All of them are there still, as far as they are concerned.
+        // All of them are still connected, as far as they know.
         agent.scrape();
         assert_eq!(agent.http("/live").status, 200);
     });
     assert!(scrapes >= 20 && lost <= scrapes / 20, "{lost} of {scrapes} lost");
     // Prometheus gives up after 10 s.
     assert!(slowest < Duration::from_secs(10), "{slowest:?}");
-    // A place each, the connection that is on its way to one, and what a scrape opens to count them.
+    // One for each place, one for the connection that is about to get one, and those that a scrape opens to count them.
     #[allow(clippy::cast_precision_loss, reason = "a few hundred")]
     let bound = (before + Limits::default().connections + 4) as f64;
     assert!(most <= bound, "{most} descriptors, {before} before");
-    eventually("the descriptors are given back", || descriptors(&agent) <= before);
+    eventually("the descriptors are closed", || descriptors(&agent) <= before);
     agent.scrape();
 }
 
 #[test]
-fn clients_that_wait_give_their_descriptors_back_when_the_agent_has_no_more() {
+fn idle_connections_are_closed_when_the_agent_runs_out_of_descriptors() {
     let agent = TestAgent::start();
     agent.scrape();
     let pid = Pid::from_raw(agent.pid().try_into().unwrap()).unwrap();
     let few = u32::try_from(descriptors(&agent)).unwrap() + 10;
     let limit = getrlimit(Resource::Nofile);
     prlimit(Some(pid), Resource::Nofile, Rlimit { current: Some(few.into()), ..limit }).unwrap();
-    // Fewer than there are places, and more than there are descriptors.
+    // Fewer than there are places, but more than there are descriptors.
     let idle: Vec<_> = (0..50).map(|_| TcpStream::connect(agent.metrics_socket()).unwrap()).collect();
     for _ in 0..20 {
         let text = agent.scrape();
@@ -125,22 +125,22 @@ fn clients_that_wait_give_their_descriptors_back_when_the_agent_has_no_more() {
     agent.scrape();
 }
 
-/// A closed socket's unsent bytes are the kernel's, which keeps them for minutes where nobody reads: clients that
-/// come, ask and are closed would pile up answers there.
+/// The kernel keeps the unsent bytes of a closed socket for minutes if the client does not read: responses to clients
+/// that connect, send a request and are disconnected would pile up there.
 #[test]
-fn the_kernel_does_not_keep_the_answers_of_clients_that_had_to_go() {
+fn the_kernel_does_not_keep_responses_to_clients_that_were_disconnected() {
     let limits = Limits { connections: 1, answer: Duration::from_secs(3), ..Limits::default() };
     let endpoint = Endpoint::with(limits, register_wide);
     let mut client = TcpStream::connect(endpoint.addr()).unwrap();
     client.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let own = client.local_addr().unwrap();
-    eventually("its answer has filled its buffers", || unsent(endpoint.addr(), own).is_some_and(|bytes| bytes > 0));
-    assert_eq!(endpoint.get("/live").status, 200, "somebody else gets its place");
+    eventually("the response has filled the buffers", || unsent(endpoint.addr(), own).is_some_and(|bytes| bytes > 0));
+    assert_eq!(endpoint.get("/live").status, 200, "another client gets its place");
     assert!(unsent(endpoint.addr(), own).is_some_and(|bytes| bytes > 0), "the kernel still tries");
-    eventually("they are gone", || unsent(endpoint.addr(), own).is_none());
+    eventually("the bytes are gone", || unsent(endpoint.addr(), own).is_none());
 }
 
-/// How many bytes the kernel has to send yet from one address to the other; `None` without a connection.
+/// How many bytes the kernel still has to send from one address to the other; `None` without a connection.
 fn unsent(from: SocketAddr, to: SocketAddr) -> Option<u64> {
     let (from, to) = (hexadecimal(from), hexadecimal(to));
     let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
@@ -151,6 +151,6 @@ fn unsent(from: SocketAddr, to: SocketAddr) -> Option<u64> {
 
 /// An address as `/proc/net/tcp` writes it.
 fn hexadecimal(address: SocketAddr) -> String {
-    let std::net::IpAddr::V4(ip) = address.ip() else { panic!("{address} is not of IPv4") };
+    let std::net::IpAddr::V4(ip) = address.ip() else { panic!("{address} is not an IPv4 address") };
     format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), address.port())
 }

@@ -1,4 +1,4 @@
-//! The endpoint comes, stays and goes, whatever the port and the agent's runtime do.
+//! The endpoint starts, serves and stops, whatever happens to the port and the agent's runtime.
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use peerscope::metrics::{Limits, MetricsConfig};
 use super::fixture::{Client, Endpoint, eventually};
 
 #[test]
-fn a_taken_port_is_waited_for_and_the_board_of_health_says_so() {
+fn a_port_in_use_is_retried_and_reported_to_health() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = taken.local_addr().unwrap();
     let config = MetricsConfig { port: addr.port(), ..MetricsConfig::default() };
@@ -43,15 +43,15 @@ fn an_address_of_another_machine_does_not_stop_the_agent() {
     );
 }
 
-/// The endpoint is for the moments in which the agent hangs: here its runtime has one thread, and that
-/// thread does not come back until the scrape has been answered.
+/// The endpoint is needed most when the agent hangs: here, the agent's runtime has one thread, which is
+/// blocked until the scrape has been answered.
 #[test]
 fn it_answers_while_the_agents_runtime_is_blocked() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let endpoint = Endpoint::start();
         let addr = endpoint.addr();
-        // Blocks this thread, and with it the whole runtime, in a plain join.
+        // The plain join blocks this thread, and with it the whole runtime.
         let scraper = std::thread::spawn(move || {
             let mut client = Client::connect(addr);
             (client.get("/metrics", &[]).status, client.get("/live", &[]).status, client.get("/ready", &[]).status)
@@ -100,7 +100,7 @@ fn dropping_the_server_stops_it() {
 }
 
 #[tokio::test]
-async fn shutdown_while_the_port_is_taken_ends_the_waiting() {
+async fn shutdown_while_the_port_is_in_use_ends_the_retries() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let config = MetricsConfig { port: taken.local_addr().unwrap().port(), ..MetricsConfig::default() };
     let endpoint =

@@ -1,5 +1,5 @@
-//! Clients that are slow, silent, too many or too loud, and collectors that fail: none of them takes the
-//! endpoint away from the others.
+//! Clients that are slow, silent, too many or too loud, and collectors that fail: none of them keeps the
+//! endpoint from serving others.
 
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,12 +11,12 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::Registry as Others;
 
 use super::fixture::{Client, Endpoint, PATIENCE, eventually};
 use crate::support::metrics::value;
 
-/// A collector that does not come back until the gate opens.
+/// A collector that blocks until the gate opens.
 #[derive(Debug, Clone, Default)]
 struct Gate(Arc<(Mutex<(bool, usize)>, Condvar)>);
 
@@ -29,7 +29,7 @@ impl Gate {
     fn wait_for_waiting(&self, count: usize) {
         let state = self.0.0.lock().unwrap();
         let (_state, timeout) = self.0.1.wait_timeout_while(state, PATIENCE, |(_, waiting)| *waiting < count).unwrap();
-        assert!(!timeout.timed_out(), "{count} scrapes wait");
+        assert!(!timeout.timed_out(), "fewer than {count} scrapes are waiting");
     }
 }
 
@@ -44,7 +44,7 @@ impl Collector for Gate {
 }
 
 #[test]
-fn a_fifth_scrape_at_once_is_turned_away_and_the_other_pages_answer_on() {
+fn a_fifth_concurrent_scrape_is_rejected_and_the_other_pages_still_answer() {
     let gate = Gate::default();
     let endpoint = Endpoint::with(Limits::default(), |registry| registry.register_collector(Box::new(gate.clone())));
     let mut clients: Vec<_> = (0..4).map(|_| endpoint.connect()).collect();
@@ -71,7 +71,7 @@ fn a_fifth_scrape_at_once_is_turned_away_and_the_other_pages_answer_on() {
 }
 
 #[test]
-fn a_client_that_leaves_does_not_free_the_place_of_the_scrape_that_it_asked_for() {
+fn a_client_that_disconnects_does_not_free_the_place_of_its_scrape() {
     let gate = Gate::default();
     let limits = Limits { scrapes: 1, ..Limits::default() };
     let endpoint = Endpoint::with(limits, |registry| registry.register_collector(Box::new(gate.clone())));
@@ -79,12 +79,12 @@ fn a_client_that_leaves_does_not_free_the_place_of_the_scrape_that_it_asked_for(
     client.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
     gate.wait_for_waiting(1);
     drop(client);
-    assert_eq!(endpoint.get("/metrics").status, 503, "its exposition is still being made");
+    assert_eq!(endpoint.get("/metrics").status, 503, "its page is still being made");
     gate.open();
     eventually("the place is free again", || endpoint.get("/metrics").status == 200);
 }
 
-/// A collector that is broken the first three times that it is asked.
+/// A collector that fails the first three times.
 #[derive(Debug)]
 struct Broken {
     panics: bool,
@@ -110,7 +110,7 @@ fn a_foreign_collector_that_panics_or_fails_costs_its_own_families_only() {
             others.register_collector(Box::new(Broken { panics, asked: AtomicUsize::new(0) }));
         });
         // Families can be added while the endpoint serves.
-        let mut good = Registry::default();
+        let mut good = Others::default();
         good.register("good", "In another registry", Gauge::<i64>::default());
         endpoint.registry.add_foreign("good", good);
         let mut client = endpoint.connect();
@@ -120,6 +120,8 @@ fn a_foreign_collector_that_panics_or_fails_costs_its_own_families_only() {
             let text = reply.text();
             assert!(text.contains("\ngood 0\n") && text.contains("\nagent_peers_connected 0\n"), "{text}");
             assert_eq!(text.contains("\nlost_meanwhile 0\n"), asked == 3, "{text}");
+            let failed = value(&text, "exposition_failed_registries", &[]);
+            assert_eq!(failed, if asked == 3 { 0.0 } else { 1.0 });
         }
     }
 }
@@ -130,7 +132,7 @@ fn a_request_that_never_completes_is_cut_off() {
     let endpoint = Endpoint::with(limits, |_| ());
     let started = Instant::now();
     let mut silent = endpoint.connect();
-    // One byte now and then does not help.
+    // Sending a byte now and then does not help.
     let mut dripping = endpoint.connect();
     let mut sent = 0;
     while dripping.send(b"G").is_ok() {
@@ -140,7 +142,7 @@ fn a_request_that_never_completes_is_cut_off() {
     }
     assert_eq!(silent.closed(), b"");
     assert!(started.elapsed() >= Duration::from_millis(300));
-    // On a connection that was good before, too.
+    // The same on a connection that has served a request.
     let mut client = endpoint.connect();
     assert_eq!(client.get("/live", &[]).status, 200);
     client.send(b"GET /metrics HTTP/1.1\r\nHost: te").unwrap();
@@ -148,12 +150,12 @@ fn a_request_that_never_completes_is_cut_off() {
 }
 
 #[test]
-fn a_connection_may_lie_idle_longer_than_a_head_may_take_but_not_for_ever() {
+fn a_connection_may_be_idle_longer_than_a_head_may_take_but_not_for_ever() {
     let limits = Limits { head: Duration::from_millis(200), idle: Duration::from_secs(2), ..Limits::default() };
     let endpoint = Endpoint::with(limits, |_| ());
     let mut client = endpoint.connect();
     assert_eq!(client.get("/live", &[]).status, 200);
-    // A scrape interval that is longer than the head's deadline: the very connection is used again.
+    // A scrape interval that is longer than the head's deadline: the same connection is used again.
     std::thread::sleep(Duration::from_millis(600));
     assert_eq!(client.get("/live", &[]).status, 200);
     let idle_since = Instant::now();
@@ -162,12 +164,12 @@ fn a_connection_may_lie_idle_longer_than_a_head_may_take_but_not_for_ever() {
     assert!(idle >= Duration::from_millis(1900) && idle < PATIENCE, "{idle:?}");
 }
 
-/// An exposition that is more than the socket's buffers hold.
-pub(crate) fn register_wide(registry: &mut Registry) {
+/// A page that is larger than the socket's buffers.
+pub(crate) fn register_wide(registry: &mut Others) {
     register_wide_as(registry, "wide");
 }
 
-fn register_wide_as(registry: &mut Registry, name: &str) {
+fn register_wide_as(registry: &mut Others, name: &str) {
     let family = Family::<Vec<(&str, String)>, Gauge>::default();
     for row in 0..2_000 {
         let _ = family.get_or_create(&vec![("row", format!("{row:01000}"))]);
@@ -176,18 +178,18 @@ fn register_wide_as(registry: &mut Registry, name: &str) {
 }
 
 #[test]
-fn a_client_that_does_not_fetch_its_answer_is_cut_off() {
+fn a_client_that_does_not_fetch_its_response_is_cut_off() {
     let limits = Limits { answer: Duration::from_millis(500), ..Limits::default() };
     let endpoint = Endpoint::with(limits, register_wide);
     let full = endpoint.scrape().len();
     assert!(full > 2_000_000);
-    // Several requests at once, and not a byte of the answers read.
+    // Several requests at once, without reading a byte of the responses.
     let mut client = endpoint.connect();
     for _ in 0..8 {
         client.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
     }
     let stalled = Instant::now();
-    // The server closes while most of the answers are still on its side.
+    // The server closes while most of the responses are still on its side.
     eventually("the server hangs up", || client.send(b"GET /live HTTP/1.1\r\n\r\n").is_err());
     assert!(stalled.elapsed() >= Duration::from_millis(450), "{:?}", stalled.elapsed());
     assert!(client.closed().len() < 8 * full);
@@ -195,7 +197,7 @@ fn a_client_that_does_not_fetch_its_answer_is_cut_off() {
 }
 
 #[test]
-fn answers_in_a_row_that_are_fetched_slowly_all_come() {
+fn pipelined_responses_that_are_fetched_slowly_all_arrive() {
     let endpoint = Endpoint::with(Limits::default(), register_wide);
     let mut client = endpoint.connect();
     client.send(&b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n".repeat(6)).unwrap();
@@ -208,24 +210,24 @@ fn answers_in_a_row_that_are_fetched_slowly_all_come() {
     assert_eq!(client.get("/live", &[]).status, 200);
 }
 
-/// What a client does that waits for nothing.
+/// Sends a request and reads the response at once.
 fn asks(client: &mut Client) {
     assert_eq!(client.get("/live", &[]).status, 200);
 }
 
 #[test]
-fn a_new_connection_takes_the_place_of_the_one_that_was_waited_for_the_longest() {
+fn a_new_connection_takes_the_place_of_the_one_that_has_waited_longest_for_its_client() {
     let endpoint = Endpoint::with(Limits { connections: 3, ..Limits::default() }, |_| ());
     let mut clients: Vec<_> = (0..3).map(|_| endpoint.connect()).collect();
     clients.iter_mut().for_each(asks);
-    // The first one is the oldest, but has just been useful again.
+    // The first one is the oldest, but has just been useful again: it read a response.
     asks(&mut clients[0]);
     clients.push(endpoint.connect());
     asks(&mut clients[3]);
     assert_eq!(clients.remove(1).closed(), b"");
-    // That was all: nobody else had to go.
+    // No other connection was closed.
     clients.iter_mut().for_each(asks);
-    // Where a place is free, nobody has to go either.
+    // While a place is free, none is closed at all.
     clients.remove(0);
     asks(&mut endpoint.connect());
     clients.iter_mut().for_each(asks);
@@ -246,14 +248,14 @@ fn a_client_that_sends_its_request_byte_by_byte_does_not_keep_its_place() {
 }
 
 #[test]
-fn nobody_takes_the_place_of_a_client_whose_answer_is_being_made() {
+fn a_client_keeps_its_place_while_its_response_is_being_made() {
     let gate = Gate::default();
     let limits = Limits { connections: 2, ..Limits::default() };
     let endpoint = Endpoint::with(limits, |registry| registry.register_collector(Box::new(gate.clone())));
     let mut first = endpoint.connect();
     first.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
     gate.wait_for_waiting(1);
-    // It has waited longer than any of these, but for us.
+    // It has been connected longer than any of these, but it is waiting for us.
     let mut second = endpoint.connect();
     asks(&mut second);
     asks(&mut endpoint.connect());
@@ -261,7 +263,7 @@ fn nobody_takes_the_place_of_a_client_whose_answer_is_being_made() {
     let mut third = endpoint.connect();
     third.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
     gate.wait_for_waiting(2);
-    // Now both are being answered. Closing tells the new one; leaving it in the kernel's queue would not.
+    // Now both are being answered. Closing the new one tells it so; leaving it in the kernel's queue would not.
     assert_eq!(endpoint.connect().closed(), b"");
     gate.open();
     assert_eq!(first.reply(false).unwrap().status, 200);
@@ -269,17 +271,17 @@ fn nobody_takes_the_place_of_a_client_whose_answer_is_being_made() {
 }
 
 #[test]
-fn a_client_that_does_not_read_its_answers_does_not_keep_its_place() {
+fn a_client_that_does_not_read_its_responses_does_not_keep_its_place() {
     let endpoint = Endpoint::with(Limits { connections: 2, ..Limits::default() }, register_wide);
     let full = endpoint.scrape().len();
-    // Its second request has been read and its third one not, when the first answer gets stuck.
+    // When its first response gets stuck, its second request has been read and its third has not.
     let mut slow = endpoint.connect();
     for _ in 0..3 {
         slow.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
     }
     let mut other = endpoint.connect();
     let answered = [("handler", "metrics"), ("code", "200")];
-    eventually("its answer is made", || {
+    eventually("its response is made", || {
         let text = other.get("/metrics", &[]).text();
         value(&text, "http_requests_in_flight", &[("handler", "metrics")]) == 1.0
             && value(&text, "http_requests_total", &answered) >= 2.0
@@ -290,15 +292,15 @@ fn a_client_that_does_not_read_its_answers_does_not_keep_its_place() {
 }
 
 #[test]
-fn a_client_that_fetches_its_answer_keeps_its_place() {
+fn a_client_that_fetches_its_response_keeps_its_place() {
     let endpoint = Endpoint::with(Limits { connections: 2, ..Limits::default() }, |registry| {
-        // An answer of 12 MB: the socket's buffers hold half of that at most.
+        // A response of 12 MB: the socket's buffers hold half of that at most.
         (0..6).for_each(|number| register_wide_as(registry, &format!("wide_{number}")));
     });
     let mut fetching = endpoint.connect();
     fetching.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
     fetching.begun();
-    // The other one has been waited for since now, and the fetching one takes more of its answer after that.
+    // The other client is waited for from now on; the fetching one reads more of its response after that.
     let mut other = endpoint.connect();
     asks(&mut other);
     assert_eq!(fetching.reply(false).unwrap().status, 200);
@@ -307,10 +309,10 @@ fn a_client_that_fetches_its_answer_keeps_its_place() {
     asks(&mut fetching);
 }
 
-/// The order in which a runtime looks at sockets must not matter: with new ones to accept all the time, it
-/// could find out last that a request has been there for long.
+/// The order in which a runtime polls sockets must not matter: with new ones to accept all the time, it could
+/// notice last a request that arrived long ago.
 #[test]
-fn a_request_that_comes_with_its_connection_is_answered_however_many_come_after_it() {
+fn a_request_sent_right_after_connecting_is_answered_however_many_clients_follow() {
     let endpoint = Endpoint::with(Limits { connections: 2, ..Limits::default() }, |_| ());
     let ask = |_| {
         let mut client = endpoint.connect();
@@ -330,14 +332,14 @@ fn a_collector_that_hangs_costs_its_client_a_bounded_wait() {
     let endpoint = Endpoint::with(limits, |registry| registry.register_collector(Box::new(gate.clone())));
     let mut client = endpoint.connect();
     let asked = Instant::now();
-    // The bytes after the request must not hide the clock from the connection.
+    // The bytes after the request must not keep the connection from noticing its deadline.
     client.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\nGET /live HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
     let reply = client.reply(false).unwrap();
     assert_eq!(reply.status, 503);
-    assert_eq!(reply.text(), "The answer was not made within 300ms; some part of the agent hangs.\n");
+    assert_eq!(reply.text(), "The metrics page was not ready within 300ms: part of the agent is hanging.\n");
     assert!(asked.elapsed() >= Duration::from_millis(300) && asked.elapsed() < PATIENCE, "{:?}", asked.elapsed());
     assert_eq!(client.reply(false).unwrap().status, 200);
-    // The exposition still has its thread and its place; the connection is as good as before.
+    // The page still has its thread and its place; the connection works as before.
     assert_eq!(client.get("/metrics", &[]).text(), "Limit of concurrent requests reached (1), try again later.\n");
     gate.open();
     eventually("the place is free again", || client.get("/metrics", &[]).status == 200);
@@ -346,7 +348,7 @@ fn a_collector_that_hangs_costs_its_client_a_bounded_wait() {
 }
 
 #[test]
-fn a_request_that_begins_right_behind_another_one_is_cut_off_as_well() {
+fn an_incomplete_request_right_after_another_one_is_cut_off_too() {
     let limits = Limits { head: Duration::from_millis(300), ..Limits::default() };
     let endpoint = Endpoint::with(limits, |_| ());
     let mut client = endpoint.connect();
@@ -356,7 +358,7 @@ fn a_request_that_begins_right_behind_another_one_is_cut_off_as_well() {
 }
 
 #[test]
-fn a_body_that_nobody_asked_for_does_not_hold_the_connection() {
+fn an_unexpected_body_does_not_hold_the_connection() {
     let limits = Limits { head: Duration::from_millis(300), ..Limits::default() };
     let endpoint = Endpoint::with(limits, |_| ());
     let mut client = endpoint.connect();
@@ -366,7 +368,7 @@ fn a_body_that_nobody_asked_for_does_not_hold_the_connection() {
 }
 
 #[test]
-fn a_client_that_hangs_up_early_is_no_trouble() {
+fn clients_that_disconnect_early_do_no_harm() {
     let endpoint = Endpoint::start();
     for _ in 0..200 {
         let stream = std::net::TcpStream::connect(endpoint.addr()).unwrap();

@@ -1,23 +1,23 @@
-//! Requests that are wrong, or that two readers could understand in two ways: each is refused or is the
-//! last one of its connection, and nothing that comes behind it is ever taken for a request.
+//! Requests that are invalid, or that two parsers could read in two ways: each is rejected or is the last one
+//! of its connection, and nothing that follows it is ever treated as a request.
 
 use peerscope::metrics::Limits;
 
 use super::fixture::{Client, Endpoint, PATIENCE};
 use crate::support::metrics::value;
 
-/// The request that must not be answered. No test here asks for this page in earnest.
+/// The request that must not be answered. No test here requests this page in any other way.
 const SMUGGLED: &str = "GET /ready HTTP/1.1\r\nHost: test\r\n\r\n";
 
-/// No deadline passes here: what is closed is closed for what was sent.
+/// No deadline passes here: a connection is closed only because of what was sent.
 fn endpoint() -> Endpoint {
     Endpoint::with(Limits { head: 2 * PATIENCE, idle: 2 * PATIENCE, ..Limits::default() }, |_| ())
 }
 
-/// The status of each answer to these bytes, until the server closes the connection.
+/// The status of each response to these bytes, until the server closes the connection.
 fn statuses(endpoint: &Endpoint, bytes: &[u8]) -> Vec<u16> {
     let mut client = endpoint.connect();
-    // It may be refused, and the connection closed, before all is sent.
+    // It may be rejected, and the connection closed, before everything is sent.
     let _ = client.send(bytes);
     statuses_of(&client.closed())
 }
@@ -28,7 +28,7 @@ fn statuses_of(answers: &[u8]) -> Vec<u16> {
     lines.map(|line| line.split(' ').nth(1).unwrap().parse().unwrap()).collect()
 }
 
-/// After all that was sent: nothing was smuggled in, and who asks is answered.
+/// No smuggled request was answered, and the endpoint still works.
 #[track_caller]
 fn nothing_was_smuggled(endpoint: &Endpoint) {
     let text = endpoint.scrape();
@@ -38,11 +38,11 @@ fn nothing_was_smuggled(endpoint: &Endpoint) {
 }
 
 #[test]
-fn what_is_no_request_is_refused_and_the_connection_closed() {
+fn an_invalid_request_is_rejected_and_the_connection_closed() {
     let endpoint = endpoint();
     let get = |rest: &str| format!("GET /live HTTP/1.1\r\nHost: test\r\n{rest}");
     let requests = [
-        // Two readings of where the body ends.
+        // Ambiguous: where the body ends.
         get("Content-Length: 4\r\nContent-Length: 40\r\n\r\n0\r\n\r\n"),
         get("Content-Length: 4, 40\r\n\r\n"),
         get("Content-Length: +4\r\n\r\n"),
@@ -56,7 +56,7 @@ fn what_is_no_request_is_refused_and_the_connection_closed() {
         get("Transfer-Encoding: chunked\r\nTransfer-Encoding: cow\r\n\r\n0\r\n\r\n"),
         get("Transfer-Encoding:\x0bchunked\r\n\r\n0\r\n\r\n"),
         "GET /live HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into(),
-        // Two readings of what a header is.
+        // Ambiguous: what a header is.
         get("X: a\r\n folded: b\r\n\r\n"),
         get("X: a\r\n\tfolded: b\r\n\r\n"),
         get("Content-Length : 4\r\n\r\n"),
@@ -70,7 +70,7 @@ fn what_is_no_request_is_refused_and_the_connection_closed() {
         get("X\0: a\r\n\r\n"),
         "GET /live\0 HTTP/1.1\r\n\r\n".into(),
         "GET /live HTTP/1.1\rHost: test\r\r".into(),
-        // No HTTP, or another one.
+        // Not HTTP, or a version that is not supported.
         "\0\0\0\0\r\n\r\n".into(),
         "GET /live\r\n\r\n".into(),
         "GET /live HTTP/0.9\r\n\r\n".into(),
@@ -85,14 +85,14 @@ fn what_is_no_request_is_refused_and_the_connection_closed() {
         let statuses = statuses(&endpoint, (request.clone() + SMUGGLED).as_bytes());
         assert_eq!(statuses, [400], "{request:?}");
     }
-    // hyper knows this one, and that nothing it could say would be understood.
+    // hyper recognizes this one, and that the client would understand no response.
     assert!(statuses(&endpoint, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").is_empty());
     nothing_was_smuggled(&endpoint);
 }
 
-/// The start of what OpenSSL sends to a server that it takes for one of TLS.
+/// The start of what OpenSSL sends to a TLS server.
 #[test]
-fn a_greeting_in_tls_is_refused() {
+fn a_tls_client_hello_is_rejected() {
     let endpoint = endpoint();
     let mut hello = vec![0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];
     hello.extend([0x5a; 506]);
@@ -101,7 +101,7 @@ fn a_greeting_in_tls_is_refused() {
 }
 
 #[test]
-fn an_answer_to_what_others_may_read_otherwise_is_the_last_one() {
+fn the_response_to_an_ambiguous_request_is_the_last_one() {
     let endpoint = endpoint();
     let length = SMUGGLED.len();
     let requests = [
@@ -111,10 +111,10 @@ fn an_answer_to_what_others_may_read_otherwise_is_the_last_one() {
         (404, format!("PUT /x HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n")),
         (200, "GET /live HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\n0".into()),
         (200, format!("GET /live HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\nExpect: 100-continue\r\n\r\n")),
-        // Both ways to say where it ends, in both orders: the request ends at the last chunk, or in it.
+        // Both ways to state where it ends, in both orders: the request ends at the last chunk, or in it.
         (200, "GET /live HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into()),
         (200, "GET /live HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n".into()),
-        // Chunks, good and bad.
+        // Chunks, valid and invalid.
         (200, "GET /live HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into()),
         (200, "GET /live HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n".into()),
         (200, "GET /live HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n\r\n".into()),
@@ -122,12 +122,12 @@ fn an_answer_to_what_others_may_read_otherwise_is_the_last_one() {
         (200, "GET /live HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0;a\nb\r\n\r\n".into()),
         (200, "GET /live HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n".into()),
         (200, "GET /live HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".into()),
-        // Lines that end without a carriage return, which is the end of a request for some.
+        // Lines that end without a carriage return, which ends a request for some parsers.
         (200, "GET /live HTTP/1.1\nHost: test\n\n".into()),
         (200, "GET /live HTTP/1.1\r\nHost: test\n\r\n".into()),
         (200, "GET /live HTTP/1.1\r\nHost: test\r\n\n".into()),
         (200, "\nGET /live HTTP/1.1\r\nHost: test\r\n\r\n".into()),
-        // It said itself that it would be the last one.
+        // The client itself announces that this is the last request.
         (200, "GET /live HTTP/1.1\r\nConnection: close\r\n\r\n".into()),
         (200, "GET /live HTTP/1.0\r\n\r\n".into()),
     ];
@@ -139,7 +139,7 @@ fn an_answer_to_what_others_may_read_otherwise_is_the_last_one() {
 }
 
 #[test]
-fn a_head_has_bounds() {
+fn the_size_of_a_head_is_limited() {
     let endpoint = endpoint();
     let with_headers = |count: usize| {
         let headers: String = (0..count).map(|number| format!("X-{number}: x\r\n")).collect();
@@ -149,7 +149,7 @@ fn a_head_has_bounds() {
     assert_eq!(statuses(&endpoint, with_headers(64).as_bytes()), [431]);
     let with_length = |length: usize| format!("GET /live?{} HTTP/1.1\r\nConnection: close\r\n\r\n", "x".repeat(length));
     assert_eq!(statuses(&endpoint, with_length(15_000).as_bytes()), [200]);
-    // More than is read: the connection is closed with bytes unread, and the answer may be lost by that.
+    // More than is read: the connection is closed with bytes unread, which may lose the response.
     for head in [with_length(16 * 1024), with_length(1024 * 1024), with_headers(100_000), "\r\n".repeat(100_000)] {
         let statuses = statuses(&endpoint, head.as_bytes());
         assert!(matches!(statuses[..], [] | [431]), "{statuses:?}");
@@ -158,7 +158,7 @@ fn a_head_has_bounds() {
 }
 
 #[test]
-fn requests_in_a_row_are_answered_one_by_one_and_in_order() {
+fn pipelined_requests_are_answered_in_order() {
     let endpoint = endpoint();
     let mut client = endpoint.connect();
     let pages = ["/live", "/nowhere", "/metrics", "/"];
@@ -174,12 +174,12 @@ fn requests_in_a_row_are_answered_one_by_one_and_in_order() {
     assert_eq!(value(&text, "http_requests_total", &[("handler", "live"), ("code", "200")]), 25.0);
 }
 
-/// Good requests with some of their bytes replaced, and bytes that were never good. The same ones each time.
+/// Valid requests with some bytes replaced, and random bytes. The same ones in each run.
 #[test]
-fn random_bytes_cost_their_own_connection() {
+fn random_bytes_affect_only_their_own_connection() {
     let endpoint = endpoint();
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    // xorshift64*, good enough to be unlike anything.
+    // xorshift64*, which is random enough here.
     let mut random = move |below: usize| {
         state ^= state >> 12;
         state ^= state << 25;

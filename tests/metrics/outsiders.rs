@@ -1,6 +1,6 @@
-//! Proven by outsiders: what the programs of others make of agents that work. Two releases of Prometheus
-//! and VictoriaMetrics scrape them and are asked what they saw; two releases of promtool and the strict
-//! parser of Python's prometheus-client read single pages. `tests/tools.sh` gets them all.
+//! What other programs read from agents at work. Two releases of Prometheus and VictoriaMetrics scrape the
+//! agents and are queried for what they saw; two releases of promtool and the strict parser of Python's
+//! prometheus-client read single pages. `tests/tools.sh` installs them all.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,8 +18,8 @@ use crate::support::scraper::{Labels, Program, Scraper};
 
 const OPENMETRICS: [(&str, &str); 1] = [("Accept", "application/openmetrics-text; version=1.0.0")];
 
-/// What a page has to be in both of its text formats. promtool has nothing to say about any family, not
-/// even about libp2p's: there are no exceptions to list.
+/// The page is valid in both text formats. promtool complains about no family, not even libp2p's, so there are
+/// no exceptions to list.
 fn assert_pages_are_clean(agent: &TestAgent) {
     let page = agent.scrape();
     promtool(page.as_bytes()).unwrap_or_else(|complaint| panic!("{complaint}\n{page}"));
@@ -44,13 +44,13 @@ fn promtool_and_the_strict_parser_accept_agents_at_work() {
     assert!(received(&before[0]) < received(&during[0]) && stored(&before[1]) < stored(&during[1]));
 }
 
-/// Counters exact, histograms whole, and a restart that no rate stumbles over.
+/// Counters are exact, histograms are complete, and a restart distorts no rate.
 #[test]
-fn three_servers_saw_what_the_agents_did() {
+fn three_servers_see_what_the_agents_did() {
     let mut pair = Pair::start();
     let targets = pair.both().map(TestAgent::metrics_socket);
     let scrapers = Program::ALL.map(|program| Scraper::start(program, &targets));
-    // Each saw the zero from which everything grows.
+    // Each has seen the zeros from which the counters start.
     for scraper in &scrapers {
         for target in targets {
             scraper.await_value("up", target, 1.0);
@@ -93,16 +93,16 @@ fn three_servers_saw_what_the_agents_did() {
     assert_restart_is_seen(&scrapers, targets, before, after);
     for scraper in &scrapers {
         scraper.assert_targets_up(2);
-        // The one that ran all the time answered every scrape well.
+        // The agent that was not restarted answered every scrape.
         scraper.await_value("min_over_time(up[10m])", targets[1], 1.0);
     }
-    // Also with what libp2p tells about a connection that ended.
+    // Also with libp2p's series about a closed connection.
     pair.both().into_iter().for_each(assert_pages_are_clean);
 }
 
 const PUTS: &str = "messages_received_total{type=\"put\"}";
 
-/// What every server has to say after so many rounds of the load since each agent's start.
+/// What every server has to return after this many rounds of the load since the start of each agent.
 fn assert_counted(scrapers: &[Scraper], pair: &Pair, rounds: [f64; 2]) {
     let [first, second] = rounds;
     let expected: [(&str, [f64; 2]); 10] = [
@@ -126,7 +126,7 @@ fn assert_counted(scrapers: &[Scraper], pair: &Pair, rounds: [f64; 2]) {
     }
 }
 
-/// Some histograms with native buckets, each with the counter of the same events, and whose they are.
+/// Some histograms with native buckets, each with the counter of the same events and the agent that has them.
 const HISTOGRAMS: [Counted; 6] = [
     ("message_processing_duration_seconds", "messages_received_total", &[("type", "put")], 0),
     ("message_processing_duration_seconds", "messages_received_total", &[("type", "get")], 0),
@@ -151,18 +151,18 @@ const HISTOGRAMS: [Counted; 6] = [
     ),
 ];
 
-/// A histogram, its counter, the labels of both, and which agent's.
+/// A histogram, its counter, the labels of both, and the index of the agent.
 type Counted = (&'static str, &'static str, &'static [(&'static str, &'static str)], usize);
 
 /// The bounds of the native bucket with this value. Those of schema 3 are the powers of the eighth root of
-/// 2, so a bucket is 9 % wide. They stand apart by what rounding may do to them.
+/// 2, so a bucket is 9 % wide. They are moved apart to allow for rounding.
 fn native_bucket(value: f64) -> (f64, f64) {
     let index = (value.log2() * 8.0).ceil();
     (((index - 1.0) / 8.0).exp2() * (1.0 - 1e-12), (index / 8.0).exp2() * (1.0 + 1e-12))
 }
 
-/// Nothing moves any more: every histogram has counted what its counter did, and its native buckets know
-/// the quantiles at least as well as its classic ones.
+/// Once nothing changes any more, every histogram has counted what its counter has, and the quantiles from its
+/// native buckets are at least as good as those from its classic ones.
 fn assert_histograms(scrapers: &[Scraper], pair: &Pair) {
     for (name, counter, labels, agent) in HISTOGRAMS {
         let agent = pair.both()[agent];
@@ -185,7 +185,7 @@ fn assert_histograms(scrapers: &[Scraper], pair: &Pair) {
                     let rank = quantile * count;
                     let (low, _) = classic_bucket(&page, name, &labels, rank);
                     let (_, high) = classic_bucket(&page, name, &labels, (rank + 1.0).min(count));
-                    // A classic bound need not be one of a native bucket.
+                    // A classic bound need not be a native bound.
                     assert!(
                         native_bucket(low).0 <= native && native <= native_bucket(high).1,
                         "{:?}: {quantile} of {name}{{{labels}}} is {native}, not from {low} to {high}",
@@ -212,9 +212,8 @@ fn classic_bucket(page: &str, name: &str, labels: &str, rank: f64) -> (f64, f64)
     panic!("no observation {rank} in {bucket}");
 }
 
-/// Every series of an agent's page is in every server, and no other, and with the same value when nothing
-/// moves it any more. Waits until that is so: libp2p makes a series when something happens for the first
-/// time.
+/// Every server has exactly the series of an agent's page, with the same values where nothing changes any more.
+/// Waits until that is so: libp2p creates a series when something happens for the first time.
 fn assert_same_as_the_pages(scrapers: &[Scraper], pair: &Pair) {
     for scraper in scrapers {
         for agent in pair.both() {
@@ -231,7 +230,7 @@ fn assert_same_as_the_pages(scrapers: &[Scraper], pair: &Pair) {
     }
 }
 
-/// Every histogram of the agent's own, each with native buckets next to the classic ones.
+/// Every histogram of the agent's own, each with native buckets in addition to the classic ones.
 const NATIVE: [&str; 5] = [
     "exposition_duration_seconds",
     "message_processing_duration_seconds",
@@ -243,7 +242,7 @@ const NATIVE: [&str; 5] = [
 fn differences(scraper: &Scraper, target: SocketAddr, page: &BTreeMap<Series, f64>) -> Vec<String> {
     let instance = format!("{{instance=\"{target}\"}}");
     let mut seen: BTreeMap<_, _> = scraper.query(&instance).into_iter().map(named).collect();
-    // What each server says about its own scrapes.
+    // Without what each server adds about its own scrapes.
     seen.retain(|key, _| page.contains_key(key) || key.0 != "up" && !key.0.starts_with("scrape_"));
     let mut expected = page.clone();
     if !scraper.program.keeps_both() {
@@ -257,7 +256,7 @@ fn differences(scraper: &Scraper, target: SocketAddr, page: &BTreeMap<Series, f6
     if scraper.program.keeps_native() {
         for family in NATIVE {
             for (function, suffix) in [("histogram_count", "_count"), ("histogram_sum", "_sum")] {
-                // What the native histograms say takes the names of the classic ones.
+                // The results from native histograms get the names of the classic series.
                 let name = format!("{family}{suffix}");
                 let seen = scraper.query(&format!("{function}({family}{instance})")).into_iter();
                 let seen = seen.map(|(mut labels, value)| {
@@ -285,20 +284,20 @@ fn compare(expected: &BTreeMap<Series, f64>, seen: &BTreeMap<Series, f64>) -> Ve
     missing.chain(more).chain(others).collect()
 }
 
-/// A series as its page has it, without what the server added.
+/// A series as on its page, without the labels that the server added.
 fn named((mut labels, value): (Labels, f64)) -> (Series, f64) {
     labels.remove("job");
     labels.remove("instance");
-    let name = labels.remove("__name__").expect("nothing took the name away");
+    let name = labels.remove("__name__").expect("every series has a name");
     (series(&name, labels), value)
 }
 
-/// Whether the values of a family stand still when nobody asks the agent for anything but its metrics.
+/// Whether the values of a family stay the same while the agent does nothing but answer scrapes.
 fn still(name: &str) -> bool {
     ["message", "storage_", "agent_", "build_"].iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// The first agent's counters fell to zero once; no rate ever was negative, or more than the load made.
+/// The first agent's counters fell to zero once; no rate was ever negative or higher than the load.
 fn assert_restart_is_seen(scrapers: &[Scraper], targets: [SocketAddr; 2], before: f64, after: f64) {
     let whole = before + after;
     for scraper in scrapers {
@@ -307,7 +306,7 @@ fn assert_restart_is_seen(scrapers: &[Scraper], targets: [SocketAddr; 2], before
         let sent = scraper.expect_value("resets(messages_sent_total{type=\"put\"}[10m])", targets[1]);
         assert_eq!(sent, 0.0, "{:?}", scraper.program);
 
-        // Prometheus goes on to the ends of the range: by at most one interval between samples at each end.
+        // Prometheus extrapolates to the ends of the range: by at most one interval between samples at each end.
         let intervals = ask(&format!("count_over_time({PUTS}[10m])")) - 1.0;
         let limit = match scraper.program {
             Program::VictoriaMetrics => whole,
@@ -335,13 +334,13 @@ fn assert_restart_is_seen(scrapers: &[Scraper], targets: [SocketAddr; 2], before
     }
 }
 
-/// No percentage of it that is asked for is a whole number: between two observations, every value would be
-/// a right answer.
+/// No percentage of it that the test asks for, except 100 %, is a whole number: between two observations, every
+/// value would be correct.
 const OBSERVATIONS: usize = 401;
 
-/// A quantile of native buckets is in the very bucket of the duration that the test itself measured.
+/// A quantile from native buckets is in the bucket of the duration that the test itself measured.
 #[test]
-fn native_quantiles_are_those_of_what_was_observed() {
+fn native_quantiles_match_what_was_observed() {
     let endpoint = Endpoint::start();
     let scrapers = [Program::Prometheus, Program::Prometheus3];
     let scrapers = scrapers.map(|program| Scraper::start(program, &[endpoint.addr()]));
@@ -367,9 +366,9 @@ fn native_quantiles_are_those_of_what_was_observed() {
     }
 }
 
-/// Observes durations from 20 us to 0.2 s, each longer than the one before by the same factor. Returns
-/// what each was at least and at most, in seconds: a timer's clock is another one than ours, and not as
-/// good as it in a process that has just started.
+/// Observes durations from 20 us to 0.2 s, each longer than the one before by the same factor. Returns the
+/// lower and the upper limit of each, in seconds: a timer's clock is not the one used here, and is less precise
+/// in a process that has just started.
 fn observe(collector: &MetricsCollector) -> (Vec<f64>, Vec<f64>) {
     let before = Instant::now();
     let timer = Timer::start();

@@ -1,8 +1,8 @@
-//! What each page answers, to whom.
+//! What each page returns, and to which clients.
 
 use std::io::Read;
 
-use peerscope::metrics::exposition::{self, FamilyFilter, Format};
+use peerscope::metrics::exposition::{FamilyFilter, Format};
 use peerscope::metrics::labels::{Component, MessageType};
 use peerscope::metrics::{Limits, MetricsConfig, Timer, catalogue};
 
@@ -34,7 +34,7 @@ fn a_client_without_preference_gets_the_classic_text_with_every_family() {
 }
 
 #[test]
-fn a_recorded_message_shows_at_the_next_scrape() {
+fn a_recorded_message_appears_in_the_next_scrape() {
     let endpoint = Endpoint::start();
     let labels = [("type", "put")];
     let before = endpoint.scrape();
@@ -63,15 +63,15 @@ fn each_client_gets_the_format_that_it_asks_for() {
         assert_eq!((reply.status, reply.header("content-type")), (200, Some(content_type)), "{accept}");
         assert_eq!(reply.body.ends_with(b"# EOF\n"), !last_line.is_empty(), "{accept}");
     }
-    // One list in two headers is one list.
+    // A list that is split into two headers is one list.
     let reply = client
         .get("/metrics", &[("Accept", "text/plain;q=0.1"), ("Accept", "application/openmetrics-text;version=1.0.0")]);
     assert_eq!(reply.header("content-type"), Some(OPENMETRICS));
 }
 
 #[test]
-fn the_gzip_answer_is_the_plain_one_compressed() {
-    // Nothing in this registry moves between two scrapes, but the endpoint's own counters and the process.
+fn the_gzip_response_is_the_plain_one_compressed() {
+    // Nothing in this registry changes between two scrapes, except the endpoint's own counters and the process.
     let still = |text: &str| -> Vec<String> {
         let moving = ["process_", "http_", "exposition_"];
         text.lines().filter(|line| !moving.iter().any(|name| line.starts_with(name))).map(str::to_owned).collect()
@@ -100,7 +100,7 @@ fn name_parameters_restrict_the_page_to_those_families() {
     let text = reply.text();
     let families: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
     assert_eq!(families, ["agent_peers_connected gauge", "messages_received_total counter"]);
-    // It fits into a packet: compressed it would arrive no sooner. The answer depends on what was asked all the same.
+    // It fits into one packet: compressed, it would arrive no sooner. The response depends on the headers all the same.
     assert_eq!((reply.header("content-encoding"), reply.header("vary")), (None, Some("Accept, Accept-Encoding")));
     let reply = endpoint.get("/metrics?name[]=nobody");
     assert_eq!((reply.status, reply.text().as_str()), (200, ""));
@@ -124,12 +124,12 @@ fn a_head_is_answered_like_a_get_without_the_body() {
     let head = client.request("HEAD", "/metrics", &[]);
     assert_eq!((head.status, head.header("content-type")), (200, Some(TEXT)));
     assert!(head.header("content-length").unwrap().parse::<usize>().unwrap() > 1000);
-    // The connection is still in step: no body slipped in.
+    // The connection is still in sync: no body was sent.
     assert_eq!(client.get("/live", &[]).text(), "live\n");
 }
 
 #[test]
-fn other_methods_and_other_paths_are_refused() {
+fn other_methods_and_other_paths_are_rejected() {
     let endpoint = Endpoint::start();
     for path in ["/metrics", "/live", "/ready", "/"] {
         let reply = endpoint.connect().request("POST", path, &[("Content-Length", "0")]);
@@ -138,7 +138,7 @@ fn other_methods_and_other_paths_are_refused() {
     for path in ["/metric", "/metrics/", "/favicon.ico", "//metrics", "/metrics%00", "/../metrics"] {
         let reply = endpoint.get(path);
         assert_eq!(reply.status, 404, "{path}");
-        assert!(reply.text().contains("/metrics"), "it says what there is: {}", reply.text());
+        assert!(reply.text().contains("/metrics"), "it lists the pages: {}", reply.text());
     }
     assert_eq!(endpoint.connect().request("DELETE", "/nowhere", &[]).status, 404);
     assert_eq!(endpoint.get("/metrics?name[]=up").status, 200);
@@ -163,7 +163,7 @@ fn the_metrics_page_is_where_the_configuration_puts_it() {
 }
 
 #[test]
-fn ready_names_what_is_not_and_the_gauge_agrees() {
+fn ready_names_the_component_that_is_not_and_the_gauge_agrees() {
     let endpoint = Endpoint::start();
     endpoint.health.ready(Component::Storage);
     let reply = endpoint.get("/ready");
@@ -188,13 +188,13 @@ fn ready_names_what_is_not_and_the_gauge_agrees() {
 
     let ready = |component| value(&endpoint.scrape(), "agent_component_ready", &[("component", component)]);
     assert_eq!((ready("storage"), ready("metrics")), (0.0, 1.0));
-    assert_eq!(endpoint.get("/live").status, 200, "it lives all the same");
+    assert_eq!(endpoint.get("/live").status, 200, "it is live all the same");
     endpoint.health.ready(Component::Storage);
     assert_eq!((endpoint.get("/ready").status, ready("storage")), (200, 1.0));
 }
 
 #[test]
-fn the_index_says_who_this_is_and_links_the_pages() {
+fn the_index_identifies_the_agent_and_links_to_the_pages() {
     let endpoint = Endpoint::start();
     let reply = endpoint.get("/");
     assert_eq!((reply.status, reply.header("content-type")), (200, Some("text/html; charset=utf-8")));
@@ -205,9 +205,9 @@ fn the_index_says_who_this_is_and_links_the_pages() {
 }
 
 #[test]
-fn the_same_text_can_be_had_without_http() {
+fn the_same_text_is_available_without_http() {
     let endpoint = Endpoint::start();
     endpoint.collector.set_peers_connected(7);
-    let body = exposition::render(&endpoint.registry, Format::Text, &FamilyFilter::all());
+    let body = endpoint.registry.render(Format::Text, &FamilyFilter::all());
     assert_eq!(value(std::str::from_utf8(&body).unwrap(), "agent_peers_connected", &[]), 7.0);
 }

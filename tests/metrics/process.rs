@@ -1,9 +1,9 @@
-//! `process_*` against what the system says about this very process.
+//! `process_*` against what the system reports about this process.
 
 use std::fs::File;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use peerscope::metrics::exposition::{self, FamilyFilter, Format};
+use peerscope::metrics::exposition::{FamilyFilter, Format};
 use peerscope::metrics::{Health, MissingLines, Registry, register_scrape_time};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -16,7 +16,7 @@ fn registry() -> Registry {
 }
 
 fn text(registry: &Registry) -> String {
-    String::from_utf8(exposition::render(registry, Format::Text, &FamilyFilter::all()).to_vec()).unwrap()
+    String::from_utf8(registry.render(Format::Text, &FamilyFilter::all()).to_vec()).unwrap()
 }
 
 /// A field of `/proc/self/status`, for instance `VmRSS` in kB.
@@ -27,7 +27,7 @@ fn status(field: &str) -> f64 {
 }
 
 #[test]
-fn memory_and_threads_are_what_the_kernel_says() {
+fn memory_and_threads_are_what_the_kernel_reports() {
     let registry = registry();
     // Touched, so that it is resident.
     let ballast = vec![1_u8; 64 * 1024 * 1024];
@@ -40,7 +40,7 @@ fn memory_and_threads_are_what_the_kernel_says() {
     assert_eq!(value(&text, "process_memory_bytes", &[]), resident, "one reading for both");
     assert!((value(&text, "process_virtual_memory_bytes", &[]) / (status("VmSize") * 1024.0) - 1.0).abs() < 0.5);
     let threads = value(&text, "process_threads", &[]);
-    // Other tests begin and end theirs meanwhile.
+    // Other tests start and end threads meanwhile.
     assert!(threads >= 2.0 && (threads - status("Threads")).abs() <= 16.0, "{threads}");
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
     let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
@@ -49,8 +49,8 @@ fn memory_and_threads_are_what_the_kernel_says() {
     drop(ballast);
 }
 
-/// The other tests of this binary open and close descriptors as well, so this one runs alone in a process
-/// of its own: the binary starts itself with nothing but this test.
+/// The other tests of this binary open and close descriptors as well, so this one runs alone in its own
+/// process: the binary starts itself with only this test.
 #[test]
 fn open_descriptors_are_counted_exactly() {
     const ALONE: &str = "PEERSCOPE_TEST_ALONE";
@@ -85,11 +85,11 @@ fn open_descriptors_are_counted_exactly() {
 }
 
 #[test]
-fn the_start_time_is_right_and_does_not_move() {
+fn the_start_time_is_correct_and_does_not_change() {
     let text_now = text(&registry());
     let started = value(&text_now, "process_start_time_seconds", &[]);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
-    // The kernel's own age of this process, from another clock than the one under test.
+    // The age of this process according to the kernel, from a different clock than the one under test.
     let age = now - started;
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let ticks: f64 = stat.rsplit_once(") ").unwrap().1.split(' ').nth(19).unwrap().parse().unwrap();
@@ -103,17 +103,17 @@ fn the_start_time_is_right_and_does_not_move() {
 }
 
 #[test]
-fn cpu_usage_is_the_cpu_time_that_was_used() {
+fn cpu_usage_matches_the_cpu_time_that_was_used() {
     let cpu = || {
         let time = clock_gettime(ClockId::ProcessCPUTime);
         time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
     };
     let registry = registry();
-    // A sample that is certainly kept starts the window.
+    // A sample that is sure to be kept starts the window.
     std::thread::sleep(Duration::from_millis(1100));
     let _ = text(&registry);
     let (cpu_before, started) = (cpu(), Instant::now());
-    // At least 1.2 s of this thread's CPU time, however busy the machine is.
+    // More than 1 s of this thread's CPU time, however busy the machine is.
     let thread_start = clock_gettime(ClockId::ThreadCPUTime);
     while clock_gettime(ClockId::ThreadCPUTime).tv_sec - thread_start.tv_sec < 2 {
         std::hint::black_box((0..10_000_u64).fold(0, u64::wrapping_add));

@@ -1,4 +1,4 @@
-//! Two agents at work, with both storage backends, and clients that remember how much they did.
+//! Two agents at work, with both storage backends, and clients that count what they do.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -36,8 +36,8 @@ impl Pair {
         pair
     }
 
-    /// Waits until the second one can send requests to the first one, and both have opened their stores: an agent says
-    /// that it runs before that, and on a busy disk long before.
+    /// Waits until the second one can send requests to the first one, and both have opened their stores: an agent
+    /// reports that it is running before that, and on a busy disk long before.
     pub(super) fn await_link(&self) {
         await_link(&self.second, &self.first);
         for agent in self.both() {
@@ -52,8 +52,8 @@ impl Pair {
 
 /// Clients of the second agent that work, round after round, until they are told to stop.
 ///
-/// A round is four requests to the first agent (put a key, get it, get one that is not there, delete
-/// it), and one put into the second agent's own store.
+/// A round is four requests to the first agent (put a key, get it, get a missing one, delete it), and one put
+/// into the second agent's own store.
 pub(super) struct Load {
     stop: Arc<AtomicBool>,
     clients: Vec<JoinHandle<u32>>,
@@ -78,7 +78,7 @@ impl Load {
         Self { stop, clients }
     }
 
-    /// Lets every round end, and returns how many there were.
+    /// Waits for the current rounds to end, and returns how many there were in total.
     pub(super) fn finish(self) -> u32 {
         self.stop.store(true, Ordering::Relaxed);
         let rounds = self.clients.into_iter().map(|client| client.join().expect("every request was answered"));

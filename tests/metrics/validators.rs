@@ -1,5 +1,5 @@
-//! What the readers of others say: promtool about the classic text, and the strict parser of Python's
-//! prometheus-client about OpenMetrics. `tests/tools.sh` gets both.
+//! What other parsers accept: promtool the classic text, and the strict parser of Python's prometheus-client
+//! OpenMetrics. `tests/tools.sh` installs both.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -17,7 +17,7 @@ use super::fixture::Endpoint;
 
 type Labels = Vec<(&'static str, &'static str)>;
 
-/// libp2p's own families, and families with everything in them that could mislead a reader.
+/// libp2p's own families, and families with anything that could mislead a parser.
 fn everything(registry: &mut Registry) {
     let metrics = Metrics::new(registry);
     let listener_id = libp2p::core::transport::ListenerId::next();
@@ -52,7 +52,7 @@ fn endpoint() -> Endpoint {
     endpoint
 }
 
-/// Runs `command` on `input`; its output when it exits with 0.
+/// Runs `command` on `input`. Its output is an error if it does not exit with 0.
 fn run(mut command: Command, input: &[u8]) -> Result<String, String> {
     let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = child.unwrap_or_else(|error| panic!("{command:?} does not start ({error}); run tests/tools.sh"));
@@ -62,7 +62,7 @@ fn run(mut command: Command, input: &[u8]) -> Result<String, String> {
     if output.status.success() { Ok(text) } else { Err(text) }
 }
 
-/// What `promtool check metrics` of two releases says. What its linter dislikes is an error too.
+/// The output of `promtool check metrics` of two releases. A complaint of its linter is an error too.
 pub(super) fn promtool(input: &[u8]) -> Result<String, String> {
     let programs = [("TEST_PROMTOOL", "promtool"), ("TEST_PROMTOOL_3", "promtool-3")];
     let said = programs.map(|(variable, name)| {
@@ -73,7 +73,7 @@ pub(super) fn promtool(input: &[u8]) -> Result<String, String> {
     said.into_iter().collect()
 }
 
-/// What the strict parser makes of OpenMetrics: the lines that [`PARSER`] prints.
+/// What the strict parser reads from OpenMetrics: the lines that [`PARSER`] prints.
 pub(super) fn parse_openmetrics(input: &[u8]) -> Result<String, String> {
     let mut command = Command::new("python3");
     command.args(["-c", PARSER]).env("PYTHONIOENCODING", "utf-8");
@@ -91,7 +91,7 @@ fn promtool_accepts_the_classic_text() {
         assert!(text.contains(&format!("# TYPE {family} ")), "{family} in {text}");
     }
     promtool(text.as_bytes()).unwrap_or_else(|complaint| panic!("{complaint}\n{text}"));
-    // It would complain: OpenMetrics is not the classic text.
+    // promtool does complain when it should: OpenMetrics is not the classic text.
     let openmetrics = endpoint.connect().get("/metrics", &[("Accept", "application/openmetrics-text;version=1.0.0")]);
     promtool(&openmetrics.body).unwrap_err();
 }

@@ -1,4 +1,4 @@
-//! Who may connect at all: the allow-list and the pre-shared key.
+//! Which peers may connect at all: the allow-list and the pre-shared key.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use peerscope::network::{Config, NetworkError, PeerIdText};
 use super::fixture::{Agent, MAX_PAYLOAD, config, eventually, joining, pong};
 
 #[tokio::test]
-async fn only_those_on_the_list_may_connect() {
+async fn only_peers_on_the_allow_list_may_connect() {
     let key = Keypair::generate_ed25519();
     let allowed = vec![PeerIdText(key.public().to_peer_id())];
     let agent = Agent::start(Config { allow_peers: Some(allowed), ..config() }).await;
@@ -38,7 +38,7 @@ fn psk(key: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_private_network_is_closed_to_other_keys_and_to_none() {
+async fn a_private_network_refuses_peers_with_another_key_or_none() {
     let folder = tempfile::tempdir().unwrap();
     let same = psk_file(&folder, "same", &psk(KEY), 0o600);
     let other = psk_file(&folder, "other", &psk(&KEY.replace('0', "f")), 0o600);
@@ -58,10 +58,10 @@ async fn a_private_network_is_closed_to_other_keys_and_to_none() {
 }
 
 #[tokio::test]
-async fn a_key_file_that_is_wrong_is_refused_without_showing_the_key() {
+async fn an_invalid_key_file_is_refused_without_showing_the_key() {
     let folder = tempfile::tempdir().unwrap();
     for (name, text, mode, says) in [
-        ("exposed", psk(KEY), 0o644, "others may read or write it"),
+        ("exposed", psk(KEY), 0o644, "other users can read or write it"),
         ("short", psk(&KEY[..62]), 0o600, "64 hexadecimal digits"),
         ("no-header", KEY.to_owned(), 0o600, "three lines"),
         ("not-hex", psk(&KEY.replace('0', "z")), 0o600, "64 hexadecimal digits"),

@@ -1,4 +1,4 @@
-//! What happens when a peer is slow: callers wait, then hear `busy` or that time is up; nothing piles up.
+//! What happens when a peer is slow: callers wait, then get `busy` or a timeout, and nothing piles up.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::fixture::{Agent, MAX_FRAME, PATIENCE, config, eventually, pair_of, po
 use crate::support::raw_peer::{Link, RawPeer, request};
 
 #[tokio::test]
-async fn a_full_queue_makes_callers_wait_and_then_says_busy_until_it_flows_again() {
+async fn callers_of_a_full_queue_wait_and_then_get_busy_until_there_is_room() {
     let few = || Config { max_in_flight: 4, ..config() };
     let (server, client) = pair_of(few(), few()).await;
     // Four in flight, four in the queue, and one that was taken out to watch its deadline.
@@ -26,7 +26,7 @@ async fn a_full_queue_makes_callers_wait_and_then_says_busy_until_it_flows_again
     assert!(matches!(error, RequestError::Busy), "{error}");
     assert!(asked.elapsed() >= Duration::from_secs(1), "it waited for a place first");
     assert_eq!(client.value("messages_send_failures_total", &[("type", "ping"), ("reason", "busy")]), 1.0);
-    assert_eq!(server.handler.begun(), 4, "the peer never sees more than it said it takes");
+    assert_eq!(server.handler.begun(), 4, "the peer never gets more than it said it accepts");
     // The other direction has its own places.
     assert_eq!(server.ping(client.peer).await.unwrap(), pong(b"x"));
 
@@ -39,7 +39,7 @@ async fn a_full_queue_makes_callers_wait_and_then_says_busy_until_it_flows_again
 }
 
 #[tokio::test]
-async fn a_request_that_is_never_answered_ends_in_time_and_the_link_works_on() {
+async fn a_request_that_is_never_answered_times_out_and_the_link_still_works() {
     let timeout = Duration::from_millis(600);
     let (server, client) = pair_of(config(), Config { request_timeout: timeout, ..config() }).await;
     let asked = Instant::now();
@@ -58,10 +58,10 @@ async fn a_request_that_is_never_answered_ends_in_time_and_the_link_works_on() {
     assert_eq!(client.ping(server.peer).await.unwrap(), pong(b"x"));
 }
 
-/// Requests wait in the queue while the peer has as many as it takes, and nothing looked at their
-/// deadlines there: a caller behind a peer that never answered waited for ever.
+/// Requests wait in the queue while the peer has as many as it accepts. Their deadlines used not to be checked there,
+/// so a caller waited for ever for a peer that never answered.
 #[tokio::test]
-async fn a_request_that_waits_in_the_queue_ends_in_time_too() {
+async fn a_request_that_waits_in_the_queue_times_out_too() {
     let (server, client) =
         pair_of(config(), Config { max_in_flight: 1, request_timeout: Duration::from_millis(600), ..config() }).await;
     let all = async { tokio::join!(client.get(server.peer, "never"), client.get(server.peer, "never")) };
@@ -69,11 +69,11 @@ async fn a_request_that_waits_in_the_queue_ends_in_time_too() {
     assert!(matches!(sent.unwrap_err(), RequestError::Timeout(_)));
     assert!(matches!(queued.unwrap_err(), RequestError::Timeout(_)));
     assert_eq!(client.value("messages_send_failures_total", &[("type", "get"), ("reason", "timeout")]), 2.0);
-    // The places are free again, here and there.
+    // The places are free again on both sides.
     assert_eq!(client.ping(server.peer).await.unwrap(), pong(b"x"));
 }
 
-/// The bound held for a connection, of which a peer may have four; and the work that a lost connection left
+/// The bound used to apply to each connection, of which a peer may have four, and the work that a lost connection left
 /// behind was not counted at all.
 #[tokio::test]
 async fn more_connections_get_a_peer_no_more_places() {
@@ -86,7 +86,7 @@ async fn more_connections_get_a_peer_no_more_places() {
     for id in 1..=4 {
         one.send(&hold(id)).await;
     }
-    eventually("four are under way", || async { agent.handler.begun() == 4 }).await;
+    eventually("four are in flight", || async { agent.handler.begun() == 4 }).await;
     let is_busy = |frame: Option<ResponseFrame>| match frame.unwrap().body {
         Some(ResponseBody::Error(error)) => error.code() == peerscope::network::protocol::ErrorCode::Busy,
         _ => false,
@@ -96,7 +96,7 @@ async fn more_connections_get_a_peer_no_more_places() {
     drop((one, first));
     eventually("the connection is gone", || async { agent.network.peers().await[0].connections == 1 }).await;
     other.send(&hold(2)).await;
-    assert!(is_busy(other.answer().await), "what it left behind is still worked on");
+    assert!(is_busy(other.answer().await), "what it left behind is still in progress");
     assert_eq!((agent.handler.begun(), agent.failed("get", "busy")), (4, 2.0));
     // Another peer has places of its own.
     let stranger = RawPeer::dial(&agent).await;
@@ -110,10 +110,9 @@ async fn more_connections_get_a_peer_no_more_places() {
     assert!(!is_busy(other.answer().await));
 }
 
-/// A peer may say that it takes no requests at all, or stop reading: that costs its callers their time
-/// and no more.
+/// A peer may announce that it accepts no requests at all. That costs its callers only their time.
 #[tokio::test]
-async fn a_peer_that_takes_nothing_cannot_hold_callers_for_ever() {
+async fn a_peer_that_accepts_no_requests_cannot_block_callers_for_ever() {
     let agent = Agent::start(Config { request_timeout: Duration::from_millis(600), ..config() }).await;
     let mut raw = RawPeer::dial(&agent).await;
     let mut link = Link::new(raw.accept(PROTOCOL.as_ref()).await);
@@ -124,10 +123,10 @@ async fn a_peer_that_takes_nothing_cannot_hold_callers_for_ever() {
     assert!(matches!(answer.unwrap_err(), RequestError::Timeout(_)));
 }
 
-/// 500 requests whose answers make half a gigabyte, and none of the answers is read. The agent works on
-/// as many as it takes to fill what Yamux lets through and the high-water mark, and then stops reading.
+/// The answers to 500 requests would take half a gigabyte, and none of them is read. The agent handles as many requests
+/// as fill Yamux's window and the high-water mark, and then stops reading.
 #[tokio::test]
-async fn a_peer_that_reads_no_answers_is_not_worked_for() {
+async fn no_work_is_done_for_a_peer_that_reads_no_answers() {
     let agent = Agent::start(config()).await;
     let raw = RawPeer::dial(&agent).await;
     let mut link = raw.link().await;
@@ -145,17 +144,17 @@ async fn a_peer_that_reads_no_answers_is_not_worked_for() {
     let gets = agent.value("messages_received_total", &[("type", "get")]);
     assert!((1.0..=2.0).contains(&gets), "{gets} answers of 1 MiB are buffered for a peer that reads none");
 
-    // It is not lost: as soon as the peer reads, all come.
+    // Nothing is lost: all answers arrive once the peer reads.
     let mut ids = Vec::new();
     while ids.len() < 500 {
         ids.push(link.answer().await.unwrap().id);
     }
-    assert_eq!(ids, (1..=500).collect::<Vec<_>>(), "each once; what is answered at once keeps its order");
+    assert_eq!(ids, (1..=500).collect::<Vec<_>>(), "each once; requests that are answered at once keep their order");
     assert_eq!(agent.value("messages_received_total", &[("type", "get")]), 500.0);
 }
 
-/// The peer says hello and then never reads a request again: what waits for it stays bounded, callers
-/// hear that time is up, and with requests too many to queue, `busy`.
+/// The peer says hello and then never reads a request. What waits for it stays bounded; callers get a timeout or, once
+/// the queue is full, `busy`.
 #[tokio::test]
 async fn a_peer_that_reads_no_requests_costs_its_callers_only_their_time() {
     let agent = Agent::start(Config { max_in_flight: 16, request_timeout: Duration::from_secs(3), ..config() }).await;
@@ -172,7 +171,7 @@ async fn a_peer_that_reads_no_requests_costs_its_callers_only_their_time() {
     let late = ends.iter().filter(|end| matches!(end, Err(RequestError::Timeout(_)))).count();
     let busy = ends.iter().filter(|end| matches!(end, Err(RequestError::Busy))).count();
     assert_eq!(late + busy, 100, "{ends:?}");
-    // 16 in the queue, and at most 16 that were taken from it, behind the one that filled the buffer.
+    // 16 in the queue, and at most 16 taken from it, behind the one that filled the buffer.
     assert!((16..=32).contains(&late), "{late} were taken");
     // Another peer is served.
     let good = RawPeer::dial(&agent).await;

@@ -1,8 +1,8 @@
-//! Peers without a permission that push a bound, one kind of pressure after the other: one peer, and then fifty together.
-//! What that costs the whole agent is measured from outside: memory, descriptors, processor time, lines of the log, and
+//! Peers without a permission push against a bound, with one kind of load after the other: one peer, and then fifty at
+//! once. What that costs the whole agent is measured from outside: memory, descriptors, processor time, log lines, and
 //! what a good peer notices.
 //!
-//! `BOUNDS_SECONDS=60` pushes each for that long; with `--nocapture` the figures are printed as a table.
+//! `BOUNDS_SECONDS=60` applies each kind for that long; with `--nocapture` the figures are printed as a table.
 
 use std::future::Future;
 use std::io::ErrorKind;
@@ -19,26 +19,26 @@ use peerscope::network::protocol::{self, Hello, Pair, RequestBody, scrape};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
-use crate::support::agent::{TestAgent, eventually};
+use crate::support::agent::{PATIENCE, TestAgent};
 use crate::support::raw_peer::{Link, Listening, RawPeer, request};
 use crate::support::raw_yamux::RawYamux;
 
 const MIB: u64 = 1024 * 1024;
 
-/// How long each kind of pressure lasts with the other tests.
+/// How long each kind of load lasts by default.
 const SECONDS: u64 = 1;
 
-/// What all strangers together cost (`docs/security.md`), and what those hold who were told to go and, on a busy machine,
-/// have not gone yet.
+/// What all strangers together may cost (`docs/security.md`), and what is held for those that are being disconnected,
+/// which takes longer on a busy machine.
 const TOGETHER: u64 = 64 * MIB + 32 * MIB;
 
-/// How long after that a peer may take for the first time that it does what it does.
+/// How much longer to wait until the load has been applied at least once.
 const BEGINNING: Duration = Duration::from_secs(30);
 
-/// How often the good peer asks.
+/// How long the good peer waits between its requests.
 const PACE: Duration = Duration::from_millis(20);
 
-/// Whom to push, until when, and where to count what was done.
+/// The agent under load, until when, and a count of what was done.
 #[derive(Clone)]
 struct Target {
     address: Multiaddr,
@@ -58,7 +58,7 @@ impl Target {
         Instant::now() < self.until
     }
 
-    /// Whether nothing was done yet, on a machine that is busy with other things.
+    /// Whether to wait longer because nothing has been done yet, on a machine that is busy with other things.
     fn is_waited_for(&self) -> bool {
         self.done.load(Ordering::Relaxed) == 0 && Instant::now() < self.until + BEGINNING
     }
@@ -72,15 +72,15 @@ impl Target {
         let key = Keypair::generate_ed25519();
         let mut pushing = tokio::task::JoinSet::new();
         loop {
-            // What the agent refuses (a handshake that it does not finish) panics in the fixture, which is how this peer
-            // hears of it.
+            // If the agent refuses something (for example does not finish a handshake), the fixture panics, which ends
+            // this task.
             pushing.spawn(kind(self.clone(), key.clone()));
             let _ended = pushing.join_next().await;
         }
     }
 }
 
-/// A peer that has a link, and refuses what the agent opens.
+/// A peer with a link, which refuses the substreams that the agent opens.
 async fn linked(target: &Target, key: &Keypair) -> (RawPeer, Link) {
     let mut peer = RawPeer::dial_as(target, key).await;
     peer.refuse_all();
@@ -103,7 +103,7 @@ fn put(len: usize) -> Option<RequestBody> {
     Some(RequestBody::Put(Pair { key: "k".into(), value: vec![b'v'; len].into() }))
 }
 
-/// Connects, and does not even say what it speaks.
+/// Connects, and does not even begin the negotiation.
 fn handshakes(target: Target, _: Keypair) -> Pushing {
     Box::pin(async move {
         let mut held = Vec::new();
@@ -119,7 +119,7 @@ fn handshakes(target: Target, _: Keypair) -> Pushing {
     })
 }
 
-/// As many connections as a peer may have and one more, on which nothing is asked.
+/// As many connections as a peer may have and one more, without any requests.
 fn connections(target: Target, key: Keypair) -> Pushing {
     Box::pin(async move {
         let mut held = Vec::new();
@@ -135,7 +135,7 @@ fn connections(target: Target, key: Keypair) -> Pushing {
     })
 }
 
-/// Comes, and goes at once.
+/// Connects, and disconnects at once.
 fn churn(target: Target, key: Keypair) -> Pushing {
     Box::pin(async move {
         let (_peer, _link) = linked(&target, &key).await;
@@ -168,7 +168,7 @@ fn refused_puts(target: Target, key: Keypair) -> Pushing {
     Box::pin(ask_for_ever(target, key, || put(512 * 1024), 2))
 }
 
-/// Takes no answers, and fills all windows.
+/// Reads no answers, and fills all windows.
 fn unread(target: Target, key: Keypair) -> Pushing {
     Box::pin(async move {
         let peer = RawYamux::dial_as(&target, &key, Duration::from_millis(300)).await;
@@ -210,7 +210,7 @@ fn crumbs(target: Target, key: Keypair) -> Pushing {
     })
 }
 
-/// A large frame but for its last byte, on a link; and all substreams that there may be, each with half a proposal.
+/// A large frame without its last byte on a link, and as many substreams as allowed, each with half a proposal.
 fn substreams(target: Target, key: Keypair) -> Pushing {
     Box::pin(async move {
         let (mut peer, mut link) = linked(&target, &key).await;
@@ -229,7 +229,7 @@ fn substreams(target: Target, key: Keypair) -> Pushing {
     })
 }
 
-/// Kademlia: who is near to this key?
+/// Asks Kademlia for the peers nearest to a random key.
 fn nearest(target: Target, key: Keypair) -> Pushing {
     Box::pin(async move {
         let (peer, _link) = linked(&target, &key).await;
@@ -249,11 +249,11 @@ fn nearest(target: Target, key: Keypair) -> Pushing {
     })
 }
 
-/// Tells all the time who it is.
+/// Sends identify pushes all the time.
 fn identify_pushes(target: Target, key: Keypair) -> Pushing {
     Box::pin(async move {
         let (peer, _link) = linked(&target, &key).await;
-        // `agentVersion`, all that the protocol lets through.
+        // `agentVersion`, as long as the protocol allows.
         let mut message = vec![0xfc, 0x1f, 0x32, 0xf9, 0x1f];
         message.extend([b'a'; 4089]);
         while let Some(mut stream) = peer.try_open().await {
@@ -270,7 +270,7 @@ fn identify_pushes(target: Target, key: Keypair) -> Pushing {
     })
 }
 
-/// Asks for metrics that it may not have.
+/// Asks for metrics without the permission to.
 fn scrapes(target: Target, key: Keypair) -> Pushing {
     Box::pin(async move {
         let (peer, _link) = linked(&target, &key).await;
@@ -288,13 +288,13 @@ fn scrapes(target: Target, key: Keypair) -> Pushing {
 
 const KINDS: [(&str, Kind); 12] = [
     ("handshakes that do not begin", handshakes),
-    ("connections that ask nothing", connections),
-    ("come and go", churn),
+    ("connections without requests", connections),
+    ("connect and disconnect", churn),
     ("pings of 16 bytes", pings),
     ("pings of 1 MiB", large_pings),
     ("refused puts of 512 KiB", refused_puts),
-    ("answers not taken, windows full", unread),
-    ("the same in frames of a byte", crumbs),
+    ("answers not read, windows full", unread),
+    ("the same in frames of one byte", crumbs),
     ("substreams and frames, half of each", substreams),
     ("Kademlia: nearest peers", nearest),
     ("identify: pushes of 4 KiB", identify_pushes),
@@ -311,14 +311,14 @@ fn descriptors(agent: &TestAgent) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap().count()
 }
 
-/// The processor time that it took so far, in hundredths of a second.
+/// The processor time that the agent has used so far, in hundredths of a second.
 fn processor(agent: &TestAgent) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", agent.pid())).unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-/// One `get` through two agents, which has to be answered.
+/// How long one `get` through two agents takes. It has to be answered.
 fn get(good: &TestAgent, agent: &str) -> Duration {
     let began = Instant::now();
     let reply = good.control("GET", &format!("/v1/keys/k?peer={agent}"), b"").unwrap();
@@ -331,7 +331,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-/// Pushes, sees that the bounds hold, and answers with a row of the table.
+/// Applies the load, checks that the bounds hold, and returns a row of the table.
 async fn push(name: &str, kind: Kind, peers: usize, time: Duration) -> String {
     let good = TestAgent::start();
     let access = format!("access:\n  - {{ peer: '{}', allow: [get] }}\n", good.peer_id());
@@ -343,7 +343,16 @@ async fn push(name: &str, kind: Kind, peers: usize, time: Duration) -> String {
         good.bootstrap(&agent).started()
     };
     let id = agent.peer_id();
-    eventually("they are linked", || good.control("GET", &format!("/v1/keys/k?peer={id}"), b"").unwrap().status == 200);
+    let began = Instant::now();
+    loop {
+        let reply = good.control("GET", &format!("/v1/keys/k?peer={id}"), b"").unwrap();
+        if reply.status == 200 {
+            break;
+        }
+        let logs = || [&good, &agent].map(|agent| agent.log().join("\n")).join("\n\n");
+        assert!(began.elapsed() < PATIENCE, "{name}, {peers} peers: not linked: {}\n{}", reply.text(), logs());
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let before = (status(&agent, "VmHWM:"), descriptors(&agent), processor(&agent), agent.log().len());
     let paced = || {
         std::thread::sleep(PACE);

@@ -1,4 +1,4 @@
-//! Who is connected to whom: dials that cross, peers that go and come back, and the limits.
+//! Connections between peers: simultaneous dials, peers that leave and come back, and the limits.
 
 use std::time::Duration;
 
@@ -9,13 +9,14 @@ use super::fixture::{Agent, MAX_PAYLOAD, config, eventually, joining, pair, pong
 use crate::support::port::ReservedPort;
 use crate::support::raw_peer::RawPeer;
 
-/// Both dial each other at the same moment: two connections at times, always one peer, and each can ask.
+/// Two agents dial each other at the same time. There may be two connections, but always one peer, and each can send
+/// requests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn dials_that_cross_always_end_connected() {
+async fn simultaneous_dials_always_end_connected() {
     let mut crossed = 0;
     for round in 0..25 {
         let keys = [Keypair::generate_ed25519(), Keypair::generate_ed25519()];
-        // Each needs the other's port before it listens.
+        // Each needs to know the other's port before that one listens.
         let ports = [ReservedPort::new(), ReservedPort::new()];
         let one = |own: usize, other: usize| {
             let mut config = config();
@@ -42,7 +43,7 @@ async fn dials_that_cross_always_end_connected() {
 }
 
 #[tokio::test]
-async fn of_two_connections_one_may_go() {
+async fn a_peer_stays_connected_when_one_of_two_connections_closes() {
     let agent = Agent::start(config()).await;
     let key = Keypair::generate_ed25519();
     let first = RawPeer::dial_as(&agent, &key).await;
@@ -62,9 +63,9 @@ async fn of_two_connections_one_may_go() {
     agent.connected(0).await;
 }
 
-/// A machine that was started anew would be locked out until its old connections are found dead.
+/// Otherwise a machine that was restarted would be locked out until its old connections are found dead.
 #[tokio::test]
-async fn a_fifth_connection_of_one_peer_takes_the_place_of_the_most_silent() {
+async fn a_fifth_connection_of_a_peer_replaces_the_one_silent_for_the_longest() {
     let agent = Agent::start(config()).await;
     let key = Keypair::generate_ed25519();
     let mut connections = Vec::new();
@@ -81,7 +82,7 @@ async fn a_fifth_connection_of_one_peer_takes_the_place_of_the_most_silent() {
 }
 
 #[tokio::test]
-async fn a_bootstrap_peer_that_is_away_is_found_when_it_comes() {
+async fn a_bootstrap_peer_that_is_down_is_connected_when_it_starts() {
     let (port, key) = (ReservedPort::new(), Keypair::generate_ed25519());
     let address = format!("/ip4/127.0.0.1/tcp/{}", port.number());
     let peer = key.public().to_peer_id();
@@ -99,16 +100,16 @@ async fn a_bootstrap_peer_that_is_away_is_found_when_it_comes() {
         other.crash().await;
         agent.connected(0).await;
     }
-    // Attempts come with growing waits, not in a loop: 0.125 s at least, and doubling.
+    // There is a growing wait between attempts: at least 0.125 s, doubling each time.
     assert!(dials() < 30.0, "{} attempts", dials());
 }
 
 #[tokio::test]
-async fn the_third_peer_is_refused_where_two_are_allowed() {
+async fn a_third_peer_is_refused_if_two_are_allowed() {
     let agent = Agent::start(Config { max_peers: 2, ..config() }).await;
     let first = Agent::start(joining(&agent)).await;
     let second = Agent::start(joining(&agent)).await;
-    // They may find each other through the agent; what counts is who is connected to it.
+    // They may find each other through the agent; only their connections to the agent count.
     agent.connected(2).await;
     let refused = || agent.sum("libp2p_swarm_connections_incoming_error_total{");
     assert_eq!(refused(), 0.0);
@@ -120,16 +121,16 @@ async fn the_third_peer_is_refused_where_two_are_allowed() {
         assert_eq!(agent.ping(peer.peer).await.unwrap(), pong(b"x"));
     }
     assert_eq!(agent.peers_connected(), 2.0);
-    // When one leaves there is room again.
+    // When one leaves, there is room again.
     first.stop().await;
     agent.connected(1).await;
     let _fourth = RawPeer::dial(&agent).await;
     eventually("the fourth is let in", || async { agent.peers_connected() == 2.0 }).await;
 }
 
-/// Anyone may connect: strangers could take every place, and the peers that the operator named were shut out.
+/// Anyone may connect. Strangers used to be able to take every place and shut out the peers that the operator named.
 #[tokio::test]
-async fn strangers_cannot_take_the_place_of_a_configured_peer() {
+async fn strangers_cannot_take_the_place_of_a_named_peer() {
     let key = Keypair::generate_ed25519();
     let configured = Agent::try_start(config(), MAX_PAYLOAD, key.clone()).await.unwrap();
     let port = configured.port();
@@ -147,7 +148,7 @@ async fn strangers_cannot_take_the_place_of_a_configured_peer() {
 }
 
 #[tokio::test]
-async fn an_address_in_use_is_named() {
+async fn the_error_for_an_address_in_use_names_it() {
     let (first, _second) = pair().await;
     let mut config = config();
     config.listen = vec![format!("/ip4/127.0.0.1/tcp/{}", first.port()).parse().unwrap()];
@@ -157,7 +158,7 @@ async fn an_address_in_use_is_named() {
 }
 
 #[tokio::test]
-async fn an_agent_that_stops_is_gone_at_once() {
+async fn an_agent_that_stops_disconnects_at_once() {
     let (server, client) = pair().await;
     let stopped = tokio::time::Instant::now();
     server.stop().await;

@@ -18,7 +18,6 @@ async fn a_third_peer_is_reached_through_the_second() {
     assert_eq!(far.ping(near.peer).await.unwrap(), pong(b"x"), "and the near one");
     let peers = near.network.peers().await;
     assert!(peers.iter().any(|peer| peer.peer == far.peer && peer.address.to_string().contains("127.0.0.1")));
-    // It is known by now: after the connection is lost, a request makes a new one.
     assert!(far.value("messages_received_total", &[("type", "ping")]) >= 1.0);
 }
 
@@ -33,7 +32,7 @@ async fn an_unknown_peer_is_unreachable_at_once() {
 }
 
 #[tokio::test]
-async fn a_known_peer_that_is_away_is_unreachable_with_the_reason() {
+async fn a_known_peer_that_is_down_is_unreachable_with_the_reason() {
     let agent = Agent::start(config()).await;
     let gone = Agent::start(config()).await;
     let bootstrap = vec![gone.as_bootstrap()];

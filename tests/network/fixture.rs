@@ -1,4 +1,4 @@
-//! Agents without a store: a network with a handler that a test can hold and release, and its numbers.
+//! Agents without a store: a network whose handler a test can hold and release, and its metrics.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,7 +27,7 @@ use crate::support::{agent_info, metrics};
 /// No test waits longer than this for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The longest key and value together that the agents of these tests take, unless a test says otherwise.
+/// The most bytes of key and value together that the agents of these tests accept, unless a test sets another limit.
 pub(crate) const MAX_PAYLOAD: usize = 1024 * 1024 + 1024;
 
 /// The frame limit that follows from [`MAX_PAYLOAD`].
@@ -63,7 +63,7 @@ impl Agent {
         Ok(Self { peer, network, handler, registry: Arc::new(registry), driver })
     }
 
-    /// Where it listens, without its PeerId.
+    /// The address that it listens on, without its PeerId.
     pub(crate) fn address(&self) -> Multiaddr {
         self.network.listen_addresses()[0].clone()
     }
@@ -82,7 +82,7 @@ impl Agent {
         metrics::encode(&self.registry)
     }
 
-    /// One series' value now.
+    /// The current value of one series.
     pub(crate) fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         metrics::value(&self.exposition(), name, labels)
     }
@@ -91,17 +91,17 @@ impl Agent {
         self.value("agent_peers_connected", &[])
     }
 
-    /// How many messages of peers could not be handled, by type and reason.
+    /// How many of peers' messages could not be handled, by type and reason.
     pub(crate) fn failed(&self, kind: &str, reason: &str) -> f64 {
         self.value("messages_failed_total", &[("type", kind), ("reason", reason)])
     }
 
-    /// All messages of peers that could not be handled.
+    /// How many of peers' messages could not be handled in total.
     pub(crate) fn failed_in_all(&self) -> f64 {
         self.sum("messages_failed_total{")
     }
 
-    /// The sum of all series that begin so; 0 when there is none.
+    /// The sum of all series that begin with `beginning`; 0 if there are none.
     pub(crate) fn sum(&self, beginning: &str) -> f64 {
         let text = self.exposition();
         let lines = text.lines().filter(|line| line.starts_with(beginning));
@@ -132,13 +132,13 @@ impl Agent {
         timeout(PATIENCE, self.driver).await.expect("the driver ends").unwrap();
     }
 
-    /// Ends it as a crash would, as far as one process can: nothing is finished, sockets close.
+    /// Ends it as a crash would, as far as that is possible within one process: nothing is finished, sockets close.
     pub(crate) async fn crash(self) {
         self.driver.abort();
         let _aborted = self.driver.await;
     }
 
-    /// It serves still: the driver has neither ended nor panicked.
+    /// Asserts that the driver has neither ended nor panicked.
     pub(crate) fn assert_alive(&self) {
         assert!(!self.driver.is_finished(), "the driver has ended");
     }
@@ -150,7 +150,7 @@ impl Listening for Agent {
     }
 }
 
-/// A configuration that listens on a free port of the loopback and knows nobody.
+/// A configuration that listens on a free port of the loopback interface and knows no peers.
 pub(crate) fn config() -> Config {
     Config { listen: vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()], ..Config::default() }
 }
@@ -193,7 +193,7 @@ pub(crate) fn pong(payload: &[u8]) -> Response {
     Response::Pong(Bytes::copy_from_slice(payload))
 }
 
-/// Polls `condition` until it holds, and fails with `what` when it does not in time.
+/// Polls `condition` until it holds, and fails with `what` if it does not in time.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl FnMut() -> F) {
     within(PATIENCE, what, condition).await;
 }
@@ -206,8 +206,8 @@ pub(crate) async fn within<F: Future<Output = bool>>(limit: Duration, what: &str
     }
 }
 
-/// Answers as the request's key says: `hold:N` when [`Handler::release`] has come to N, `never` never,
-/// `big:N` with N bytes, anything else with no value. A ping is answered at once, a put is stored nowhere.
+/// Answers according to the key of the request: `hold:N` once [`Handler::release`] has reached N, `never` never,
+/// `big:N` with N bytes, anything else with no value. Pings are answered at once; puts are not stored.
 pub(crate) struct Handler {
     metrics: MetricsCollector,
     released: watch::Sender<u32>,
@@ -220,17 +220,17 @@ impl Handler {
         Self { metrics, released: watch::Sender::new(0), begun: Arc::default(), ended: Arc::default() }
     }
 
-    /// Lets every request for `hold:N` with an N of up to `level` go.
+    /// Answers every request for `hold:N` with N up to `level`.
     pub(crate) fn release(&self, level: u32) {
         self.released.send_replace(level);
     }
 
-    /// How many requests were handed to it.
+    /// How many requests it has received.
     pub(crate) fn begun(&self) -> usize {
         self.begun.load(Ordering::SeqCst)
     }
 
-    /// How many of them it has carried to their end.
+    /// How many of them it has finished.
     pub(crate) fn ended(&self) -> usize {
         self.ended.load(Ordering::SeqCst)
     }
@@ -274,7 +274,7 @@ impl RequestHandler for Handler {
 
     fn scrape(&self, _: PeerId, _: ScrapeRequest) -> BoxFuture<'static, ScrapeAnswer> {
         let receipt = Receipt::begin(self.metrics.clone(), MessageType::Scrape);
-        let error = RemoteError::new(ErrorCode::Refused, "nobody is scraped here");
+        let error = RemoteError::new(ErrorCode::Refused, "this handler answers no scrapes");
         std::future::ready(ScrapeAnswer { result: Err(error), receipt }).boxed()
     }
 }

@@ -1,4 +1,4 @@
-//! Peers that make a whole agent hold what they send, or hold connections. Measured from outside: memory, descriptors.
+//! Peers that make an agent hold what they send, or hold connections. Measured from outside: memory and connections.
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +10,11 @@ use crate::support::raw_peer::{RawPeer, request};
 use crate::support::raw_yamux::RawYamux;
 
 const MIB: usize = 1024 * 1024;
-/// What strangers may make an agent hold, all together (`docs/security.md`), and what the allocator adds and those hold
-/// who were told to go and, on a busy machine, have not gone yet. Without a bound it is ten times that.
+/// What all strangers together may make an agent hold (`docs/security.md`), and what the allocator adds and is held for
+/// those that are being disconnected, which takes longer on a busy machine. Without a bound it is ten times that.
 const TOGETHER: usize = 64 * MIB + 64 * MIB;
 
-/// The most memory that the agent has had so far, in bytes.
+/// The most memory that the agent has used so far, in bytes.
 fn peak(agent: &TestAgent) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -29,7 +29,7 @@ fn put(len: usize) -> Option<RequestBody> {
     Some(RequestBody::Put(Pair { key: "k".into(), value: vec![b'v'; len].into() }))
 }
 
-/// Asks for puts that are refused, and takes every answer, until `bytes` are sent or the agent takes no more.
+/// Sends puts that are refused, and reads every answer, until `bytes` are sent or the agent accepts no more.
 async fn talk(peer: &RawYamux, stream: u32, bytes: usize) -> usize {
     let (mut sent, mut granted) = (0, 0);
     while sent < bytes {
@@ -46,7 +46,7 @@ async fn talk(peer: &RawYamux, stream: u32, bytes: usize) -> usize {
     sent
 }
 
-/// Asks for more small things than the answers to them are taken.
+/// Sends many small requests without reading the answers.
 async fn stop_taking(peer: &RawYamux, stream: u32) {
     for id in 0..20_000 {
         if !peer.request(stream, &request(id, put(1))).await {
@@ -55,16 +55,16 @@ async fn stop_taking(peer: &RawYamux, stream: u32) {
     }
 }
 
-/// A peer that answers Yamux's pings late made its window grow to 1 GiB by talking for a second, filled it, and kept it
-/// filled by taking a byte every now and then.
+/// A peer that answered Yamux's pings late used to make its window grow to 1 GiB by sending for a second. It filled the
+/// window, and kept it full by reading a byte now and then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stranger_that_delays_pongs_and_takes_no_answers_pins_little_and_not_for_long() {
+async fn a_stranger_that_delays_pongs_and_reads_no_answers_pins_little_and_not_for_long() {
     let agent = TestAgent::start();
     let before = peak(&agent);
     let peer = RawYamux::dial_as(&agent, &Keypair::generate_ed25519(), Duration::from_secs(6)).await;
     let stream = peer.link().await;
     assert!(peer.request(stream, &request(0, hello())).await);
-    // The round trip that Yamux measures is known by then.
+    // By then Yamux has measured the round-trip time.
     tokio::time::sleep(Duration::from_secs(7)).await;
     talk(&peer, stream, 300 * MIB).await;
     stop_taking(&peer, stream).await;
@@ -82,11 +82,11 @@ async fn a_stranger_that_delays_pongs_and_takes_no_answers_pins_little_and_not_f
     println!("{sent} bytes pinned {} KiB more for {:?}", more / 1024, full.elapsed());
     assert!(more < 40 * MIB, "{} MiB more", more / MIB);
     let cause = agent.await_log("Peer disconnected");
-    assert!(cause.contains("did not take what waits for it in time"), "{cause}");
+    assert!(cause.contains("did not read the data queued for it in time"), "{cause}");
 }
 
-/// Each of fifty strangers fills what it may. Together that is more than they may, so that some have to go; a good peer
-/// does not.
+/// Each of fifty strangers fills what a single peer may. Together that is more than they may, so some are disconnected,
+/// but not a good peer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_strangers_together_pin_no_more_than_their_share() {
     let agent = TestAgent::start();
@@ -123,9 +123,9 @@ async fn fifty_strangers_together_pin_no_more_than_their_share() {
     assert!(more < TOGETHER, "{} MiB more", more / MIB);
 }
 
-/// A frame of one byte costs many times that where it waits.
+/// A waiting frame of one byte takes many times that in memory.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn crumbs_cost_what_they_take() {
+async fn crumbs_are_counted_with_their_overhead() {
     let agent = TestAgent::start();
     let before = peak(&agent);
     let mut peers = Vec::new();
@@ -148,9 +148,9 @@ async fn crumbs_cost_what_they_take() {
     assert!(more < TOGETHER, "{} MiB more", more / MIB);
 }
 
-/// A peer that is named in the configuration could hold as many connections as there are descriptors.
+/// A named peer used to be able to hold as many connections as there are descriptors.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_named_peer_holds_four_connections_and_the_last_one_is_always_let_in() {
+async fn a_named_peer_has_four_connections_and_the_newest_is_always_accepted() {
     let key = Keypair::generate_ed25519();
     let config = format!("network: {{ allow_peers: ['{}'] }}\n", key.public().to_peer_id());
     let agent = TestAgent::start_with(&config);
@@ -163,5 +163,5 @@ async fn a_named_peer_holds_four_connections_and_the_last_one_is_always_let_in()
     within(Duration::from_secs(20), "the others are closed", || {
         connections.iter().filter(|connection| !connection.is_closed()).count() == 4
     });
-    assert!(!connections.last().unwrap().is_closed(), "a machine that was started anew is let in");
+    assert!(!connections.last().unwrap().is_closed(), "a machine that was restarted is accepted");
 }

@@ -1,5 +1,5 @@
-//! Peers that mean harm, or are broken. Each costs at most its own connection, is counted once, and a
-//! good peer is served all the while.
+//! Peers that are hostile or broken. Each loses at most its own connection and is counted once, and a good peer is
+//! served all the while.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use peerscope::network::protocol::{ErrorCode, Hello, PROTOCOL, RemoteError, Requ
 use super::fixture::{Agent, MAX_FRAME, config, eventually, joining, pong};
 use crate::support::raw_peer::{Link, RawPeer, request};
 
-/// An agent under attack, and a good peer of its that asks on.
+/// An agent under attack, and a good peer that keeps sending it requests.
 struct Scene {
     agent: Agent,
     good: Agent,
@@ -24,7 +24,7 @@ impl Scene {
         Self { agent, good }
     }
 
-    /// The good peer is still connected over its first connection, and served.
+    /// Asserts that the good peer is still connected over its first connection, and served.
     async fn assert_unharmed(&self) {
         for _ in 0..10 {
             assert_eq!(self.good.ping(self.agent.peer).await.unwrap(), pong(b"x"));
@@ -45,9 +45,9 @@ impl Scene {
     }
 }
 
-/// Sends `bytes` on a link, after a hello or in place of it. The agent says why it gives up, counts it
-/// once, and closes that one connection.
-async fn is_cut_off_for(bytes: &[u8], code: ErrorCode, malformed: f64, too_large: f64) {
+/// Sends `bytes` on a link, after a hello or instead of it. The agent sends an error, counts it once, and closes that
+/// one connection.
+async fn assert_cut_off_for(bytes: &[u8], code: ErrorCode, malformed: f64, too_large: f64) {
     for hello_first in [true, false] {
         let scene = Scene::set().await;
         let mut raw = RawPeer::dial(&scene.agent).await;
@@ -66,26 +66,26 @@ async fn is_cut_off_for(bytes: &[u8], code: ErrorCode, malformed: f64, too_large
 }
 
 #[tokio::test]
-async fn garbage() {
-    // A length of 100, and 100 bytes that are no message (wire type 7 does not exist).
-    is_cut_off_for(&[&[100][..], &[0xff; 100]].concat(), ErrorCode::Malformed, 1.0, 0.0).await;
+async fn garbage_is_refused() {
+    // A length of 100, and 100 bytes that are not a message (wire type 7 does not exist).
+    assert_cut_off_for(&[&[100][..], &[0xff; 100]].concat(), ErrorCode::Malformed, 1.0, 0.0).await;
 }
 
 #[tokio::test]
-async fn an_endless_varint() {
-    is_cut_off_for(&[0x80; 64], ErrorCode::Malformed, 1.0, 0.0).await;
+async fn a_length_that_never_ends_is_refused() {
+    assert_cut_off_for(&[0x80; 64], ErrorCode::Malformed, 1.0, 0.0).await;
 }
 
 #[tokio::test]
-async fn an_announced_frame_of_four_gibibytes() {
-    is_cut_off_for(&[0x80, 0x80, 0x80, 0x80, 0x10], ErrorCode::TooLarge, 0.0, 1.0).await;
+async fn a_frame_announced_with_four_gibibytes_is_refused() {
+    assert_cut_off_for(&[0x80, 0x80, 0x80, 0x80, 0x10], ErrorCode::TooLarge, 0.0, 1.0).await;
 }
 
 #[tokio::test]
-async fn a_frame_one_byte_over_the_limit() {
+async fn a_frame_one_byte_over_the_limit_is_refused() {
     let mut length = Vec::new();
     prost::encode_length_delimiter(MAX_FRAME + 1, &mut length).unwrap();
-    is_cut_off_for(&length, ErrorCode::TooLarge, 0.0, 1.0).await;
+    assert_cut_off_for(&length, ErrorCode::TooLarge, 0.0, 1.0).await;
 }
 
 #[tokio::test]
@@ -97,11 +97,11 @@ async fn random_bytes_never_do_more_than_end_their_link() {
         let noise: Vec<u8> = (0..20_000).map(|_| rand::random::<u8>()).collect();
         let _may_be_cut_off = link.stream.write_all(&noise).await;
         let _may_be_cut_off = link.stream.close().await;
-        // Some noise is a long frame's beginning, most is none at all: the stream ends in either case.
+        // Some noise is the beginning of a long frame, most is invalid: the stream ends in either case.
         while link.read::<ResponseFrame>().await.is_some() {}
     }
     scene.agent.connected(1).await;
-    assert!(scene.failures().2 >= 1.0, "most noise is no frame");
+    assert!(scene.failures().2 >= 1.0, "most noise is not a frame");
     scene.assert_unharmed().await;
 }
 
@@ -110,13 +110,13 @@ async fn a_request_of_an_unknown_type_gets_a_typed_answer_and_the_link_survives(
     let scene = Scene::set().await;
     let raw = RawPeer::dial(&scene.agent).await;
     let mut link = raw.link_with_hello().await;
-    // Field 15, which no version has had yet, in a request with id 7.
+    // Field 15, which no version uses yet, in a request with id 7.
     link.send_bytes(&[4, 0x08, 7, 0x7a, 0]).await;
     let answer = link.answer().await.unwrap();
     let Some(ResponseBody::Error(error)) = answer.body else { panic!("{answer:?}") };
     assert_eq!((answer.id, RemoteError::from(error).code), (7, ErrorCode::Unsupported));
     assert_eq!(scene.failures(), (1.0, 0.0, 1.0));
-    // With id 0 it is a word about the link itself, and an error with id 0 would end the link.
+    // With id 0 it is about the link itself, and an error with id 0 would end the link.
     link.send_bytes(&[2, 0x7a, 0]).await;
     link.send(&request(8, Some(RequestBody::Ping("x".into())))).await;
     assert_eq!(link.answer().await.unwrap(), ResponseFrame { id: 8, body: Some(ResponseBody::Pong("x".into())) });
@@ -126,7 +126,7 @@ async fn a_request_of_an_unknown_type_gets_a_typed_answer_and_the_link_survives(
 }
 
 #[tokio::test]
-async fn a_request_before_hello_is_answered_as_far_as_any_peer_can_take_it() {
+async fn a_request_before_hello_gets_only_answers_that_any_peer_accepts() {
     let scene = Scene::set().await;
     let raw = RawPeer::dial(&scene.agent).await;
     let mut link = raw.link().await;
@@ -141,7 +141,7 @@ async fn a_request_before_hello_is_answered_as_far_as_any_peer_can_take_it() {
 }
 
 #[tokio::test]
-async fn a_second_link_on_one_connection_is_dropped_and_the_first_works_on() {
+async fn a_second_link_on_one_connection_is_dropped_and_the_first_still_works() {
     let scene = Scene::set().await;
     let raw = RawPeer::dial(&scene.agent).await;
     let mut first = raw.link_with_hello().await;
@@ -158,7 +158,7 @@ async fn a_flood_of_substreams_ends_at_most_its_own_connection() {
     let scene = Scene::set().await;
     let mut raw = RawPeer::dial(&scene.agent).await;
     let mut streams = Vec::new();
-    // One byte on each: Yamux tells the agent of a stream with its first data. Nothing is negotiated.
+    // One byte on each: Yamux announces a stream with its first data. Nothing is negotiated.
     for _ in 0..600 {
         let Some(mut stream) = raw.try_open().await else { break };
         if stream.write_all(&[19]).await.is_err() || stream.flush().await.is_err() {
@@ -172,7 +172,7 @@ async fn a_flood_of_substreams_ends_at_most_its_own_connection() {
 }
 
 #[tokio::test]
-async fn a_half_closed_link_takes_no_more_requests_but_ours_go_on() {
+async fn a_half_closed_link_accepts_no_more_requests_but_still_sends_them() {
     let scene = Scene::set().await;
     let mut raw = RawPeer::dial(&scene.agent).await;
     let mut ours = Link::new(raw.accept(PROTOCOL.as_ref()).await);
@@ -184,7 +184,7 @@ async fn a_half_closed_link_takes_no_more_requests_but_ours_go_on() {
     eventually("the request is begun", || async { scene.agent.handler.begun() == 1 }).await;
     link.stream.close().await.unwrap();
     assert_eq!(link.answer().await, None);
-    // What was begun is finished, though nobody waits for it any more; the message counts as cancelled.
+    // A request in progress is finished although nobody waits for it any more. The message counts as cancelled.
     scene.agent.handler.release(1);
     eventually("the request is finished", || async { scene.agent.handler.ended() == 1 }).await;
     eventually("counted", || async { scene.agent.failed("get", "cancelled") == 1.0 }).await;
@@ -203,9 +203,9 @@ async fn a_half_closed_link_takes_no_more_requests_but_ours_go_on() {
     scene.assert_unharmed().await;
 }
 
-/// The answer to a request of a peer that is gone goes nowhere, but what was begun is done and counted.
+/// The answers to a peer that is gone are dropped, but its requests are carried out and counted.
 #[tokio::test]
-async fn a_link_that_drops_with_requests_in_flight_leaves_none_undone() {
+async fn requests_in_flight_are_finished_after_their_link_is_lost() {
     let scene = Scene::set().await;
     let raw = RawPeer::dial(&scene.agent).await;
     let mut link = raw.link_with_hello().await;

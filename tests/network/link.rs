@@ -1,4 +1,4 @@
-//! The link between two good peers: many requests at once, large ones, and those over a limit.
+//! The link between two good peers: many requests at once, large requests, and requests over a limit.
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -13,14 +13,14 @@ use super::fixture::{Agent, MAX_PAYLOAD, config, eventually, joining, pair, ping
 use crate::support::raw_peer::{Link, RawPeer};
 
 #[tokio::test]
-async fn answers_find_their_callers_in_whatever_order_they_come() {
+async fn answers_reach_their_callers_in_any_order() {
     let (server, client) = pair().await;
     let mut answers = FuturesUnordered::new();
     for level in (1..=100).rev() {
         let (key, client, to) = (format!("hold:{level}"), &client, server.peer);
         answers.push(async move { (level, client.get(to, &key).await.unwrap()) });
     }
-    // All hundred are under way before the first is answered.
+    // All hundred are in flight before the first is answered.
     let begun = eventually("100 requests begun", || async { server.handler.begun() == 100 });
     tokio::select! {
         () = begun => {}
@@ -62,7 +62,7 @@ async fn concurrent_callers_in_both_directions_each_get_their_own_answer() {
 }
 
 #[tokio::test]
-async fn the_largest_request_passes_and_one_byte_more_is_refused_here() {
+async fn the_largest_request_passes_and_one_byte_more_is_refused_locally() {
     let (server, client) = pair().await;
     let largest = vec![7; MAX_PAYLOAD];
     assert_eq!(client.network.request(server.peer, ping(&largest)).await.unwrap(), pong(&largest));
@@ -81,7 +81,7 @@ async fn the_largest_request_passes_and_one_byte_more_is_refused_here() {
 }
 
 #[tokio::test]
-async fn a_peer_with_a_smaller_limit_is_asked_nothing_larger_and_answered_nothing_larger() {
+async fn a_peer_with_a_smaller_limit_is_sent_no_larger_request_or_answer() {
     let large = Agent::start(config()).await;
     let small = Agent::try_start(joining(&large), 2048, Keypair::generate_ed25519()).await.unwrap();
     large.connected(1).await;
@@ -89,7 +89,7 @@ async fn a_peer_with_a_smaller_limit_is_asked_nothing_larger_and_answered_nothin
     let error = large.network.request(small.peer, ping(&[0; 2049])).await.unwrap_err();
     assert!(matches!(error, RequestError::TooLarge { len: 2049, max: 2048 }), "{error}");
     assert_eq!(large.network.request(small.peer, ping(&[0; 2048])).await.unwrap(), pong(&[0; 2048]));
-    // The other way round the request is small, and its answer is not.
+    // In the other direction the request is small, but its answer is not.
     let error = small.get(large.peer, "big:5000").await.unwrap_err();
     assert!(matches!(&error, RequestError::Remote(remote) if remote.code == ErrorCode::TooLarge), "{error}");
     assert_eq!(large.failed("get", "too_large"), 1.0);
@@ -97,7 +97,7 @@ async fn a_peer_with_a_smaller_limit_is_asked_nothing_larger_and_answered_nothin
     assert_eq!(small.ping(large.peer).await.unwrap(), pong(b"x"));
 }
 
-/// A responder that a test writes by hand, on the agent's own link.
+/// A responder on the agent's link whose frames a test writes by hand.
 async fn responder(agent: &Agent) -> (RawPeer, Link) {
     let mut raw = RawPeer::dial(agent).await;
     let mut link = Link::new(raw.accept(PROTOCOL.as_ref()).await);
@@ -119,7 +119,7 @@ async fn next_request(link: &mut Link) -> RequestFrame {
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_fit_its_request_is_no_answer() {
+async fn an_answer_that_does_not_match_its_request_is_an_error() {
     let agent = Agent::start(config()).await;
     let (raw, mut link) = responder(&agent).await;
     for (body, remote) in [
@@ -146,7 +146,7 @@ async fn an_answer_that_does_not_fit_its_request_is_no_answer() {
 }
 
 #[tokio::test]
-async fn a_responder_that_sends_garbage_loses_the_link_and_its_callers_are_told() {
+async fn a_responder_that_sends_garbage_loses_the_link_and_its_callers_get_an_error() {
     let agent = Agent::start(config()).await;
     let (mut raw, mut link) = responder(&agent).await;
     let asked = agent.get(raw.peer, "k");
@@ -163,7 +163,7 @@ async fn a_responder_that_sends_garbage_loses_the_link_and_its_callers_are_told(
 }
 
 #[tokio::test]
-async fn a_connected_peer_that_speaks_no_link_is_named_as_such() {
+async fn a_connected_peer_without_the_link_protocol_is_reported_as_unsupported() {
     let agent = Agent::start(config()).await;
     let mut raw = RawPeer::dial(&agent).await;
     raw.refuse_all();

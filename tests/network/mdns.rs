@@ -1,6 +1,6 @@
-//! Two agents that were told nothing find each other on their local network. It is a network of their own:
-//! two namespaces with one cable between them, so that no other machine hears of it and no other agent
-//! answers. Needs `ip` and `nsenter`, and either root or user namespaces.
+//! Two agents that know no peers find each other on their local network. It is a network of their own: two namespaces
+//! with one cable between them, so that it reaches no other machine and no other agent answers. Needs `ip` and
+//! `nsenter`, and either root or user namespaces.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use peerscope::identity;
 
-/// In a namespace of its own (`unshare`): makes the second one, the cable, and runs an agent in each. What
-/// it started ends with it: a process that has lost its standard input's writer stops.
+/// Runs in a namespace of its own (`unshare`): makes the second one and the cable, and runs an agent in each. When the
+/// writer of its standard input goes away, it stops everything that it has started.
 const SCRIPT: &str = r#"
 set -eu
 ip link set lo up
@@ -59,7 +59,7 @@ impl Drop for Namespaces {
     }
 }
 
-/// The agent's peers as `peerscope peers --json` prints them; empty while it does not run.
+/// The agent's peers as `peerscope peers --json` prints them; empty while it is not running.
 fn peers(data_dir: &Path) -> String {
     let agent = env!("CARGO_BIN_EXE_peerscope");
     let output = Command::new(agent).args(["peers", "--json", "--data-dir"]).arg(data_dir).output().unwrap();

@@ -1,4 +1,4 @@
-//! What a stranger says never becomes a new series, and libp2p's own families tell the truth.
+//! Nothing that a stranger sends becomes a new series, and libp2p's own families are correct.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +18,7 @@ fn series(agent: &Agent) -> BTreeSet<String> {
     lines.map(|line| line.rsplit_once(' ').unwrap().0.to_owned()).collect()
 }
 
-/// The message of identify, written out (libp2p specs, "identify", section "The Identify Message").
+/// The Identify message (libp2p specs, "identify", section "The Identify Message").
 #[derive(Clone, PartialEq, prost::Message)]
 struct Identify {
     #[prost(bytes = "vec", optional, tag = "1")]
@@ -44,7 +44,7 @@ async fn push(raw: &RawPeer, message: &Identify) {
     stream.close().await.unwrap();
 }
 
-/// Answers the agent's question who we are. Before that it takes no push.
+/// Answers the agent's identify request. Before that, the agent accepts no push.
 async fn identify(raw: &mut RawPeer, message: &Identify) {
     let mut stream = raw.accept("/ipfs/id/1.0.0").await;
     stream.write_all(&message.encode_length_delimited_to_vec()).await.unwrap();
@@ -55,7 +55,7 @@ fn address(text: &str) -> Vec<u8> {
     text.parse::<Multiaddr>().unwrap().to_vec()
 }
 
-/// What a well-behaved stranger with this key would say of itself.
+/// What a well-behaved stranger with this key would send.
 fn plain(key: &Keypair, listen: Vec<Vec<u8>>) -> Identify {
     Identify {
         public_key: Some(key.public().encode_protobuf()),
@@ -68,12 +68,12 @@ fn plain(key: &Keypair, listen: Vec<Vec<u8>>) -> Identify {
 }
 
 #[tokio::test]
-async fn what_a_stranger_says_of_itself_makes_no_series() {
+async fn nothing_that_a_stranger_says_of_itself_creates_a_series() {
     let agent = Agent::start(config()).await;
     let key = Keypair::generate_ed25519();
     let mut raw = RawPeer::dial_as(&agent, &key).await;
     let received = || agent.value("libp2p_identify_received_total", &[]);
-    // Whatever stack is not usual counts as one, without a name: that series is there from the first on.
+    // All unusual stacks count as one, without a name. This creates its series.
     let mut first = plain(&key, vec![address("/ip4/127.0.0.1/tcp/1"), address("/ip6/::1/udp/1/quic-v1")]);
     first.observed_addr = Some(address("/memory/1"));
     identify(&mut raw, &first).await;
@@ -82,7 +82,7 @@ async fn what_a_stranger_says_of_itself_makes_no_series() {
     let bytes_before = agent.exposition().len();
 
     for round in 1..=60u32 {
-        // Stacks that nobody has, of any depth, and some that a transport would even dial.
+        // Stacks that no agent has, of any depth. A transport would even dial some of them.
         let odd = |i: u32| match i % 4 {
             0 => format!("/ip4/127.0.0.1{}", "/tcp/1".repeat(1 + (round + i) as usize % 12)),
             1 => format!("/memory/{i}{}", "/ws".repeat(round as usize % 20)),
@@ -101,7 +101,7 @@ async fn what_a_stranger_says_of_itself_makes_no_series() {
     }
     let new: Vec<_> = series(&agent).difference(&before).cloned().collect();
     assert_eq!(new, Vec::<String>::new());
-    // Values may have more digits; nothing else may grow.
+    // Values may get more digits; nothing else may grow.
     let grown = agent.exposition().len().abs_diff(bytes_before);
     assert!(grown < 2000, "the exposition grew by {grown} bytes");
     let listed = agent.network.peers().await;
@@ -109,10 +109,10 @@ async fn what_a_stranger_says_of_itself_makes_no_series() {
     assert!(agent_version.starts_with("agent-60") && !agent_version.contains('\n'), "{agent_version:?}");
 }
 
-/// TCP ignores how often an address repeats its PeerId, and the stack of a dialed address becomes a label:
-/// a peer that spreads such addresses and lets itself be dialed made one series for each depth.
+/// libp2p's TCP transport ignores how often an address repeats its PeerId, and the stack of a dialed address becomes a
+/// label value. A peer that spread such addresses and let itself be dialed used to create one series for each depth.
 #[tokio::test]
-async fn an_odd_address_that_works_makes_no_series_when_it_is_dialed() {
+async fn an_odd_address_that_works_creates_no_series_when_it_is_dialed() {
     let agent = Agent::start(config()).await;
     let key = Keypair::generate_ed25519();
     let peer: PeerId = key.public().to_peer_id();
@@ -126,7 +126,7 @@ async fn an_odd_address_that_works_makes_no_series_when_it_is_dialed() {
     let before = series(&agent);
     let error = agent.ping(peer).await.unwrap_err();
     assert!(matches!(error, RequestError::Unreachable { .. }), "{error}");
-    assert!(dialed.try_recv().is_err(), "nobody has dialed it");
+    assert!(dialed.try_recv().is_err(), "it was not dialed");
     let minted = series(&agent).difference(&before).find(|series| series.contains("protocols")).cloned();
     assert_eq!(minted, None);
 

@@ -1,4 +1,4 @@
-//! How a network stops: what is under way is finished, for a while, and nothing new begins.
+//! How a network stops: requests in flight get some time to finish, and nothing new begins.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::fixture::{PATIENCE, eventually, get, pair};
 use crate::support::raw_peer::RawPeer;
 
 #[tokio::test]
-async fn requests_under_way_are_finished_and_new_ones_are_told() {
+async fn requests_in_flight_are_finished_and_new_ones_are_refused() {
     let (server, client) = pair().await;
     let (network, to) = (client.network.clone(), server.peer);
     let held = tokio::spawn(async move { network.request(to, get("hold:1")).await });
@@ -29,17 +29,17 @@ async fn requests_under_way_are_finished_and_new_ones_are_told() {
     })
     .await;
     assert_eq!(server.failed("ping", "cancelled"), 1.0);
-    assert!(!stopping.is_finished(), "one request is under way");
+    assert!(!stopping.is_finished(), "one request is in flight");
     assert!(!held.is_finished());
     server.handler.release(1);
     let released = Instant::now();
-    held.await.unwrap().expect("the request under way is answered");
+    held.await.unwrap().expect("the request in flight is answered");
     timeout(PATIENCE, stopping).await.unwrap().unwrap();
     client.connected(0).await;
     assert!(released.elapsed() < Duration::from_secs(3), "{:?}", released.elapsed());
     assert_eq!(server.value("messages_received_total", &[("type", "get")]), 1.0);
     assert_eq!(server.peers_connected(), 0.0);
-    // Nothing can be asked of it any more, and it says so at once.
+    // It can send no more requests, and callers get the error at once.
     let error = timeout(Duration::from_secs(1), server.ping(client.peer)).await.unwrap().unwrap_err();
     assert!(matches!(error, RequestError::Unreachable { .. } | RequestError::LinkLost), "{error}");
 }
@@ -60,7 +60,7 @@ async fn a_handler_that_never_ends_is_cut_off_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn with_nothing_under_way_it_stops_at_once_and_lets_nobody_in() {
+async fn with_nothing_in_flight_it_stops_at_once_and_accepts_nobody() {
     let (server, client) = pair().await;
     let raw = RawPeer::dial(&server).await;
     let mut link = raw.link_with_hello().await;
@@ -69,5 +69,5 @@ async fn with_nothing_under_way_it_stops_at_once_and_lets_nobody_in() {
     assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
     assert_eq!(link.answer().await, None);
     client.connected(0).await;
-    assert!(std::net::TcpStream::connect(("127.0.0.1", server.port())).is_err(), "it listens no more");
+    assert!(std::net::TcpStream::connect(("127.0.0.1", server.port())).is_err(), "it no longer listens");
 }

@@ -1,4 +1,4 @@
-//! A path that goes dead without a word: no packet says that the peer is gone.
+//! A path that dies silently: no packet tells that the peer is gone.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::fixture::{Agent, config, get, pong, within};
 use crate::support::raw_peer::RawPeer;
 
-/// Passes bytes between its clients and one server, or holds them back without closing anything.
+/// Forwards bytes between its clients and one server, or holds them back without closing anything.
 struct Proxy {
     address: SocketAddr,
     open: Arc<watch::Sender<bool>>,
@@ -54,13 +54,13 @@ async fn since(agent: &Agent, peer: PeerId) -> std::time::Instant {
     agent.network.peers().await.iter().find(|info| info.peer == peer).expect("connected").connected_at
 }
 
-/// The one slow test of the network: a heartbeat every 5 s and 20 s of patience are the agent's own.
+/// A slow test: it uses the agent's own heartbeat interval of 5 s and its patience of 20 s.
 #[tokio::test]
-async fn a_dead_path_is_noticed_within_30_seconds_and_mended_when_it_works_again() {
+async fn a_dead_path_is_noticed_within_30_seconds_and_the_link_recovers_with_it() {
     let server = Agent::start(config()).await;
     let proxy = Proxy::to(server.port()).await;
     let address = format!("/ip4/127.0.0.1/tcp/{}", proxy.address.port()).parse().unwrap();
-    // It listens nowhere, so that the server cannot dial it past the proxy.
+    // It does not listen, so that the server cannot dial it past the proxy.
     let behind = Config {
         listen: Vec::new(),
         bootstrap: vec![BootstrapAddr { peer: server.peer, address }],
@@ -71,7 +71,7 @@ async fn a_dead_path_is_noticed_within_30_seconds_and_mended_when_it_works_again
     server.connected(1).await;
     client.connected(1).await;
     assert_eq!(client.ping(server.peer).await.unwrap(), pong(b"x"));
-    // A peer that took up a link and never says a word is as dead as one whose path is.
+    // A peer that accepts a link and never sends anything is as dead as one whose path is.
     let mut mute = RawPeer::dial(&server).await;
     let _link = mute.link().await;
     super::fixture::eventually("both connected", || async { server.peers_connected() == 2.0 }).await;
@@ -83,7 +83,7 @@ async fn a_dead_path_is_noticed_within_30_seconds_and_mended_when_it_works_again
     proxy.open.send_replace(false);
     let silent_since = Instant::now();
     let limit = Duration::from_secs(30);
-    // The client may find the server's own address, past the proxy, and be back at once.
+    // The client may learn the server's own address, past the proxy, and reconnect at once.
     let ended = |agent: &Agent, since| {
         let network = agent.network.clone();
         async move { network.peers().await.iter().all(|peer| peer.connected_at != since) }
@@ -97,7 +97,7 @@ async fn a_dead_path_is_noticed_within_30_seconds_and_mended_when_it_works_again
     println!("noticed after {noticed:?}");
 
     proxy.open.send_replace(true);
-    // An attempt that was stuck in the proxy may have to run into its 10 s first, and then the backoff.
+    // An attempt that is stuck in the proxy may have to reach its timeout of 10 s first, and then wait for the backoff.
     within(limit, "connected again", || async { client.peers_connected() == 1.0 && server.peers_connected() == 1.0 })
         .await;
     client.connected(1).await;

@@ -1,16 +1,16 @@
-//! A disk in memory that fails, tears and forgets on command, with the semantics of Linux's page cache.
+//! A disk in memory that fails, tears writes and loses pages on command, with the semantics of Linux's page cache.
 //!
-//! A file is two things: what the *medium* holds, and what the *cache* shows. Calls see the cache alone. What they
-//! change gets to the medium with a sync, or by itself at any time before, page by page and in any order. The names are
-//! in a cache too; their changes get to the medium in the order in which they were made, as by ext4's journal.
+//! A file has two states: the contents of the *medium*, and those of the *cache*. Calls see only the cache. Changes
+//! reach the medium with a sync, or at any time before it, page by page and in any order. Names are cached too. Their
+//! changes reach the medium in the order in which they were made, as with ext4's journal.
 //!
-//! Where file systems differ, this one is as unfriendly as any of them: a file's sync does not make its name durable,
-//! and a length may be durable before the data, which then reads as zeros. A page that was never on the medium and whose
-//! first sync fails is *stuck*: as on ext4, whose cache knows a block for it that its extent tree calls unwritten, it can
-//! be written again and synced with success as often as one likes, and is zeros as soon as the cache drops it. Folders
-//! alone are friendlier than they should be: there are none, so none is lost.
+//! Where file systems differ, this one behaves like the least friendly of them: syncing a file does not make its name
+//! durable, and a length may be durable before the data, which then reads as zeros. A page that was never on the medium
+//! and whose first sync fails may be *stuck*. As on ext4, which caches a block for it that its extent tree marks as
+//! unwritten, it can be written again and synced successfully any number of times, but reads as zeros as soon as the
+//! cache drops it. Only folders are friendlier than in reality: they are not simulated, so none can be lost.
 //!
-//! All chance comes from one seed: the same calls on a disk of the same seed have the same outcome.
+//! All randomness comes from one seed: the same calls on a disk with the same seed have the same outcome.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Debug, Formatter};
@@ -24,45 +24,45 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use crate::storage::local::disk::{Disk, DiskFile, folder};
 
-/// What the cache holds and forgets as a whole.
+/// The unit of the cache, in bytes.
 const PAGE: usize = 4096;
 
-/// What the medium writes as a whole.
+/// The unit that the medium writes entirely or not at all, in bytes.
 const SECTOR: usize = 512;
 
-/// What Linux calls its errors.
+/// Linux's error numbers.
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 
-/// The room on a disk without a capacity: a lot, and no sum overflows with it.
+/// The free space on a disk without a capacity: large, but no sum with it overflows.
 const PLENTY: u64 = u64::MAX / 2;
 
-/// How likely calls are to fail, from 0.0 to 1.0, and when the power fails. By default nothing does.
+/// The probabilities (0.0 to 1.0) that calls fail, and when the power fails. By default nothing fails.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Faults {
     /// Opening gives EIO.
     pub(super) open_error: f64,
-    /// Reading gives EIO, where it takes something from the medium: what is cached can be read always.
+    /// Reading from the medium gives EIO. Cached data can always be read.
     pub(super) read_error: f64,
-    /// Writing gives EIO or ENOSPC, and nothing of the data is in the cache.
+    /// Writing gives EIO or ENOSPC, and none of the data reaches the cache.
     pub(super) write_error: f64,
-    /// Writing gives ENOSPC after some of the data is in the cache.
+    /// Writing gives ENOSPC after some of the data has reached the cache.
     pub(super) short_write: f64,
-    /// Setting the length gives EIO or ENOSPC, and the length stays.
+    /// Setting the length gives EIO or ENOSPC, and the length stays the same.
     pub(super) set_len_error: f64,
-    /// Syncing gives EIO or ENOSPC. Some of the data is on the medium then, and all of it counts as clean.
+    /// Syncing gives EIO or ENOSPC. Some of the data is then on the medium, and all of it is marked clean.
     pub(super) sync_error: f64,
-    /// Renaming, removing and syncing names give EIO. A failed sync may have made the first of the changes durable.
+    /// Renaming, removing and syncing names give EIO. A failed sync may have made some of the first changes durable.
     pub(super) names_error: f64,
-    /// After so many more calls the power fails: the next call stops in the middle, and it and all after it are errors
+    /// The power fails after this many more calls. The next call stops in the middle, and it and all later ones fail
     /// until [`SimDisk::power_cut`] or [`SimDisk::restart`].
     pub(super) stop_after: Option<u64>,
 }
 
-/// A simulated disk, as one run of a process sees it. Clones are the same disk.
+/// A simulated disk, as one run of a process sees it. Clones share the disk.
 ///
-/// A run ends with [`power_cut`](Self::power_cut) or [`restart`](Self::restart), which give the disk of the next one.
-/// Everything that the run before has in its hands is dead from then on, so a thread that it left behind does no harm.
+/// A run ends with [`power_cut`](Self::power_cut) or [`restart`](Self::restart), which return the disk for the next
+/// run. All handles of the previous run are dead from then on, so a thread that it left behind does no harm.
 #[derive(Clone)]
 pub(super) struct SimDisk {
     state: Arc<Mutex<State>>,
@@ -89,21 +89,21 @@ impl SimDisk {
         Self { state: Arc::new(Mutex::new(state)), run: 0 }
     }
 
-    /// Has calls fail like this from now on, in the runs to come too. Only `stop_after` is for this run alone.
+    /// Makes calls fail like this from now on, also in later runs; `stop_after` applies only to this run.
     pub(super) fn set_faults(&self, faults: Faults) {
         let mut state = self.state();
         state.faults = faults;
         state.stops_at = faults.stop_after.map(|calls| state.calls + calls);
     }
 
-    /// Sets how many bytes the files can have in all, in whole pages. Holes count too: a page has its place as soon as
-    /// the length covers it.
+    /// Sets the maximum total size of all files, in bytes, each rounded up to whole pages. Holes count too: a page is
+    /// allocated as soon as the length covers it.
     pub(super) fn set_capacity(&self, capacity: Option<u64>) {
         self.state().capacity = capacity;
     }
 
-    /// Writes each dirty page to the medium with probability `p`, as the kernel does in the background. Where syncs fail,
-    /// that does, too: the first sync after it says so, of this process or of another one.
+    /// Writes each dirty page to the medium with probability `p`, as the kernel does in the background. If syncs fail,
+    /// so may this; the next sync reports it, in this process or another.
     pub(super) fn write_back(&self, p: f64) {
         let State { files, rng, faults, .. } = &mut *self.state();
         for file in files.values_mut() {
@@ -117,15 +117,15 @@ impl SimDisk {
         }
     }
 
-    /// Drops each clean page from the cache with probability `p`, as the kernel does when memory is short: the next
-    /// reads show what the medium holds.
+    /// Drops each clean page from the cache with probability `p`, as the kernel does when memory is short. Later reads
+    /// of it come from the medium.
     pub(super) fn evict(&self, p: f64) {
         let State { files, rng, .. } = &mut *self.state();
         files.values_mut().for_each(|file| file.pages.retain(|_, page| page.dirty || !rng.random_bool(p)));
     }
 
-    /// Takes the power away and gives it back. What was not durable is there, or not, or in part.
-    #[must_use = "the disk of before is dead"]
+    /// Cuts the power and restores it. Changes that were not durable survive completely, partly, or not at all.
+    #[must_use = "the previous disk is dead"]
     pub(super) fn power_cut(&self) -> Self {
         let mut state = self.state();
         let State { files, names, rng, .. } = &mut *state;
@@ -135,22 +135,22 @@ impl SimDisk {
         Self { state: self.state.clone(), run: state.run }
     }
 
-    /// Ends the process and lets the kernel live: the cache stays as it is, the locks go.
-    #[must_use = "the disk of before is dead"]
+    /// Ends the process but not the kernel: the cache stays, and the locks are released.
+    #[must_use = "the previous disk is dead"]
     pub(super) fn restart(&self) -> Self {
         let mut state = self.state();
         state.next_run();
         Self { state: self.state.clone(), run: state.run }
     }
 
-    /// Changes a byte of a file where it lies, on the medium, and in the cache if it is there.
+    /// Changes a byte of a file on the medium, and in the cache if it is cached.
     pub(super) fn damage(&self, path: &Path, offset: u64, xor: u8) {
         let mut state = self.state();
         let id = state.names.cached[path];
         state.file(id).damage(offset, xor);
     }
 
-    /// How long a file is, if there is one.
+    /// The length of a file, if it exists.
     pub(super) fn len_of(&self, path: &Path) -> Option<u64> {
         let state = self.state();
         state.names.cached.get(path).map(|id| state.files[id].len)
@@ -161,17 +161,17 @@ impl SimDisk {
         self.state().names.cached.keys().cloned().collect()
     }
 
-    /// How many calls there were that do I/O. Those that found the power off do not count.
+    /// The number of calls so far that do I/O, without those that failed because the power was off.
     pub(super) fn calls(&self) -> u64 {
         self.state().calls
     }
 
-    /// How many syncs failed only because they told of what had failed before.
+    /// How many syncs failed only because they reported an earlier failure.
     pub(super) fn late_reports(&self) -> u64 {
         self.state().late_reports
     }
 
-    /// A hash of those calls: two stories with the same hash asked the same of their disks, in the same order.
+    /// A hash of the calls that do I/O. Stories with the same hash made the same calls in the same order.
     pub(super) fn trace_hash(&self) -> u64 {
         self.state().trace
     }
@@ -180,7 +180,7 @@ impl SimDisk {
         lock(&self.state)
     }
 
-    /// Begins a call that is about the name `path`.
+    /// Begins a call on the name `path`.
     fn begin(&self, call: Call, path: &Path) -> io::Result<MutexGuard<'_, State>> {
         let mut state = self.state();
         state.begin(self.run, call)?;
@@ -203,7 +203,7 @@ impl Disk for SimDisk {
         }
         let file = match state.names.cached.get(path) {
             Some(&file) => file,
-            // As little as it takes, a full disk may not have it.
+            // Even a new file needs some space.
             None if create && state.capacity.is_some() && state.room() < PAGE as u64 => return Err(disk_full()),
             None if create => state.create(path),
             None => return Err(ErrorKind::NotFound.into()),
@@ -220,7 +220,7 @@ impl Disk for SimDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        assert_eq!(folder(from), folder(to), "a renaming across folders is in two journals, which is not simulated");
+        assert_eq!(folder(from), folder(to), "renaming across folders is not simulated");
         let mut state = self.begin(Call::Rename, from)?;
         state.note_path(to);
         state.change_name(NameChange::Rename { from: from.to_owned(), to: to.to_owned() })
@@ -251,7 +251,7 @@ struct SimFile {
     /// The run that opened it.
     run: u64,
     file: FileId,
-    /// Which of the handles it is, for the lock.
+    /// The number of the handle, for the lock.
     handle: u64,
 }
 
@@ -303,7 +303,7 @@ impl DiskFile for SimFile {
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut state = lock(&self.state);
         if state.power(self.run) == Power::Failing {
-            // A process can be killed in the middle of a write, and the cache keeps the first part.
+            // A process can be killed in the middle of a write. The cache then keeps the first part.
             state.write_some(self.file, offset, data);
         }
         drop(state);
@@ -359,17 +359,17 @@ impl DiskFile for SimFile {
 impl Drop for SimFile {
     fn drop(&mut self) {
         let mut state = lock(&self.state);
-        // The end of a run has closed its files already.
+        // The end of a run has already closed its files.
         if state.run == self.run {
             state.close(self.file, self.handle);
         }
     }
 }
 
-/// Which file it is, whatever its name: the number of its inode.
+/// The identity of a file, like an inode number.
 type FileId = u64;
 
-/// The calls that do I/O, as the trace has them.
+/// The calls that do I/O, as recorded in the trace.
 #[derive(Clone, Copy)]
 enum Call {
     Open = 1,
@@ -386,12 +386,12 @@ enum Call {
 #[derive(PartialEq)]
 enum Power {
     On,
-    /// It goes off with this call.
+    /// It fails during this call.
     Failing,
     Off,
 }
 
-/// All of a disk.
+/// The state of a disk.
 struct State {
     rng: SmallRng,
     files: BTreeMap<FileId, SimInode>,
@@ -401,12 +401,12 @@ struct State {
     capacity: Option<u64>,
     calls: u64,
     late_reports: u64,
-    /// With how many calls the power fails.
+    /// The number of calls at which the power fails.
     stops_at: Option<u64>,
     trace: u64,
     /// The number of power cuts and restarts so far.
     run: u64,
-    /// Whether the power has failed by itself, in this run.
+    /// Whether the power has failed by itself in this run.
     stopped: bool,
 }
 
@@ -442,7 +442,7 @@ impl State {
         path.as_os_str().as_encoded_bytes().iter().for_each(|&byte| self.note(byte.into()));
     }
 
-    /// Whether what has this probability happens now.
+    /// Decides randomly whether an event of this probability happens now.
     fn chance(&mut self, probability: impl FnOnce(&Faults) -> f64) -> bool {
         let p = probability(&self.faults);
         p > 0.0 && self.rng.random_bool(p)
@@ -457,7 +457,7 @@ impl State {
         self.next_id
     }
 
-    /// A file that somebody has open, or that has a name.
+    /// A file that is open or has a name.
     fn file(&mut self, id: FileId) -> &mut SimInode {
         self.files.get_mut(&id).unwrap()
     }
@@ -494,7 +494,7 @@ impl State {
         if fits == data.len() { Ok(()) } else { Err(disk_full()) }
     }
 
-    /// Writes any number of the bytes, but not all.
+    /// Writes some of the bytes, but not all.
     fn write_some(&mut self, file: FileId, offset: u64, data: &[u8]) {
         let some = self.rng.random_range(0..data.len().max(1)).min(self.fits(file, offset, data.len()));
         // The kernel copies page by page, and is not interrupted within one.
@@ -502,7 +502,7 @@ impl State {
         self.file(file).write(offset, &data[..end.saturating_sub(offset) as usize]);
     }
 
-    /// How many of the bytes the disk takes.
+    /// How many of the bytes fit on the disk.
     fn fits(&mut self, file: FileId, offset: u64, len: usize) -> usize {
         if self.capacity.is_none() {
             return len;
@@ -510,7 +510,7 @@ impl State {
         usize::try_from(self.longest(file).saturating_sub(offset)).unwrap_or(usize::MAX).min(len)
     }
 
-    /// How long the disk lets a file be.
+    /// The maximum length of a file, given the free space.
     fn longest(&mut self, file: FileId) -> u64 {
         let whole_pages = self.room() / PAGE as u64 * PAGE as u64;
         self.file(file).allocated() + whole_pages
@@ -531,7 +531,7 @@ impl State {
         }
     }
 
-    /// Ends the run of the process, with all that the kernel has for it.
+    /// Ends the run of the process, and with it all of its handles and locks.
     fn next_run(&mut self) {
         self.run += 1;
         self.stopped = false;
@@ -543,7 +543,7 @@ impl State {
         self.forget_unreachable();
     }
 
-    /// Drops the files that nobody has open and that have no name, nor could get one back by a power cut.
+    /// Drops the files that are not open, have no name, and could not get one back through a power cut.
     fn forget_unreachable(&mut self) {
         let named = self.names.all_files();
         self.files.retain(|id, file| file.handles > 0 || named.contains(id));
@@ -555,7 +555,7 @@ impl State {
 struct Names {
     cached: BTreeMap<PathBuf, FileId>,
     durable: BTreeMap<PathBuf, FileId>,
-    /// What leads from the durable names to the cached ones, for each folder in the order in which it was done.
+    /// The changes between the durable names and the cached ones, for each folder in the order in which they were made.
     unsynced: BTreeMap<PathBuf, Vec<NameChange>>,
 }
 
@@ -571,7 +571,7 @@ impl Names {
         }
     }
 
-    /// Makes the first of the changes durable. The others are not lost: the journal still has them.
+    /// Makes some of the first changes durable. The others are not lost, because the journal still has them.
     fn fail_sync(&mut self, folder: &Path, rng: &mut SmallRng) {
         let Some(changes) = self.unsynced.get_mut(folder) else { return };
         let done = rng.random_range(0..=changes.len());
@@ -586,7 +586,7 @@ impl Names {
         self.cached.clone_from(&self.durable);
     }
 
-    /// The files that have a name or may have one after a power cut.
+    /// The files that have a name, or may have one after a power cut.
     fn all_files(&self) -> BTreeSet<FileId> {
         let added = self.unsynced.values().flatten().filter_map(|change| match change {
             NameChange::Add { file, .. } => Some(file),
@@ -604,7 +604,7 @@ enum NameChange {
 }
 
 impl NameChange {
-    /// The name that it is about; of a renaming, the old one.
+    /// The name that changes; for a rename, the old one.
     fn path(&self) -> &Path {
         match self {
             Self::Add { path, .. } | Self::Rename { from: path, .. } | Self::Remove { path } => path,
@@ -634,23 +634,24 @@ struct SimInode {
     pages: BTreeMap<u64, Page>,
     /// The length that calls see.
     len: u64,
-    /// The length that the next sync makes durable. It is behind `len` while the end of the file waits in dirty pages,
-    /// and stays behind when a failed sync makes these clean: a length that comes from writing goes with the data.
+    /// The length that the next sync makes durable. It lags behind `len` while the end of the file is in dirty pages,
+    /// and stays behind if a failed sync marks these clean: a length that results from writes is committed with their
+    /// data.
     next_len: u64,
-    /// To what length the file was cut while the medium still has all of it. What the medium has from here on is not
-    /// the file's any more, and reads as zeros.
+    /// The length to which the file was truncated, while the medium still has all of it. Data on the medium from here
+    /// on no longer belongs to the file, and reads as zeros.
     cut: Option<u64>,
-    /// Whether the kernel could not write something back, and nobody was told.
+    /// Whether a failed write-back has not been reported yet.
     unreported: bool,
     handles: usize,
-    /// The handle that has the lock.
+    /// The handle that holds the lock.
     lock: Option<u64>,
 }
 
 struct Page {
     data: Box<[u8; PAGE]>,
     dirty: bool,
-    /// Whether nothing gets it to the medium any more, as long as it is cached.
+    /// Whether it cannot reach the medium while it is cached.
     stuck: bool,
 }
 
@@ -663,7 +664,7 @@ impl SimInode {
         from == to || (from / PAGE as u64..to.div_ceil(PAGE as u64)).all(|number| self.pages.contains_key(&number))
     }
 
-    /// A page of the cache, from the medium if it is not there.
+    /// A page of the cache, read from the medium if it is not cached.
     fn page(&mut self, number: u64) -> &mut Page {
         let (medium, cut) = (&self.medium, self.cut);
         self.pages.entry(number).or_insert_with(|| Page { data: medium.read(number, cut), dirty: false, stuck: false })
@@ -716,8 +717,8 @@ impl SimInode {
         self.cut = Some(self.cut.map_or(len, |before| before.min(len)));
     }
 
-    /// Has the medium do what the cut says. Before data gets there that was written after it: the blocks that it frees
-    /// cannot be used again earlier.
+    /// Applies the truncation to the medium. This must happen before data written after it gets there, because the
+    /// freed blocks cannot be reused earlier.
     fn finish_cut(&mut self) {
         self.medium.cut_off(self.cut.take());
     }
@@ -728,7 +729,7 @@ impl SimInode {
         self.medium.len = self.next_len;
     }
 
-    /// Writes the dirty pages that are `chosen`.
+    /// Writes the dirty pages for which `chosen` returns true.
     fn write_pages(&mut self, mut chosen: impl FnMut() -> bool) {
         for (&number, page) in self.pages.iter_mut().filter(|(_, page)| page.dirty) {
             if chosen() {
@@ -742,7 +743,7 @@ impl SimInode {
         }
     }
 
-    /// Writes some pages, and some of them in part, and calls all of them clean.
+    /// Writes some pages, some of them only in part, and marks all of them clean.
     fn fail_sync(&mut self, rng: &mut SmallRng) {
         let luck = if self.cut.is_some() && rng.random() { Luck::NONE } else { Luck::new(rng) };
         if luck.reaches > 0.0 {
@@ -787,7 +788,7 @@ impl SimInode {
         self.next_len = self.medium.len;
     }
 
-    /// Returns how long the file is.
+    /// Returns the length of the file afterwards.
     fn lose_pages(&mut self, rng: &mut SmallRng) -> u64 {
         let luck = Luck::new(rng);
         let mut next_len = self.next_len;
@@ -798,7 +799,7 @@ impl SimInode {
         one_of(self.medium.len, next_len, rng)
     }
 
-    /// For a medium that has not cut the file off as far as `cut`: it has nothing of the pages that came behind that.
+    /// For a medium that has not truncated the file to `cut`: it has no page that was written beyond that.
     fn lose_pages_before(&mut self, cut: u64, rng: &mut SmallRng) {
         let luck = Luck::new(rng);
         let in_place = self.pages.range(..cut.div_ceil(PAGE as u64));
@@ -817,13 +818,13 @@ impl SimInode {
     }
 }
 
-/// What there is of a file without power.
+/// The part of a file that survives without power.
 #[derive(Default)]
 struct Medium {
-    /// Shorter than `len` where the file ends in a hole, and longer where the data is there before the length.
+    /// Shorter than `len` if the file ends in a hole, and longer if data got here before the length.
     bytes: Vec<u8>,
     len: u64,
-    /// The pages that were ever written.
+    /// The pages that have been written at least once.
     written: BTreeSet<u64>,
 }
 
@@ -848,7 +849,7 @@ impl Medium {
         self.place(number).copy_from_slice(page);
     }
 
-    /// Writes any of the sectors.
+    /// Writes a random subset of the sectors.
     fn tear(&mut self, number: u64, page: &[u8; PAGE], rng: &mut SmallRng) {
         for (old, new) in self.place(number).chunks_exact_mut(SECTOR).zip(page.chunks_exact(SECTOR)) {
             if rng.random() {
@@ -860,7 +861,7 @@ impl Medium {
     fn place(&mut self, number: u64) -> &mut [u8] {
         self.written.insert(number);
         let start = number as usize * PAGE;
-        // Not by `resize`, which goes byte by byte where the compiler does not optimize.
+        // Not with `resize`, which goes byte by byte in unoptimized builds.
         while self.bytes.len() < start + PAGE {
             let missing = start + PAGE - self.bytes.len();
             self.bytes.extend_from_slice(&[0; PAGE][..missing.min(PAGE)]);
@@ -882,8 +883,8 @@ impl Medium {
     }
 }
 
-/// How likely dirty pages are to get to the medium at a bad moment. It is the same for all pages of a file, so that
-/// all, none and few of them are as common as half of them.
+/// The probabilities that a dirty page reaches the medium, or is torn, when a sync or the power fails. All pages of a
+/// file share them, so that losing all, none or a few of them is as common as losing half.
 struct Luck {
     reaches: f64,
     tears: f64,
@@ -918,8 +919,8 @@ impl Luck {
     }
 }
 
-/// One end, the other, or a whole number of pages between: file systems commit a length that was set at once, and one
-/// that comes from writing page by page.
+/// `a`, `b`, or a whole number of pages in between: file systems commit a length that was set in one step, and one that
+/// results from writes page by page.
 fn one_of(a: u64, b: u64, rng: &mut SmallRng) -> u64 {
     let (low, high) = (a.min(b), a.max(b));
     match rng.random_range(0..3) {
@@ -929,12 +930,12 @@ fn one_of(a: u64, b: u64, rng: &mut SmallRng) -> u64 {
     }
 }
 
-/// The length to make durable after this page was written, of a file of the length `len`.
+/// The length to make durable after page `number` was written, for a file of length `len`.
 fn grown(next_len: u64, number: u64, len: u64) -> u64 {
     next_len.max(len.min((number + 1) * PAGE as u64))
 }
 
-/// A test that fails with the state in its hands is no reason for others to.
+/// Ignores poisoning, so that a test that panics while it holds the lock does not make others fail.
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -947,8 +948,7 @@ fn disk_full() -> io::Error {
     io::Error::from_raw_os_error(ENOSPC)
 }
 
-/// Not EIO's number, although that is what it is: an error has a number or a text, and the store waits for some numbers
-/// to go away.
+/// Has a text instead of EIO's number (an error has only one of the two), because the store retries EIO.
 fn power_is_off() -> io::Error {
     io::Error::other("the power is off")
 }
@@ -957,14 +957,14 @@ fn power_is_off() -> io::Error {
 mod tests {
     use super::*;
 
-    /// As many stories as each test tries, with as many seeds.
+    /// How many seeds each test tries.
     const SEEDS: u64 = 300;
 
     fn path() -> &'static Path {
         Path::new("folder/file")
     }
 
-    /// A disk with one file of so many pages, all of them `fill`, and all of it durable.
+    /// A disk with one durable file of this many pages, filled with `fill`.
     fn disk_with(seed: u64, pages: usize, fill: u8) -> (SimDisk, Arc<dyn DiskFile>) {
         let disk = SimDisk::new(seed);
         let file = disk.open(path(), true).unwrap();
@@ -984,7 +984,7 @@ mod tests {
         read(file, 0, file.len().unwrap() as usize)
     }
 
-    /// What a file holds after a power cut, when it is still there.
+    /// The contents of a file after a power cut, if it still exists.
     fn after_power_cut(disk: &SimDisk, path: &Path) -> Option<Vec<u8>> {
         disk.power_cut().open(path, false).ok().map(|file| read_all(&*file))
     }
@@ -1003,13 +1003,13 @@ mod tests {
         (disk, file)
     }
 
-    /// Each page of a file as `Some` of the byte that it is full of, or `None`.
+    /// Each page of a file: `Some(byte)` if all of its bytes are the same, otherwise `None`.
     fn pages(bytes: &[u8]) -> Vec<Option<u8>> {
         bytes.chunks(PAGE).map(|page| page.iter().all(|&byte| byte == page[0]).then_some(page[0])).collect()
     }
 
     #[test]
-    fn what_is_written_can_be_read() {
+    fn written_data_can_be_read() {
         let disk = SimDisk::new(0);
         let file = disk.open(path(), true).unwrap();
         file.write(PAGE as u64 - 2, &[1, 2, 3, 4]).unwrap();
@@ -1024,7 +1024,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_that_may_not_wait_finds_only_what_is_cached() {
+    fn a_read_that_may_not_wait_finds_only_cached_data() {
         let (disk, file) = disk_with(0, 2, 1);
         disk.evict(1.0);
         read(&*file, 0, 1);
@@ -1036,7 +1036,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_reads_as_zeros() {
+    fn truncated_data_reads_as_zeros() {
         for seed in 0..SEEDS {
             let (disk, file) = disk_with(seed, 3, 7);
             file.set_len(PAGE as u64 + 10).unwrap();
@@ -1052,7 +1052,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_after_a_cut_stays() {
+    fn data_written_after_a_truncation_stays() {
         for seed in 0..SEEDS {
             let (disk, file) = disk_with(seed, 2, 1);
             file.set_len(0).unwrap();
@@ -1064,7 +1064,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_synced_survives_a_power_cut() {
+    fn synced_data_survives_a_power_cut() {
         for seed in 0..SEEDS {
             let (disk, file) = disk_with(seed, 3, 7);
             file.write(4 * PAGE as u64, &[9; 100]).unwrap();
@@ -1075,21 +1075,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_synced_survives_a_power_cut_in_any_part() {
+    fn any_part_of_unsynced_data_may_survive_a_power_cut() {
         let mut seen = BTreeSet::new();
         for seed in 0..SEEDS {
             let (disk, file) = disk_with(seed, 2, 1);
             file.write(0, &[2; 2 * PAGE]).unwrap();
             seen.insert(pages(&after_power_cut(&disk, path()).unwrap()));
         }
-        // `None` is a page that is torn.
+        // `None` is a torn page.
         for outcome in [[Some(1), Some(1)], [Some(1), Some(2)], [Some(2), Some(1)], [Some(2), Some(2)], [None, None]] {
             assert!(seen.contains(outcome.as_slice()), "{outcome:?}");
         }
     }
 
     #[test]
-    fn a_page_is_torn_between_sectors() {
+    fn pages_are_torn_only_between_sectors() {
         let mut torn = 0;
         for seed in 0..SEEDS {
             let (disk, file) = disk_with(seed, 1, 1);
@@ -1102,7 +1102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_length_survives_a_power_cut_in_any_part_and_shows_nothing_of_before() {
+    fn an_extended_file_may_have_any_length_after_a_power_cut_and_ends_in_zeros() {
         let mut lens = BTreeSet::new();
         for seed in 0..SEEDS {
             let (disk, file) = disk_with(seed, 1, 1);
@@ -1115,7 +1115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_cut_off_survives_a_power_cut_in_any_length() {
+    fn a_truncated_file_may_have_any_length_after_a_power_cut() {
         let mut lens = BTreeSet::new();
         for seed in 0..SEEDS {
             let (disk, file) = disk_with(seed, 3, 1);
@@ -1123,7 +1123,7 @@ mod tests {
             file.write(PAGE as u64, &[2; PAGE]).unwrap();
             let bytes = after_power_cut(&disk, path()).unwrap();
             if bytes.contains(&2) {
-                assert!(!bytes.contains(&1), "what was cut off is back, beside what came after");
+                assert!(!bytes.contains(&1), "truncated data is back, next to later data");
             }
             lens.insert(bytes.len());
         }
@@ -1132,7 +1132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_back_alone_makes_no_length_durable() {
+    fn a_write_back_alone_does_not_make_the_length_durable() {
         let mut lens = BTreeSet::new();
         for seed in 0..SEEDS {
             let (disk, file) = disk_with(seed, 1, 1);
@@ -1142,7 +1142,7 @@ mod tests {
             assert_eq!(pages(&read_all(&*file)), [Some(1), Some(2)]);
             let file = disk.power_cut().open(path(), false).unwrap();
             let len = file.len().unwrap() as usize;
-            // What is beyond the length is gone for good.
+            // Data beyond the length is gone for good.
             file.set_len(2 * PAGE as u64).unwrap();
             assert!(read_all(&*file)[len..].iter().all(|&byte| byte == 0));
             lens.insert(len);
@@ -1159,12 +1159,12 @@ mod tests {
             disk.set_faults(Faults { sync_error: 1.0, ..Faults::default() });
             assert!([EIO, ENOSPC].contains(&errno(file.sync())));
             disk.set_faults(Faults::default());
-            // Everything looks well as long as the cache has it.
+            // Everything looks fine as long as it is cached.
             assert_eq!(pages(&read_all(&*file)), [Some(2), Some(2)]);
             file.sync().unwrap();
             disk.evict(1.0);
             let on_medium = read_all(&*file);
-            assert_eq!(after_power_cut(&disk, path()).unwrap(), on_medium, "the second sync left something");
+            assert_eq!(after_power_cut(&disk, path()).unwrap(), on_medium, "the second sync was not complete");
             seen.insert(pages(&on_medium));
         }
         for outcome in [[Some(1), Some(1)], [Some(1), Some(2)], [Some(2), Some(1)], [Some(2), Some(2)], [None, None]] {
@@ -1173,12 +1173,12 @@ mod tests {
     }
 
     #[test]
-    fn after_a_failed_sync_a_page_of_old_is_durable_when_it_is_dirtied_again_and_a_new_one_when_it_was_forgotten() {
+    fn after_a_failed_sync_rewriting_saves_an_old_page_but_a_new_one_only_if_the_cache_dropped_it() {
         let mut stuck = 0;
         for seed in 0..SEEDS {
             for forget in [true, false] {
                 let (disk, file) = disk_with(seed, 1, 1);
-                // The length, too, comes with the page.
+                // The second page is new, and the length depends on it.
                 file.write(0, &[2; 2 * PAGE]).unwrap();
                 disk.set_faults(Faults { sync_error: 1.0, ..Faults::default() });
                 file.sync().unwrap_err();
@@ -1202,7 +1202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_that_was_set_outlasts_a_failed_sync() {
+    fn a_length_that_was_set_survives_a_failed_sync() {
         for seed in 0..SEEDS {
             for len in [5, 3 * PAGE as u64 + 5] {
                 let (disk, file) = disk_with(seed, 2, 1);
@@ -1217,7 +1217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_that_was_written_can_be_lost_by_a_failed_sync() {
+    fn a_length_from_a_write_may_be_lost_in_a_failed_sync() {
         let lens: BTreeSet<usize> = (0..SEEDS)
             .map(|seed| {
                 let (disk, file) = disk_with(seed, 1, 1);
@@ -1234,7 +1234,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_not_synced_survive_in_order_or_not() {
+    fn unsynced_changes_of_names_may_be_lost_but_stay_in_order() {
         let mut seen = BTreeSet::new();
         for seed in 0..SEEDS {
             let (disk, file) = disk_with(seed, 1, 1);
@@ -1261,7 +1261,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_synced_survive() {
+    fn synced_names_survive() {
         for seed in 0..SEEDS {
             let (disk, _file) = disk_with(seed, 1, 1);
             disk.open(Path::new("folder/made"), true).unwrap();
@@ -1276,7 +1276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_sync_of_names_loses_none_for_the_next() {
+    fn after_a_failed_sync_of_names_the_next_one_makes_them_durable() {
         for seed in 0..SEEDS {
             let (disk, _file) = disk_with(seed, 1, 1);
             disk.open(Path::new("folder/a"), true).unwrap();
@@ -1291,7 +1291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_file_lives_as_long_as_somebody_has_it_open() {
+    fn a_removed_file_exists_as_long_as_it_is_open() {
         let (disk, file) = disk_with(0, 1, 1);
         disk.remove(path()).unwrap();
         disk.sync_names(path()).unwrap();
@@ -1320,7 +1320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_is_one_handles_until_that_is_gone() {
+    fn a_lock_belongs_to_one_handle_until_it_is_dropped() {
         let (disk, first) = disk_with(0, 1, 1);
         let second = disk.open(path(), false).unwrap();
         assert!(first.try_lock().unwrap() && first.try_lock().unwrap());
@@ -1330,14 +1330,14 @@ mod tests {
         let next = disk.restart();
         let third = next.open(path(), false).unwrap();
         assert!(third.try_lock().unwrap());
-        // What is dead closes nothing.
+        // A dead handle does not release a lock.
         drop(second);
         assert!(!next.open(path(), false).unwrap().try_lock().unwrap());
         assert!(next.power_cut().open(path(), false).unwrap().try_lock().unwrap());
     }
 
     #[test]
-    fn the_power_fails_after_so_many_calls() {
+    fn the_power_fails_after_the_given_number_of_calls() {
         let (disk, file) = failing(Faults { stop_after: Some(2), ..Faults::default() });
         file.write(0, &[2]).unwrap();
         file.sync().unwrap();
@@ -1353,7 +1353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_in_which_the_power_fails_is_in_the_cache_in_part() {
+    fn a_write_during_which_the_power_fails_is_partly_in_the_cache() {
         let written: BTreeSet<usize> = (0..SEEDS)
             .map(|seed| {
                 let (disk, file) = disk_with(seed, 20, 1);
@@ -1371,7 +1371,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_fail_as_they_are_told() {
+    fn calls_fail_as_configured() {
         let (_disk, file) = failing(Faults { write_error: 1.0, set_len_error: 1.0, ..Faults::default() });
         assert!([EIO, ENOSPC].contains(&errno(file.write(0, &[2; PAGE]))));
         assert!([EIO, ENOSPC].contains(&errno(file.set_len(0))));
@@ -1392,7 +1392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_takes_what_fits() {
+    fn a_full_disk_accepts_only_what_fits() {
         let (disk, file) = disk_with(0, 2, 1);
         assert_eq!(file.room().unwrap(), PLENTY);
         let other = disk.open(Path::new("folder/other"), true).unwrap();
@@ -1413,7 +1413,7 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_in_the_background_is_told_once_to_whoever_syncs_next() {
+    fn a_failed_write_back_is_reported_once_by_the_next_sync() {
         let (disk, file) = disk_with(0, 2, 1);
         file.write(0, &[2; PAGE]).unwrap();
         disk.set_faults(Faults { sync_error: 1.0, ..Faults::default() });
@@ -1427,7 +1427,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_in_the_cache_and_on_the_medium() {
+    fn damage_changes_both_the_cache_and_the_medium() {
         let (disk, file) = disk_with(0, 1, 1);
         disk.damage(path(), 7, 0xF0);
         assert_eq!(read(&*file, 6, 3), [1, 0xF1, 1]);
@@ -1435,7 +1435,7 @@ mod tests {
         assert_eq!(read(&*file, 6, 3), [1, 0xF1, 1]);
     }
 
-    /// A story with everything in it; returns what can be seen at its end.
+    /// A story with all kinds of calls and faults; returns the observable state at its end.
     fn story(seed: u64) -> (u64, u64, Vec<(PathBuf, Vec<u8>)>) {
         let mut disk = SimDisk::new(seed);
         for round in 0..4 {
@@ -1467,7 +1467,7 @@ mod tests {
     }
 
     #[test]
-    fn the_trace_tells_calls_apart() {
+    fn the_trace_distinguishes_calls() {
         let hash = |calls: &dyn Fn(&SimDisk, &dyn DiskFile)| {
             let (disk, file) = disk_with(0, 1, 1);
             calls(&disk, &*file);

@@ -1,4 +1,4 @@
-//! The store with its threads, on a disk one of whose calls hangs or panics.
+//! The store with its threads, on a disk where one kind of call hangs or panics.
 
 use std::io;
 use std::path::Path;
@@ -17,10 +17,10 @@ use super::story::metrics;
 use crate::metrics::Health;
 use crate::storage::StorageError;
 
-/// How soon a hanging disk is noticed, with what a busy machine may add.
+/// How soon a hanging disk must be noticed, including a margin for a busy machine.
 const NOTICED: Duration = Duration::from_secs(6);
 
-/// How soon everybody is answered, and all is well again.
+/// How soon all callers must be answered, and the store must recover.
 const ANSWERED: Duration = Duration::from_secs(watch::GIVE_UP.as_secs() + 3);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +40,7 @@ enum Trouble {
     Panics(Call),
 }
 
-/// What one kind of call does, for as long as somebody says.
+/// Makes one kind of call hang or panic.
 #[derive(Debug, Default)]
 struct Gate {
     trouble: Mutex<Option<Trouble>>,
@@ -163,7 +163,7 @@ async fn hangs(call: Call, in_use: bool) {
     let store = started(folder.path(), &gate);
     store.opened().await.unwrap();
     let (key, value) = (Bytes::from_static(b"key"), Bytes::from_static(b"value"));
-    // Names are made with the first write.
+    // Log files are created by the first write.
     let kept = (call != Call::SyncNames).then_some(value.clone());
     if kept.is_some() {
         store.put(key.clone(), value.clone()).await.unwrap();
@@ -185,14 +185,14 @@ async fn hangs(call: Call, in_use: bool) {
     }
 
     gate.set(None);
-    within(ANSWERED, "it is well again", || is_waiting().is_none().then_some(())).await;
+    within(ANSWERED, "it has recovered", || is_waiting().is_none().then_some(())).await;
     store.put(key.clone(), value.clone()).await.unwrap();
     tokio::time::timeout(ANSWERED, store.close()).await.unwrap();
 }
 
-/// Whatever the writer asks of the disk may never be answered, when somebody writes and when nobody does.
+/// Any call of the writer to the disk may hang, with or without a write in progress.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_hangs_is_noticed_and_nobody_waits_for_it_for_ever() {
+async fn a_call_that_hangs_is_noticed_and_no_caller_waits_for_ever() {
     let cases = [
         (Call::Write, true),
         (Call::Sync, true),
@@ -207,7 +207,7 @@ async fn a_call_that_hangs_is_noticed_and_nobody_waits_for_it_for_ever() {
     }
 }
 
-/// A put needs the log alone. That redb's file hangs is seen all the same, and the next to stop is the writer.
+/// A put needs only the log, but a hanging call on redb's file must be noticed before it stops the writer too.
 #[tokio::test]
 async fn a_call_of_redb_that_hangs_is_noticed() {
     for call in [Call::RedbWrite, Call::RedbSync] {
@@ -223,12 +223,12 @@ async fn a_call_of_redb_that_hangs_is_noticed() {
         assert_eq!(store.get(&key).await.unwrap(), Some(value.clone()));
         store.put(key.clone(), value.clone()).await.unwrap();
         gate.set(None);
-        within(ANSWERED, "it is well again", || is_waiting().is_none().then_some(())).await;
+        within(ANSWERED, "it has recovered", || is_waiting().is_none().then_some(())).await;
         tokio::time::timeout(ANSWERED, store.close()).await.unwrap();
     }
 }
 
-/// An opening that hangs says so, whatever it waits for.
+/// An opening that hangs reports it, whichever call it waits for.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_opening_that_hangs_is_noticed() {
     async fn hangs(call: Call) {
@@ -236,7 +236,7 @@ async fn an_opening_that_hangs_is_noticed() {
         let gate = Arc::new(Gate::default());
         let store = started(folder.path(), &gate);
         store.opened().await.unwrap();
-        // With a log, as after a kill.
+        // A store with a log, as after a kill.
         let (key, value) = (Bytes::from_static(b"key"), Bytes::from_static(b"value"));
         store.put(key.clone(), value.clone()).await.unwrap();
         let killed = tempfile::tempdir().unwrap();
@@ -253,7 +253,7 @@ async fn an_opening_that_hangs_is_noticed() {
         assert!(matches!(&refused, StorageError::Starting(why) if why.contains("has not answered for")), "{refused}");
         gate.set(None);
         store.opened().await.unwrap();
-        within(ANSWERED, "it is well again", || is_waiting().is_none().then_some(())).await;
+        within(ANSWERED, "it has recovered", || is_waiting().is_none().then_some(())).await;
         assert_eq!(store.get(&key).await.unwrap(), Some(value));
         store.close().await;
     }
@@ -263,13 +263,13 @@ async fn an_opening_that_hangs_is_noticed() {
     }
 }
 
-/// No thread of the store dies in silence: whoever waits for it hears of it, and so does whoever comes later.
+/// No thread of the store dies silently: waiting and later callers get an error.
 #[tokio::test]
-async fn a_thread_that_panics_is_said() {
+async fn a_thread_that_panics_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let gate = Arc::new(Gate::default());
     let (key, value) = (Bytes::from_static(b"key"), Bytes::from_static(b"value"));
-    // While it opens.
+    // During the opening.
     gate.set(Some(Trouble::Panics(Call::SyncNames)));
     let store = started(folder.path(), &gate);
     let failed = store.opened().await.unwrap_err().to_string();
@@ -277,7 +277,7 @@ async fn a_thread_that_panics_is_said() {
     let refused = store.put(key.clone(), value.clone()).await.unwrap_err();
     assert!(matches!(refused, StorageError::Starting(_)), "{refused}");
 
-    // While it writes.
+    // During a write.
     gate.set(None);
     let store = started(folder.path(), &gate);
     store.opened().await.unwrap();
@@ -291,12 +291,12 @@ async fn a_thread_that_panics_is_said() {
         assert!(refused.contains("the store has failed: Sync was told to panic"), "{refused}");
         assert!(store.shared.troubles.of(Source::Thread).is_some());
     }
-    // The agent ends then.
+    // The agent ends in this case.
     let died = tokio::time::timeout(ANSWERED, store.died()).await.unwrap();
     assert!(died.contains("Sync was told to panic"), "{died}");
     tokio::time::timeout(ANSWERED, store.close()).await.unwrap();
 
-    // While it opens redb anew, on the other thread.
+    // In the flusher.
     let folder = tempfile::tempdir().unwrap();
     let store = started(folder.path(), &gate);
     store.opened().await.unwrap();

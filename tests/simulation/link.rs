@@ -1,10 +1,10 @@
-//! Two agents on the real link, over pipes in memory, under a clock that the story moves: what a seed decides happens again
-//! exactly. Pipes stall, drip and break; callers give up; agents come back under another key.
+//! Two agents on the real link, over pipes in memory and with a simulated clock, so that every run with the same seed
+//! is the same. Pipes stall, drip and break; callers give up; agents restart with another key.
 //!
-//! Every request that is not given up ends in one outcome, in time, that each side counts once, and its answer is its own;
-//! nothing grows past its bound; and when the path is well again, so is the link.
+//! Every request that is not given up ends in time, with exactly one outcome that each side counts once, and gets its
+//! own answer. Nothing grows past its bound. When the path works again, so does the link.
 //!
-//! `SIMULATION_SECONDS=SECONDS` runs fresh seeds for that long, `SIMULATION_SEED=N` the one that a failure named.
+//! `SIMULATION_SECONDS=SECONDS` runs new seeds for that long; `SIMULATION_SEED=N` runs the seed that a failure printed.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -42,8 +42,8 @@ const STEPS: usize = 400;
 const MAX_FRAME: usize = 16 * 1024;
 const MAX_IN_FLIGHT: u32 = 8;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
-/// How exactly deadlines are kept: `DEADLINE_PRECISION`, how far the clock leaps, and `BUSY_AFTER`, for a caller that waited
-/// for a place in the queue and stands there behind one whose deadline is later.
+/// How precisely deadlines are enforced: `DEADLINE_PRECISION`, how far the clock leaps, and `BUSY_AFTER`, for a caller
+/// that has waited for a place in the queue and is behind one with a later deadline.
 const PRECISION: Duration = Duration::from_millis(250 + LEAP + 50 + 1000);
 const LEAP: u64 = 400;
 
@@ -164,7 +164,7 @@ impl Drop for End {
     }
 }
 
-/// Answers with what the key says: how long it takes, in milliseconds, and how long the value is.
+/// Answers according to the key, which holds how long the answer takes, in milliseconds, and how long the value is.
 struct Answers {
     metrics: MetricsCollector,
     handled: Arc<AtomicU64>,
@@ -245,7 +245,7 @@ struct Agent {
     registry: Arc<Registry>,
     handled: Arc<AtomicU64>,
     in_flight: Arc<std::sync::atomic::AtomicU32>,
-    /// What its callers saw: done by the peer, or not.
+    /// How many requests of its callers succeeded and failed.
     done: u64,
     failed: u64,
 }
@@ -272,7 +272,7 @@ impl Agent {
             reserved: Default::default(),
             budget: Arc::default(),
         });
-        // Nobody dials here: without a link the peer is unreachable.
+        // Dialing is not simulated: without a link, the peer is unreachable.
         let (commands, _) = mpsc::channel(1);
         let shared = NetworkState {
             table,
@@ -300,7 +300,7 @@ struct Connection {
     id: ConnectionId,
     sides: [Side; 2],
     pipes: Vec<Arc<Mutex<Pipe>>>,
-    /// Substreams that are being negotiated: whose, and its ends.
+    /// Substreams that are being negotiated: the side that opens it, and its two ends.
     opening: Vec<(usize, End, End)>,
     is_lost: bool,
 }
@@ -323,7 +323,6 @@ struct Caller {
 struct Story {
     rng: SmallRng,
     agents: [Agent; 2],
-    /// What agents that were started anew have left.
     connections: Vec<Connection>,
     callers: Vec<Caller>,
     next_id: u64,
@@ -369,7 +368,7 @@ impl Story {
             self.step().await;
             self.settle().await;
         }
-        self.tell(|| "the path is well".into());
+        self.tell(|| "the path works again".into());
         for connection in &self.connections {
             for pipe in &connection.pipes {
                 let mut pipe = pipe.lock().unwrap();
@@ -450,10 +449,10 @@ impl Story {
             }
             69..72 if self.connections.len() < 3 => self.connect(),
             72..73 => {
-                // Under another key. What its callers waited for is dropped with it, and what it counted.
+                // With another key. Its callers and its counts are dropped with it.
                 let agent = self.rng.random_range(0..2);
                 self.tally.restarts += 1;
-                self.tell(|| format!("agent {agent} is started anew"));
+                self.tell(|| format!("agent {agent} restarts"));
                 self.callers.retain(|caller| caller.agent != agent);
                 self.lose(|_| true);
                 self.agents[agent] = Agent::new(&mut self.rng);
@@ -519,7 +518,7 @@ impl Story {
         self.connections.push(Connection { id, sides, pipes: Vec::new(), opening: Vec::new(), is_lost: false });
     }
 
-    /// Closes connections, as the swarm does: both ends hear of it.
+    /// Closes connections at both ends, as the swarm does.
     fn lose(&mut self, which: impl Fn(&Connection) -> bool) {
         for connection in self.connections.extract_if(.., |connection| which(connection)) {
             for agent in 0..2 {
@@ -533,7 +532,7 @@ impl Story {
     async fn settle(&mut self) {
         for round in 0.. {
             assert!(round < 10_000, "it never settles");
-            // What connections left unfinished runs on.
+            // Requests whose connection was closed are still being finished.
             tokio::task::yield_now().await;
             let mut moved = false;
             for index in 0..self.connections.len() {
@@ -554,7 +553,7 @@ impl Story {
 
     fn poll_link(&mut self, index: usize, agent: usize) -> bool {
         let connection = &mut self.connections[index];
-        // Negotiated now.
+        // Finish the negotiation of new substreams.
         for (asks, own, other) in std::mem::take(&mut connection.opening) {
             connection.sides[asks].link.on_outbound(own);
             connection.sides[1 - asks].link.on_inbound(other);
@@ -619,7 +618,7 @@ impl Story {
         for connection in &mut self.connections {
             for side in &mut connection.sides {
                 let (reads, writes) = side.link.held();
-                // One frame with its length, and a read; what is written has its answers on top (`HIGH_WATER`).
+                // Read: one frame with its length, and one read. To write: `HIGH_WATER`, and the answers in flight.
                 assert!(reads <= 2 * (MAX_FRAME + 10 + 64 * 1024), "{reads} bytes read");
                 let most = super::framed::HIGH_WATER + (MAX_IN_FLIGHT as usize + 1) * (MAX_FRAME + FRAME_OVERHEAD);
                 assert!(writes <= 2 * most, "{writes} bytes to write");
@@ -628,11 +627,11 @@ impl Story {
     }
 }
 
-/// What an agent's page says is what happened.
+/// Checks that an agent's page shows what happened.
 #[cfg(feature = "metrics-prometheus")]
 fn check_counts(agent: &Agent) {
-    use crate::metrics::exposition::{FamilyFilter, Format, render};
-    let page = render(&agent.registry, Format::Text, &FamilyFilter::all());
+    use crate::metrics::exposition::{FamilyFilter, Format};
+    let page = agent.registry.render(Format::Text, &FamilyFilter::all());
     let page = String::from_utf8(page.into()).unwrap();
     let sum = |name: &str, without: &str| -> u64 {
         let series = page.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{')));
@@ -641,7 +640,7 @@ fn check_counts(agent: &Agent) {
     };
     let handled = agent.handled.load(Ordering::Relaxed);
     let said = sum("messages_received_total", "\0") + sum("messages_failed_total", "type=\"unknown\"");
-    // What the link itself refuses is counted and not handled.
+    // Requests that the link itself refuses are counted but not handled.
     assert!(said >= handled, "{said} counted, {handled} handled");
     assert_eq!(sum("messages_send_failures_total", "\0"), agent.failed, "{page}");
     assert!(sum("messages_sent_total", "\0") >= agent.done);

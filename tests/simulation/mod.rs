@@ -1,8 +1,8 @@
-//! The store on a simulated disk: random operations, faults, power cuts and restarts from a seed, against a model that
-//! says what may be read at each moment.
+//! The store on a simulated disk: random operations, faults, power cuts and restarts from a seed, checked against a
+//! model of the values that may be read at each point.
 //!
-//! `SIMULATION_SECONDS=SECONDS` runs fresh seeds for that long, `SIMULATION_SEED=N` the one that a failure named, and
-//! `SIMULATION_TELL=1` says what happens in it; see CONTRIBUTING.md.
+//! `SIMULATION_SECONDS=SECONDS` runs new seeds for that long, `SIMULATION_SEED=N` replays the seed of a failure, and
+//! `SIMULATION_TELL=1` prints its events; see CONTRIBUTING.md.
 
 mod disk;
 mod hang;
@@ -21,13 +21,13 @@ fn environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is not a number")))
 }
 
-/// Runs one seed, and says which it was when it fails.
+/// Runs one seed, and prints it on failure.
 fn run(seed: u64, tally: &mut Tally) -> u64 {
     struct Said(u64);
     impl Drop for Said {
         fn drop(&mut self) {
             if std::thread::panicking() {
-                eprintln!("the seed was SIMULATION_SEED={}", self.0);
+                eprintln!("to repeat this failure: SIMULATION_SEED={}", self.0);
             }
         }
     }
@@ -38,7 +38,7 @@ fn run(seed: u64, tally: &mut Tally) -> u64 {
 }
 
 #[test]
-fn no_fault_loses_what_was_acknowledged() {
+fn no_fault_loses_acknowledged_writes() {
     let mut tally = Tally::default();
     if let Some(seed) = environment("SIMULATION_SEED") {
         run(seed, &mut tally);
@@ -48,7 +48,7 @@ fn no_fault_loses_what_was_acknowledged() {
         run(seed, &mut tally);
     }
     assert!(tally.all_happened(), "a kind of fault never happened: {tally:?}");
-    // A minute of new ones in CI, hours by hand.
+    // New seeds: for a minute in CI, for hours by hand.
     let until = Instant::now() + Duration::from_secs(environment("SIMULATION_SECONDS").unwrap_or(0));
     while Instant::now() < until {
         run(rand::random(), &mut tally);
@@ -56,7 +56,7 @@ fn no_fault_loses_what_was_acknowledged() {
     eprintln!("{tally:?}");
 }
 
-/// A failure is worth nothing when its seed does not bring it back.
+/// A failure is useful only if its seed reproduces it.
 #[test]
 fn a_seed_tells_the_same_story_twice() {
     for seed in 0..5 {

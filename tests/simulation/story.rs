@@ -1,4 +1,4 @@
-//! One story: the parts of the store in one thread, so that a seed decides everything.
+//! One story: all parts of the store in one thread, so that the seed determines everything.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -100,14 +100,14 @@ pub(super) struct Story {
     options: Options,
     metrics: MetricsCollector,
     store: Option<Store>,
-    /// Values have numbers, so that no two are the same.
+    /// Values are numbered, so that they all differ.
     next_value: u64,
-    /// Whether the disk stops in the middle of something.
+    /// Whether the power fails after some more calls.
     stops: bool,
     faulty: bool,
-    /// How often the disk was heard to tell of what had failed before.
+    /// How many syncs had failed only because of earlier failures, when this was last checked.
     late_reports: u64,
-    /// Whether an acknowledgement counts.
+    /// Whether acknowledged writes must be kept.
     trusts: bool,
     tell: bool,
     tally: Tally,
@@ -156,7 +156,7 @@ impl Story {
         for _ in 0..STEPS {
             self.step();
         }
-        // At the end the disk is well, and everything is there.
+        // Once the disk works again, everything is there.
         self.heal();
         self.crash();
         self.check_all();
@@ -165,13 +165,13 @@ impl Story {
         self.check_all();
     }
 
-    /// Adds what happened to `tally`, and answers what identifies the story.
+    /// Adds this story to `tally`, and returns a hash that identifies it.
     pub(super) fn report(&self, tally: &mut Tally) -> u64 {
         tally.add(&self.tally);
         self.disk.trace_hash()
     }
 
-    /// `SIMULATION_TELL=1` tells the story, for a seed that failed.
+    /// Prints an event if `SIMULATION_TELL=1` is set, to examine a seed that failed.
     fn told(&self, what: impl FnOnce() -> String) {
         if self.tell {
             eprintln!("{} {}", self.disk.calls(), what());
@@ -217,20 +217,21 @@ impl Story {
         self.disk.evict(1.0);
     }
 
-    /// Writes what is about to be damaged: the last frame of a log cannot be told from one that a crash cut short.
+    /// Writes a frame that damage may make disappear: a damaged last frame of a log looks like one that a crash cut
+    /// short.
     pub(super) fn write_in_vain(&mut self) {
         self.trusts = false;
         self.write();
         self.trusts = true;
     }
 
-    /// The process ends; the kernel keeps what it has.
+    /// The process ends; the kernel keeps its cache.
     pub(super) fn restart(&mut self) {
         self.end_run(false);
         self.open();
     }
 
-    /// The machine ends.
+    /// The machine loses power.
     pub(super) fn cut_power(&mut self) {
         self.end_run(true);
         self.open();
@@ -242,14 +243,14 @@ impl Story {
         }
     }
 
-    /// Changes one bit somewhere and opens the store again. `None` when that is refused, otherwise how many values are
-    /// not served; those that are, are right.
+    /// Changes one random bit and opens the store again. `None` if that is refused, otherwise the number of values that
+    /// are not served. The others must be right.
     pub(super) fn damage(&mut self) -> Option<usize> {
         self.end_run(true);
         let files = self.disk.files();
         let file = files[self.rng.random_range(0..files.len())].clone();
         let len = self.disk.len_of(&file).unwrap_or(0);
-        // Most of a new log is zeros that nobody reads.
+        // Most of a new log is zeros that are never read.
         self.disk.damage(&file, self.rng.random_range(0..len.min(200_000)), 1 << self.rng.random_range(0..8));
         if let Err(error) = self.try_open() {
             assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
@@ -260,7 +261,7 @@ impl Story {
         Some(keys.iter().filter(|key| !self.read(key)).count())
     }
 
-    /// Lets things fail from now on.
+    /// Makes calls fail from now on, with random probabilities.
     fn disturb(&mut self) {
         self.faulty = true;
         let mut chance = || if self.rng.random_bool(0.5) { self.rng.random_range(0.0..0.5) } else { 0.0 };
@@ -280,13 +281,13 @@ impl Story {
         }
     }
 
-    /// How many bytes the files of the log take.
+    /// The total size of the log's files, in bytes.
     pub(super) fn log_bytes(&self) -> u64 {
         let is_log = |file: &PathBuf| file.to_string_lossy().contains(".log");
         self.disk.files().into_iter().filter(is_log).filter_map(|file| self.disk.len_of(&file)).sum()
     }
 
-    /// Somebody takes the files of the log away.
+    /// Removes the files of the log.
     pub(super) fn remove_log(&mut self) {
         for file in self.disk.files() {
             if file.to_string_lossy().contains(".log") {
@@ -295,7 +296,7 @@ impl Story {
         }
     }
 
-    /// The disk takes so many bytes more.
+    /// Limits the disk to this many more bytes.
     pub(super) fn leave_room(&mut self, bytes: u64) {
         self.faulty = true;
         let used: u64 = self.disk.files().iter().filter_map(|file| self.disk.len_of(file)).sum();
@@ -307,7 +308,7 @@ impl Story {
         self.disk.set_faults(Faults::default());
         self.disk.set_capacity(None);
         if self.stops {
-            // Power comes back to a machine that starts anew.
+            // The power comes back, and the machine restarts.
             self.stops = false;
             self.tally.power_cuts += 1;
             self.disk = self.disk.power_cut();
@@ -317,13 +318,14 @@ impl Story {
         }
     }
 
-    /// The disk is well again, and whatever became of the process, the kernel lives.
+    /// The process ends, but not the kernel, and the disk works again.
     pub(super) fn heal_kernel(&mut self) {
         self.end_run(false);
         self.heal();
     }
 
-    /// So many writes go to redb, and everything is there, also without the page cache and after a power cut.
+    /// Makes this many batches of writes, moves each to redb, and checks that everything is there, first without the
+    /// page cache and then after a power cut.
     pub(super) fn goes_on(&mut self, writes: usize) {
         for _ in 0..writes {
             self.write();
@@ -335,7 +337,7 @@ impl Story {
         self.check_all();
     }
 
-    /// Makes a store as the version before the log did.
+    /// Creates a store as the version without a log did.
     pub(super) fn make_v1(&mut self) {
         let file = self.disk.open(path(), true).unwrap();
         let view = View::staged(Arc::new(StoreFile::new(path(), file, Arc::default())));
@@ -353,7 +355,7 @@ impl Story {
         };
         write("");
         self.disk.sync_names(path()).unwrap();
-        // The last that it wrote failed; the view did not tell redb.
+        // Its last transaction fails, which the view hides from redb.
         self.disk.set_faults(Faults { sync_error: 1.0, ..Faults::default() });
         write("failed-");
         self.disk.set_faults(Faults::default());
@@ -363,14 +365,14 @@ impl Story {
         }
     }
 
-    /// As the agent does after an I/O error: in the same process.
+    /// Tries to open the store again in the same process, as the agent does after an I/O error.
     pub(super) fn try_open_again(&mut self) {
         if self.store.is_none() && self.try_open().is_err() {
             self.tally.failed_openings += 1;
         }
     }
 
-    /// The process ends, and the kernel with it or not; then the store is opened again.
+    /// The process ends, with or without a power cut; then the store is opened again.
     fn crash(&mut self) {
         let power_cut = self.rng.random_bool(0.7);
         self.end_run(power_cut);
@@ -379,7 +381,7 @@ impl Story {
 
     fn end_run(&mut self, power_cut: bool) {
         self.told(|| format!("crash, power cut: {power_cut}"));
-        // Whatever the dying store still does must not reach the disk.
+        // Further calls of the dying store must not reach the disk.
         self.disk = if power_cut { self.disk.power_cut() } else { self.disk.restart() };
         if power_cut {
             self.tally.power_cuts += 1;
@@ -400,7 +402,7 @@ impl Story {
                 Err(OpenError::Io { .. }) if self.may_fail() => {
                     self.tally.failed_openings += 1;
                     if self.stops {
-                        // It was in the middle of the opening.
+                        // The power failed during the opening.
                         self.end_run(true);
                     }
                 }
@@ -409,7 +411,7 @@ impl Story {
         }
     }
 
-    /// Whether the disk has a reason to fail, or had one of which it told only now.
+    /// Whether the disk has a reason to fail, or has only now reported an earlier failure.
     fn may_fail(&mut self) -> bool {
         let before = std::mem::replace(&mut self.late_reports, self.disk.late_reports());
         self.faulty || self.stops || self.late_reports > before
@@ -422,7 +424,7 @@ impl Story {
         let mut parts = open_all(&disk, self.options, &shared, &self.metrics, &Watched::default())?;
         self.told(|| format!("opened, {:?}", parts.frozen.as_ref().map(|frozen| &frozen.segments)));
         shared.queue.open();
-        // As the flusher does, but without a pause. Without power there is no number.
+        // As the flusher does, but without a pause. An error without a number means that the power is off.
         parts.flusher.retry_reads(Arc::new(|error| error.raw_os_error().is_some()));
         self.store = Some(Store { shared, parts });
         Ok(())
@@ -437,7 +439,7 @@ impl Story {
         self.write_together(&writes);
     }
 
-    /// Puts values of these lengths, or removes something, in one batch. Answers how many were acknowledged.
+    /// Puts values of these lengths (`None` deletes) in one batch. Returns how many writes were acknowledged.
     pub(super) fn write_together(&mut self, lens: &[Option<usize>]) -> u64 {
         let before = self.tally.acknowledged;
         let Some(Store { shared, parts }) = &mut self.store else { return 0 };
@@ -459,7 +461,7 @@ impl Story {
             parts.writer.commit(&batch);
         }
         for (key, value, mut outcome) in waiting {
-            let outcome = outcome.try_recv().expect("everybody hears of his write");
+            let outcome = outcome.try_recv().expect("every write gets an outcome");
             self.told(|| {
                 let value =
                     value.as_ref().map(|value| String::from_utf8_lossy(&value[..value.len().min(10)]).into_owned());
@@ -472,7 +474,7 @@ impl Story {
                     if let Before::Known(existed) = before
                         && let Some(expected) = self.model.exists(&key)
                     {
-                        assert_eq!(existed, expected, "what a delete of {} said", String::from_utf8_lossy(&key));
+                        assert_eq!(existed, expected, "the outcome of a delete of {}", String::from_utf8_lossy(&key));
                     }
                     if self.trusts {
                         self.model.acknowledged(&key, value);
@@ -508,7 +510,7 @@ impl Story {
             }
             Err(error) => {
                 self.tally.failed_reads += 1;
-                assert!(self.faulty || self.stops, "a read failed on a disk that is well: {error}");
+                assert!(self.faulty || self.stops, "a read failed on a healthy disk: {error}");
                 false
             }
         }
@@ -520,7 +522,7 @@ impl Story {
         }
     }
 
-    /// Carries what the log has into redb, or tries to.
+    /// Tries to move the contents of the log to redb.
     pub(super) fn flush(&mut self) -> bool {
         self.late_reports = self.disk.late_reports();
         let Some(Store { parts, .. }) = &mut self.store else { return false };
@@ -541,7 +543,7 @@ impl Story {
             }
             Err(failure) => {
                 self.tally.failed_flushes += 1;
-                assert!(self.may_fail(), "a flush failed on a disk that is well: {failure:?}");
+                assert!(self.may_fail(), "a flush failed on a healthy disk: {failure:?}");
                 false
             }
         }
@@ -557,7 +559,7 @@ impl Story {
         }
     }
 
-    /// Why nothing can be written.
+    /// Why writes are refused, if they are.
     pub(super) fn log_trouble(&self) -> Option<String> {
         self.store.as_ref()?.shared.troubles.of(Source::Log)
     }
@@ -567,10 +569,10 @@ impl Story {
         self.open();
     }
 
-    /// As an agent that is stopped does: what redb cannot take stays in the log.
+    /// Closes the store like an agent that stops: writes that redb cannot take stay in the log.
     pub(super) fn close(&mut self) {
         self.retry();
-        // The one that is on its way, and the one behind it.
+        // The table on its way, and the next one.
         let flushed = self.flush() && self.flush();
         let Some(Store { parts: Parts { flusher, writer, frozen }, .. }) = self.store.take() else { return };
         self.tally.closes += 1;
@@ -579,7 +581,7 @@ impl Story {
         if flushed && frozen.is_none() {
             writer.end();
         }
-        // Its handles go with it; those of a real process would, too.
+        // Its handles are closed too, like those of a real process.
         if self.stops {
             self.stops = false;
             self.disk = self.disk.restart();

@@ -1,18 +1,18 @@
-//! The failures that were found, as stories of their own: a seed means nothing once the generator changes.
+//! Failures that were found, each as an explicit story, because a seed loses its meaning when the generator changes.
 
 use super::disk::Faults;
 use super::story::Story;
 
-/// So many disks on which the same story happens, with other luck in what a failed sync or a power cut leaves behind.
+/// The number of disks on which each story is repeated. They differ in what a failed sync or a power cut leaves behind.
 const DISKS: u64 = 60;
 
-/// The story that this simulation was made for. A put fails because its sync does; the kernel calls the pages clean and
-/// keeps them. The disk is well again, `get` returns the value of the failed put from the page cache, later puts are
-/// acknowledged. After a power cut every key was gone, those from long before too.
+/// The failure that this simulation was written for. A put fails because its sync does, and the kernel keeps the pages
+/// and marks them clean. The disk then works again, `get` returns the value of the failed put from the page cache, and
+/// later puts are acknowledged. After a power cut every key used to be gone, even old ones.
 #[test]
-fn what_a_failed_sync_left_in_the_cache_is_not_built_on() {
+fn nothing_is_built_on_pages_that_a_failed_sync_left_in_the_cache() {
     for seed in 0..DISKS {
-        // The first of redb's two syncs fails, or only the second one.
+        // The first of redb's two syncs fails, or, with some seeds, only the second.
         for (restarts, sync_error) in [(false, 1.0), (true, 1.0), (false, 0.5), (true, 0.5)] {
             let mut story = Story::new(seed);
             story.open();
@@ -39,10 +39,11 @@ fn what_a_failed_sync_left_in_the_cache_is_not_built_on() {
     }
 }
 
-/// A put fails because its sync does, and later ones succeed in another part of the log. After a restart `get` returns the
-/// value of the failed put, which an old part of the log has in the page cache alone, and a power cut takes it away.
+/// A put fails because its sync does, and later ones succeed in another segment of the log. After a restart `get` used
+/// to return the value of the failed put from the old segment, where it was only in the page cache, and a power cut
+/// lost it.
 #[test]
-fn a_failed_put_that_was_seen_stays() {
+fn a_failed_put_that_was_read_stays() {
     for seed in 0..4 * DISKS {
         let mut story = Story::new(seed);
         story.open();
@@ -59,10 +60,10 @@ fn a_failed_put_that_was_seen_stays() {
     }
 }
 
-/// The first frame of a new file of the log fails. Its blocks are stuck: what was written to them again was synced with
-/// success, acknowledged, and zeros after a power cut.
+/// The first frame of a new file of the log fails, and its blocks are stuck: data written to them again used to be
+/// synced successfully and acknowledged, but was zeros after a power cut.
 #[test]
-fn what_could_not_be_written_once_is_not_written_to_the_same_blocks() {
+fn a_frame_that_failed_is_not_written_to_the_same_blocks_again() {
     for seed in 0..DISKS {
         for restarts in [false, true] {
             let mut story = Story::new(seed);
@@ -83,10 +84,10 @@ fn what_could_not_be_written_once_is_not_written_to_the_same_blocks() {
     }
 }
 
-/// A write of the transaction fails, or its sync; what it had written before is evicted from the cache. The database is
-/// opened anew, and its predecessor closed: that one read pages of which the disk had never heard, and panicked.
+/// A write of the transaction fails, or its sync, and its earlier writes are evicted from the cache. The database is
+/// reopened and its predecessor closed, which used to read pages that had never reached the disk, and panicked.
 #[test]
-fn a_failed_database_ends_without_a_look_at_its_pages() {
+fn a_failed_database_is_closed_without_reading_its_pages() {
     for seed in 0..DISKS {
         let mut story = Story::new(seed);
         story.open();
@@ -105,10 +106,10 @@ fn a_failed_database_ends_without_a_look_at_its_pages() {
     }
 }
 
-/// The process is killed between making the name of a file and its sync. The next one finds the file, because the kernel
-/// has its name; a put was acknowledged in it, and the power cut took file and put away.
+/// The process is killed between creating a file and syncing its name. The next process finds the file, because the
+/// kernel has its name. A put to it used to be acknowledged, and a power cut lost both the file and the put.
 #[test]
-fn a_name_that_is_there_may_still_have_to_be_synced() {
+fn a_name_that_is_visible_may_still_have_to_be_synced() {
     for stop_after in 30..64 {
         for seed in 0..16 {
             let mut story = Story::new(seed);
@@ -123,7 +124,7 @@ fn a_name_that_is_there_may_still_have_to_be_synced() {
     }
 }
 
-/// The power fails at every single call of an opening, a put, a transaction and a closing.
+/// The power fails at each call of an opening, a put, a transaction and a close in turn.
 #[test]
 fn the_power_may_fail_at_any_call() {
     for stop_after in 0..120 {
@@ -145,10 +146,10 @@ fn the_power_may_fail_at_any_call() {
     }
 }
 
-/// An agent that wrote nothing leaves no log; but redb writes when it closes. That failed, the next agent wrote to the same
-/// blocks, and was told that all went well.
+/// An agent without writes leaves no log, but redb writes when it is closed. When that failed, the next agent used to
+/// write to the same blocks without an error.
 #[test]
-fn a_closing_that_failed_leaves_nothing_to_build_on() {
+fn nothing_is_built_on_a_failed_close() {
     for seed in 0..DISKS {
         for stop_after in (0..12).map(Some).chain([None; 4]) {
             let mut story = Story::new(seed);
@@ -171,11 +172,11 @@ fn a_closing_that_failed_leaves_nothing_to_build_on() {
     }
 }
 
-/// The disk fails while a store of the format before is carried over, or just after it was opened, and the same agent
-/// tries again: what redb wrote in vain, or wrote as it was given up, is in the page cache. The version before may have left
-/// such pages, too.
+/// The disk fails while a store of the previous layout is migrated, or just after it was opened, and the same agent
+/// tries again. The page cache then contains failed writes of redb, including those that it made while closing. The
+/// previous version may have left such pages too.
 #[test]
-fn an_opening_that_failed_leaves_nothing_to_build_on() {
+fn nothing_is_built_on_a_failed_opening() {
     for seed in (0..DISKS).chain([2478, 2645, 3228, 4100, 4512, 5020]) {
         for (sync_error, names_error) in [(0.0, 0.0), (1.0, 0.0), (0.5, 0.0), (0.3, 0.0), (0.0, 1.0), (0.3, 0.5)] {
             let mut story = Story::new(seed);
@@ -192,7 +193,7 @@ fn an_opening_that_failed_leaves_nothing_to_build_on() {
     }
 }
 
-/// A nearly full disk: what fits is taken, also beside what does not.
+/// On a nearly full disk, writes that fit are accepted even in one batch with those that do not.
 #[test]
 fn a_large_write_that_does_not_fit_is_refused_alone() {
     let mut story = Story::new(1);
@@ -214,10 +215,10 @@ fn a_large_write_that_does_not_fit_is_refused_alone() {
     assert_eq!(story.write_together(&[small]), 1);
 }
 
-/// redb makes room in its cache when somebody reads, and writes for that what a transaction of before left there. It
-/// failed, nobody heard, and the next transaction failed in its place, on a disk that was well again.
+/// A read makes redb evict from its cache, which writes pages that an earlier transaction left there. If that write
+/// failed, the next transaction used to fail instead, on a disk that had recovered.
 #[test]
-fn what_failed_while_somebody_read_does_not_fail_the_next_transaction() {
+fn a_write_that_failed_during_a_read_does_not_fail_the_next_transaction() {
     for seed in 0..DISKS {
         let mut story = Story::new(seed);
         story.make_v1();
@@ -232,10 +233,10 @@ fn what_failed_while_somebody_read_does_not_fail_the_next_transaction() {
     }
 }
 
-/// What the log took on the disk is given back when redb has it: also what a process that was killed had left, and what
-/// could not be written. Otherwise a disk that was full stays so.
+/// The log frees its disk space once redb has its contents, also after a kill or failed writes. Otherwise a full disk
+/// would stay full.
 #[test]
-fn the_log_gives_its_room_back() {
+fn the_log_frees_its_disk_space() {
     let large = [Some(1_500_000); 3];
     let mut story = Story::new(1);
     story.open();
@@ -244,7 +245,7 @@ fn the_log_gives_its_room_back() {
     assert!(story.log_bytes() > 4_000_000);
     assert!(story.flush());
     story.retry();
-    assert_eq!(story.log_bytes(), 0, "nothing of it was written by this process");
+    assert_eq!(story.log_bytes(), 0, "this process wrote none of it");
 
     story.fail(Faults { sync_error: 1.0, ..Faults::default() });
     assert_eq!(story.write_together(&large), 0);
@@ -254,7 +255,7 @@ fn the_log_gives_its_room_back() {
     story.retry();
     assert!(story.log_bytes() <= 1 << 20, "{}", story.log_bytes());
 
-    // As after any start: nothing was written yet, and there is little room.
+    // As after any start: nothing has been written yet, and there is little room.
     story.close();
     story.open();
     story.leave_room(600_000);
@@ -262,9 +263,9 @@ fn the_log_gives_its_room_back() {
     assert_eq!(story.log_bytes(), 0, "it was refused before anything was tried");
 }
 
-/// A put failed for one reason, and now waits for another one.
+/// Writes failed for one reason and are now refused for another.
 #[test]
-fn the_reason_is_that_of_now() {
+fn the_reported_reason_is_the_current_one() {
     let mut story = Story::new(1);
     story.open();
     story.fail(Faults { sync_error: 1.0, ..Faults::default() });
@@ -279,9 +280,9 @@ fn the_reason_is_that_of_now() {
     story.check_all();
 }
 
-/// The log is removed while nothing is in it that redb does not have.
+/// The log is removed while redb has everything in it.
 #[test]
-fn an_empty_log_that_is_removed_is_no_trouble() {
+fn removing_an_empty_log_does_no_harm() {
     let mut story = Story::new(1);
     story.open();
     story.leave_room(0);
@@ -295,7 +296,7 @@ fn an_empty_log_that_is_removed_is_no_trouble() {
     story.check_all();
 }
 
-/// One bit of the log, of redb or of both changes on the disk. What is served is what was put, or nothing is.
+/// One bit of the store or its log changes on the disk. A value is served as it was put, or not at all.
 #[test]
 fn damage_is_never_served() {
     let (mut refused, mut unread) = (0, 0);

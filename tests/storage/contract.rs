@@ -1,11 +1,11 @@
-//! What every backend promises, whichever it is. Each backend's own file runs this on the real thing.
+//! What every backend promises. The tests of each backend run this against a real one.
 //!
-//! The store has to be empty at the start and opened with the default limits.
+//! The store must be empty at the start and opened with the default limits.
 
 use bytes::Bytes;
 use peerscope::storage::{Config, Storage, StorageError};
 
-/// The promises about data: call it with a store of your backend.
+/// The promises about data.
 pub(crate) async fn storage_contract(storage: Storage) {
     a_key_goes_from_absent_to_present_and_back(&storage).await;
     keys_and_values_are_bytes(&storage).await;
@@ -120,14 +120,14 @@ async fn the_last_acknowledged_write_of_a_key_wins(storage: &Storage) {
     while let Some(done) = tasks.join_next().await {
         done.unwrap();
     }
-    // Each writer waits for one acknowledgement before its next write, so whatever stands at the end is
-    // some writer's last write; an earlier one would mean that an acknowledged write was undone.
+    // Each writer waits for one acknowledgement before its next write, so the final value is some writer's last
+    // write. An earlier one would mean that an acknowledged write was undone.
     let last = storage.get(&key).await.unwrap().expect("the key was put");
     let last = String::from_utf8(last.to_vec()).unwrap();
     let (writer, i) = last.split_once(':').unwrap();
     assert!(writer.parse::<usize>().unwrap() < WRITERS, "{last}");
     assert_eq!(i.parse::<usize>().unwrap(), WRITES_EACH - 1, "{last} is not the last write of its writer");
-    // And one caller sees its own order.
+    // And a single caller sees its writes in order.
     for i in 0..WRITES_EACH {
         let value = Bytes::from(i.to_string());
         storage.put(key.clone(), value.clone()).await.unwrap();
@@ -136,13 +136,13 @@ async fn the_last_acknowledged_write_of_a_key_wins(storage: &Storage) {
     assert!(storage.delete(key).await.unwrap());
 }
 
-/// The promise about numbers: every operation moves its own series by exactly one and no other's.
+/// The promise about metrics: every operation increments its own series by exactly one, and no others.
 #[cfg(feature = "metrics-prometheus")]
 pub(crate) async fn metrics_contract(storage: Storage, registry: &peerscope::metrics::Registry) {
     use crate::support::metrics::{encode, value};
 
     let backend = storage.backend().to_string();
-    // Counter, histogram count and number of errors of get, put and delete, then what is in flight.
+    // Counter, histogram count and number of errors of get, put and delete, then the operations in flight.
     let read = || {
         let text = encode(registry);
         let mut values = Vec::new();
@@ -174,7 +174,7 @@ pub(crate) async fn metrics_contract(storage: Storage, registry: &peerscope::met
     let before = read();
     storage.get(&key).await.unwrap();
     storage.delete(key).await.unwrap();
-    assert_eq!(moved(&before), [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0], "an absent key is no error");
+    assert_eq!(moved(&before), [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0], "an absent key is not an error");
 
     let before = read();
     storage.get(&Bytes::new()).await.unwrap_err();

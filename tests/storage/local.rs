@@ -1,4 +1,4 @@
-//! The embedded store on real files: the contract, its files, its queue and its closing.
+//! The embedded store on real files: the contract, its files, its queue, and closing it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use super::contract;
 use crate::support;
 
-/// A store at `path` with everything around it that a test may look at.
+/// A store, with its health and metrics for tests to inspect.
 pub(crate) struct Opened {
     pub(crate) storage: Storage,
     pub(crate) health: Health,
@@ -35,7 +35,7 @@ pub(crate) async fn open_with_cache(path: &Path, cache_size: usize) -> Result<Op
     open_with(path, config).await
 }
 
-/// Reads every page before it is open.
+/// Opens the store with `check_on_open`.
 pub(crate) async fn open_checked(path: &Path) -> Result<Opened, OpenError> {
     let mut config = Config::default();
     config.local.check_on_open = true;
@@ -55,8 +55,8 @@ pub(crate) async fn open(path: &Path) -> Opened {
     try_open(path).await.unwrap()
 }
 
-/// A command that runs one test of this binary in a process of its own, with `path` for it to find in
-/// [`child_path`]. The test does nothing when it runs among the others.
+/// A command that runs one test of this binary in its own process, with `path` available through [`child_path`].
+/// Without that path the test does nothing, so it can be listed with the others.
 pub(crate) fn child(test: &str, path: &Path) -> std::process::Command {
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
     command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(CHILD_PATH, path);
@@ -69,7 +69,7 @@ pub(crate) fn child_path() -> Option<PathBuf> {
     std::env::var_os(CHILD_PATH).map(PathBuf::from)
 }
 
-/// Why the component `storage` is not ready; `None` when it is.
+/// Why the component `storage` is not ready; `None` if it is.
 pub(crate) fn problem(health: &Health) -> Option<String> {
     let states = health.snapshot();
     let storage = states.into_iter().find(|state| state.component == Component::Storage);
@@ -77,7 +77,7 @@ pub(crate) fn problem(health: &Health) -> Option<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_local_backend_keeps_the_contract() {
+async fn the_local_backend_fulfils_the_contract() {
     let folder = tempfile::tempdir().unwrap();
     let opened = open(&folder.path().join("store.redb")).await;
     contract::storage_contract(opened.storage).await;
@@ -85,7 +85,7 @@ async fn the_local_backend_keeps_the_contract() {
 
 #[cfg(feature = "metrics-prometheus")]
 #[tokio::test]
-async fn the_local_backend_is_measured_exactly() {
+async fn the_metrics_of_the_local_backend_are_exact() {
     use support::metrics::{encode, value};
 
     let folder = tempfile::tempdir().unwrap();
@@ -108,7 +108,7 @@ async fn the_local_backend_is_measured_exactly() {
 }
 
 #[tokio::test]
-async fn a_new_store_is_private_and_says_where_it_is() {
+async fn a_new_store_is_private_and_reports_its_path() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("made/on/demand/store.redb");
     let opened = open(&path).await;
@@ -122,7 +122,7 @@ async fn a_new_store_is_private_and_says_where_it_is() {
         let folder = std::fs::read_dir(path.parent().unwrap()).unwrap();
         folder.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<BTreeSet<_>>()
     };
-    assert_eq!(names(), ["store.redb"].map(String::from).into(), "the making leaves no other file");
+    assert_eq!(names(), ["store.redb"].map(String::from).into(), "creating the store leaves no other file");
     opened.storage.put(Bytes::from_static(b"k"), Bytes::new()).await.unwrap();
     assert_eq!(names(), ["store.redb", "store.redb.log0"].map(String::from).into());
     opened.storage.close().await;
@@ -130,7 +130,7 @@ async fn a_new_store_is_private_and_says_where_it_is() {
 }
 
 #[tokio::test]
-async fn what_a_killed_creation_leaves_behind_is_replaced() {
+async fn leftovers_of_a_killed_creation_are_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
     std::fs::write(folder.path().join("store.redb.new"), vec![0; 100_000]).unwrap();
@@ -143,7 +143,7 @@ async fn what_a_killed_creation_leaves_behind_is_replaced() {
 }
 
 #[tokio::test]
-async fn only_one_process_has_the_file() {
+async fn only_one_process_can_open_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
     let opened = open(&path).await;
@@ -160,7 +160,7 @@ async fn only_one_process_has_the_file() {
     opened.storage.put(Bytes::from_static(b"k"), Bytes::from_static(b"v")).await.unwrap();
     opened.storage.close().await;
     let said = attempt();
-    assert!(said.contains("opened"), "once closed, another process can have it: {said}");
+    assert!(said.contains("opened"), "once it is closed, another process can open it: {said}");
 }
 
 #[tokio::test]
@@ -173,7 +173,7 @@ async fn child_that_opens() {
 }
 
 #[tokio::test]
-async fn a_path_that_cannot_be_a_file_is_an_error_of_its_own() {
+async fn a_path_that_cannot_be_a_file_is_an_io_error() {
     let folder = tempfile::tempdir().unwrap();
     let error = try_open(folder.path()).await.err().unwrap();
     assert!(matches!(&error, OpenError::Io { path, .. } if path == folder.path()), "{error}");
@@ -183,11 +183,11 @@ async fn a_path_that_cannot_be_a_file_is_an_error_of_its_own() {
 }
 
 #[tokio::test]
-async fn closing_does_what_is_queued_and_refuses_the_rest() {
+async fn closing_finishes_queued_writes_and_refuses_later_ones() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
     let Opened { storage, health, .. } = open(&path).await;
-    // All of them are queued at the first poll, which comes before the close.
+    // Their first poll, which comes before the close, queues all of them.
     let writes = join_all((0..800).map(|i| storage.put(Bytes::from(format!("{i}")), Bytes::from(vec![7; 512]))));
     let (written, ()) = futures::join!(writes, storage.close());
     assert!(written.iter().all(Result::is_ok), "{:?}", written.iter().find(|result| result.is_err()));
@@ -207,7 +207,7 @@ async fn closing_does_what_is_queued_and_refuses_the_rest() {
 }
 
 #[tokio::test]
-async fn a_full_queue_answers_busy_at_once() {
+async fn a_full_queue_returns_busy_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let Opened { storage, .. } = open(&folder.path().join("store.redb")).await;
     // One thread queues all of this without a pause, far faster than any disk syncs.
@@ -252,7 +252,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_sequence_of_operations_does_what_a_map_does(steps in prop::collection::vec(step(), 1..120)) {
+    fn any_sequence_of_operations_behaves_like_a_map(steps in prop::collection::vec(step(), 1..120)) {
         tokio::runtime::Runtime::new().unwrap().block_on(async {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("store.redb");

@@ -1,4 +1,4 @@
-//! A store of the layout before is carried over at the first opening, whatever interrupts it.
+//! A store of the previous layout is migrated when it is first opened, whatever interrupts the migration.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -21,7 +21,7 @@ fn value(i: usize) -> Bytes {
     Bytes::from(format!("value-{i};").repeat(1 + i % 7))
 }
 
-/// What the revision before wrote: one phase, no checksums.
+/// A store as the previous revision wrote it: one-phase commits, no checksums.
 fn write_v1(path: &Path) -> Database {
     let database = Database::create(path).unwrap();
     let transaction = database.begin_write().unwrap();
@@ -50,11 +50,11 @@ async fn assert_carried(path: &Path) {
 }
 
 #[tokio::test]
-async fn a_store_of_the_layout_before_is_carried_over() {
+async fn a_store_of_the_previous_layout_is_migrated() {
     let folder = tempfile::tempdir().unwrap();
     let (closed, killed) = (folder.path().join("closed.redb"), folder.path().join("killed.redb"));
     let database = write_v1(&closed);
-    // What a kill would have left.
+    // The file as a kill would have left it.
     std::fs::copy(&closed, &killed).unwrap();
     drop(database);
     for path in [closed, killed] {
@@ -62,9 +62,9 @@ async fn a_store_of_the_layout_before_is_carried_over() {
     }
 }
 
-/// The process is killed while it carries over, again and again.
+/// The process is killed again and again during the migration.
 #[tokio::test]
-async fn no_kill_loses_a_value_on_the_way() {
+async fn no_kill_during_the_migration_loses_a_value() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
     drop(write_v1(&path));
@@ -75,7 +75,7 @@ async fn no_kill_loses_a_value_on_the_way() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        // A moment that is tied to nothing that the process does.
+        // A random time, independent of the process.
         std::thread::sleep(Duration::from_millis(rng.random_range(5..150)));
         process.kill().unwrap();
         process.wait().unwrap();

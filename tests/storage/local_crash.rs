@@ -1,4 +1,4 @@
-//! The process is killed at any moment, again and again: every acknowledged write is there afterwards.
+//! The process is killed again and again, at random times: every acknowledged write is there afterwards.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write as _};
@@ -23,7 +23,7 @@ fn overwritten(writer: usize) -> Bytes {
     Bytes::from(format!("overwritten/{writer}"))
 }
 
-/// A value that says whose it is, from its first byte to its last.
+/// A value in which every part identifies its write.
 fn value(round: usize, writer: usize, i: usize) -> Bytes {
     let len = 20 + (round * 131 + writer * 17 + i * 97) % 6000;
     format!("{round}/{writer}/{i};").into_bytes().into_iter().cycle().take(len).collect()
@@ -34,9 +34,9 @@ async fn no_kill_loses_an_acknowledged_write() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
     let mut rng = rand::rng();
-    // How many writes of each writer of each round were acknowledged: they are the first ones.
+    // How many writes of each writer in each round were acknowledged: always the first ones.
     let mut acknowledged: BTreeMap<(usize, usize), usize> = BTreeMap::new();
-    // What the overwritten keys held after the kill before.
+    // The values of the overwritten keys after the previous kill.
     let mut before = vec![None; WRITERS];
     for round in 0..KILLS {
         let mut process = child("storage::local_crash::child_that_writes", &path)
@@ -46,20 +46,20 @@ async fn no_kill_loses_an_acknowledged_write() {
             .spawn()
             .unwrap();
         let mut said = BufReader::new(process.stderr.take().unwrap());
-        // The first kills come right at the start, when the store is being opened.
+        // Every fifth kill comes right at the start, while or just after the store is opened.
         let kill_after = if round % 5 == 0 { rng.random_range(0..3) } else { rng.random_range(3..1500) };
         let mut killed = false;
         let mut lines = 0;
         let mut line = String::new();
         loop {
             if lines == kill_after && !killed {
-                // A moment that is tied to nothing that the process does.
+                // A random delay, independent of the process.
                 std::thread::sleep(Duration::from_micros(rng.random_range(0..3000)));
                 process.kill().unwrap();
                 killed = true;
             }
             line.clear();
-            // What it had said before the kill is still in the pipe; a line that was cut off does not count.
+            // The output from before the kill is still in the pipe; a truncated line does not count.
             if said.read_line(&mut line).unwrap() == 0 || !line.ends_with('\n') {
                 break;
             }
@@ -82,12 +82,12 @@ async fn no_kill_loses_an_acknowledged_write() {
             }
         }
         for (writer, before) in before.iter_mut().enumerate() {
-            // The one write that was under way: whole or not there.
+            // The one write that was in progress: complete or absent.
             let count = acknowledged.get(&(round, writer)).copied().unwrap_or(0);
             let found = storage.get(&key(round, writer, count)).await.unwrap();
             assert!(found.is_none() || found == Some(value(round, writer, count)), "torn: {found:?}");
-            assert_eq!(storage.get(&key(round, writer, count + 1)).await.unwrap(), None, "nobody wrote this yet");
-            // The overwritten key holds the last acknowledged write, or the one under way.
+            assert_eq!(storage.get(&key(round, writer, count + 1)).await.unwrap(), None, "this was never written");
+            // The overwritten key has the value of the last acknowledged write, or of the one in progress.
             let last = if count > 0 { Some(value(round, writer, count - 1)) } else { before.clone() };
             let found = storage.get(&overwritten(writer)).await.unwrap();
             assert!(found == last || found == Some(value(round, writer, count)), "writer {writer}: {found:?}");
@@ -110,7 +110,7 @@ async fn child_that_writes() {
         writers.spawn(async move {
             for i in 0.. {
                 let value = value(round, writer, i);
-                // Both are in flight together; the acknowledgement stands for both.
+                // Both are in flight together, and one line acknowledges both.
                 let (one, other) = futures::join!(
                     storage.put(key(round, writer, i), value.clone()),
                     storage.put(overwritten(writer), value)

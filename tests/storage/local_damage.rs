@@ -1,4 +1,4 @@
-//! A damaged or foreign file is refused and keeps its bytes; one that is accepted has all of its data.
+//! A damaged or foreign file is refused and left unchanged; an accepted file has all of its data.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -15,14 +15,13 @@ fn key(i: usize) -> Bytes {
     Bytes::from(format!("key-{i:04}"))
 }
 
-/// Most values share a page with others, some take several pages.
+/// Most values share a page with others; some take several pages.
 fn value(i: usize) -> Bytes {
     let len = if i.is_multiple_of(50) { 9_000 } else { 40 + i % 60 };
     (0..len).map(|at| ((i * 31 + at * 7) % 251) as u8).collect()
 }
 
-/// The bytes of a store as a clean close leaves it, and as a kill leaves it. The last commit of the
-/// latter wrote only the key `later`.
+/// The bytes of a store after a clean close and after a kill. The last commit of the latter wrote only the key `later`.
 async fn images(folder: &Path) -> (Vec<u8>, Vec<u8>) {
     let path = folder.join("original.redb");
     let opened = open(&path).await;
@@ -36,7 +35,8 @@ async fn images(folder: &Path) -> (Vec<u8>, Vec<u8>) {
     opened.storage.put(Bytes::from_static(b"last"), Bytes::from_static(b"write")).await.unwrap();
     opened.storage.close().await;
     let clean = std::fs::read(&path).unwrap();
-    // Once redb has what the log had and nothing is being written: what the disk would hold if the process ended here.
+    // Wait until redb has the contents of the log and nothing is being written. The file is then as a kill would leave
+    // it.
     let opened = open(&path).await;
     opened.storage.put(Bytes::from_static(b"later"), Bytes::from_static(b"write of the killed image")).await.unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -59,7 +59,7 @@ async fn assert_all_there(storage: &Storage, what: &str) {
     }
 }
 
-/// Opens a file with these bytes. `false` when it was refused, after checking that it was left as it is.
+/// Opens a file with these bytes. `false` if it was refused, after checking that it was left unchanged.
 async fn survives(path: &Path, bytes: &[u8], what: &str) -> bool {
     std::fs::write(path, bytes).unwrap();
     match open_checked(path).await {
@@ -86,7 +86,7 @@ async fn survives(path: &Path, bytes: &[u8], what: &str) -> bool {
 }
 
 #[tokio::test]
-async fn what_is_not_a_store_is_refused_and_left_alone() {
+async fn a_file_that_is_not_a_store_is_refused_and_left_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
     let (clean, killed) = images(folder.path()).await;
@@ -122,9 +122,9 @@ async fn what_is_not_a_store_is_refused_and_left_alone() {
 }
 
 #[tokio::test]
-async fn a_database_of_something_else_is_refused_and_left_alone() {
+async fn a_database_of_another_program_or_version_is_refused_and_left_unchanged() {
     let folder = tempfile::tempdir().unwrap();
-    for (table, said) in [("accounts", "something else"), ("peerscope.v3", "it holds peerscope.v3")] {
+    for (table, said) in [("accounts", "of another program"), ("peerscope.v3", "it contains peerscope.v3")] {
         let path = folder.path().join(table);
         let database = redb::Database::create(&path).unwrap();
         let transaction = database.begin_write().unwrap();
@@ -136,7 +136,7 @@ async fn a_database_of_something_else_is_refused_and_left_alone() {
         assert!(matches!(error, OpenError::Damaged { .. }) && error.to_string().contains(said), "{error}");
         assert!(std::fs::read(&path).unwrap() == before, "{table} was changed");
     }
-    // The right names with the wrong types.
+    // The right name with the wrong types.
     for table in ["peerscope.v1", "peerscope.v2"] {
         let path = folder.path().join("types");
         let database = redb::Database::create(&path).unwrap();
@@ -195,9 +195,9 @@ async fn random_damage_is_either_refused_or_harmless() {
     assert!(refused.iter().all(|&refused| refused > 20), "hardly any damage was noticed: {refused:?}");
 }
 
-/// An operator does what the refusal says.
+/// The operator follows the advice of the error.
 #[tokio::test]
-async fn a_store_that_is_refused_can_be_moved_away_to_start_empty() {
+async fn a_refused_store_can_be_moved_away_to_start_empty() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
     let log = folder.path().join("store.redb.log0");
@@ -205,7 +205,7 @@ async fn a_store_that_is_refused_can_be_moved_away_to_start_empty() {
     let refused = try_open(&path).await.map(drop).unwrap_err();
     assert!(matches!(refused, OpenError::Damaged { .. }) && !log.exists(), "{refused}");
     std::fs::remove_file(&path).unwrap();
-    // A killed agent that had written nothing yet, or all that it wrote is in redb, may leave these.
+    // A killed agent may leave these if it had written nothing yet, or if redb has everything.
     for empty in [Vec::new(), vec![0; 1 << 20]] {
         std::fs::write(&log, empty).unwrap();
         let opened = open(&path).await;
@@ -214,10 +214,10 @@ async fn a_store_that_is_refused_can_be_moved_away_to_start_empty() {
         opened.storage.close().await;
         std::fs::remove_file(&path).unwrap();
 
-        // What is in a log was acknowledged.
+        // This log contains acknowledged writes.
         std::fs::write(&log, with_something).unwrap();
         let refused = try_open(&path).await.map(drop).unwrap_err().to_string();
-        assert!(refused.contains("its log is there") && refused.contains(".log0 to .log7"), "{refused}");
+        assert!(refused.contains("its log exists") && refused.contains(".log0 to .log7"), "{refused}");
         std::fs::remove_file(&log).unwrap();
         let opened = open(&path).await;
         assert_eq!(opened.storage.get(&key(1)).await.unwrap(), None);

@@ -1,8 +1,7 @@
-//! A disk that is really full, and one that fails: reads go on, nothing acknowledged is lost, and writes
-//! work again by themselves.
+//! A disk that is really full, and one that fails: reads still work, no acknowledged write is lost, and writes recover
+//! by themselves.
 //!
-//! The stories run in a child process, on a small tmpfs in a mount namespace of its own or under a limit of
-//! the file size.
+//! The tests run in a child process, on a small tmpfs in its own mount namespace or with a limited file size.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
@@ -45,7 +44,7 @@ fn assert_told(output: &Output, story: &str) {
     );
 }
 
-/// A file that takes room from the store.
+/// A file that takes space away from the store.
 struct Filler {
     path: PathBuf,
     file: File,
@@ -58,7 +57,7 @@ impl Filler {
         Self { path, file }
     }
 
-    /// Writes until the disk has `left` bytes or is really full.
+    /// Writes until the disk has `left` bytes free or is really full.
     fn fill(&mut self, left: u64) {
         loop {
             let disk = rustix::fs::statvfs(&self.path).unwrap();
@@ -93,7 +92,7 @@ async fn assert_values(storage: &Storage, keys: impl Iterator<Item = usize>, len
     }
 }
 
-/// Puts until it works, which has to be soon.
+/// Retries the put until it succeeds, at most for [`DEADLINE`].
 async fn put_soon(storage: &Storage, key: Bytes, value: Bytes) {
     let deadline = Instant::now() + DEADLINE;
     while let Err(error) = storage.put(key.clone(), value.clone()).await {
@@ -130,7 +129,7 @@ async fn child_that_fills_the_disk() {
     let said = problem(&opened.health).expect("not ready");
     assert!(said.contains("no space left") && said.contains("store.redb"), "{said}");
 
-    // And now to the last byte.
+    // Now fill it to the last byte.
     filler.fill(0);
     for _ in 0..10 {
         assert!(matches!(storage.put(key(written), value(written, 4000)).await, Err(StorageError::DiskFull(_))));
@@ -139,7 +138,7 @@ async fn child_that_fills_the_disk() {
         assert_eq!(storage.get(&key(written)).await.unwrap(), None, "a refused write is not there");
     }
 
-    // Room comes back, and nobody does anything: the store notices.
+    // Space becomes free, and the store notices without a request.
     filler.shrink(3 << 20);
     let deadline = Instant::now() + DEADLINE;
     while let Some(problem) = problem(&opened.health) {
@@ -155,13 +154,13 @@ async fn child_that_fills_the_disk() {
     eprintln!("the disk was full");
 }
 
-/// What was acknowledged is there; what was not is there whole or not at all.
+/// An acknowledged write is there; any other is there completely or not at all.
 fn assert_whole(found: Option<Bytes>, i: usize, done: bool) {
     assert!(found == Some(value(i, 500)) || (found.is_none() && !done), "write {i}, done: {done}, found: {found:?}");
 }
 
 #[test]
-fn a_neighbour_that_fills_and_frees_the_disk_all_the_time_loses_nothing() {
+fn nothing_is_lost_while_a_neighbour_keeps_filling_and_freeing_the_disk() {
     let folder = tempfile::tempdir().unwrap();
     let output = on_small_disk("storage::local_full::child_with_a_restless_neighbour", folder.path(), 48);
     assert_told(&output, "the neighbour has gone");
@@ -170,8 +169,8 @@ fn a_neighbour_that_fills_and_frees_the_disk_all_the_time_loses_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child_with_a_restless_neighbour() {
     let Some(folder) = child_path() else { return };
-    // Several times the disk runs out between the store's look at it and the end of the commit; the log says
-    // how often.
+    // Several times the disk fills up between the store's check of the free space and the end of the commit. The log
+    // output shows how often.
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let path = folder.join("store.redb");
     let opened = open(&path).await;
@@ -185,7 +184,7 @@ async fn child_with_a_restless_neighbour() {
                 filler.fill(0);
                 let before = done.load(Ordering::Relaxed);
                 filler.shrink(1 << 20);
-                // However slow the disk, some get through in the end.
+                // Wait until a write gets through, however slow the disk is.
                 let patience = Instant::now() + Duration::from_millis(500);
                 while done.load(Ordering::Relaxed) == before && Instant::now() < patience {
                     std::thread::yield_now();
@@ -199,7 +198,7 @@ async fn child_with_a_restless_neighbour() {
     for writer in 0..8 {
         let (storage, done, refused) = (opened.storage.clone(), done.clone(), refused.clone());
         writers.spawn(async move {
-            // Ever new keys, so that the file has to take more room.
+            // Always new keys, so that the file has to grow.
             let mut outcomes = Vec::new();
             let is_enough = || done.load(Ordering::Relaxed).min(refused.load(Ordering::Relaxed)) > 100;
             while begin.elapsed() < enough || (begin.elapsed() < 12 * enough && !is_enough()) {
@@ -237,10 +236,10 @@ async fn child_with_a_restless_neighbour() {
 }
 
 #[test]
-fn a_failing_disk_does_not_end_the_reading() {
+fn a_disk_that_fails_writes_does_not_stop_reads() {
     let folder = tempfile::tempdir().unwrap();
     let direct = child("storage::local_full::child_with_a_limit", folder.path());
-    // Past the limit the kernel sends a signal; ignored, as it stays in the child, it becomes an error.
+    // Beyond the limit the kernel sends a signal. If it is ignored (the child inherits that), the write fails instead.
     let output = Command::new("sh")
         .args(["-ec", "trap '' XFSZ; exec \"$@\"", "sh"])
         .arg(direct.get_program())
@@ -279,7 +278,7 @@ async fn child_with_a_limit() {
     assert!(problem(&opened.health).is_some());
     assert_values(storage, 0..written, 1000).await;
     assert_eq!(storage.get(&key(written)).await.unwrap(), None);
-    // Again and again, over several attempts to open it anew.
+    // Again and again, over several attempts to recover.
     let until = Instant::now() + Duration::from_millis(2500);
     while Instant::now() < until {
         let error = storage.put(key(written), value(written, 1 << 20)).await.unwrap_err();
@@ -288,7 +287,7 @@ async fn child_with_a_limit() {
     }
     setrlimit(Resource::Fsize, unlimited).unwrap();
     put_soon(storage, key(written), value(written, 1000)).await;
-    // What could not be carried into redb is tried again every second.
+    // Moving the log to redb is retried every second.
     let deadline = Instant::now() + DEADLINE;
     while let Some(problem) = problem(&opened.health) {
         assert!(Instant::now() < deadline, "still not ready: {problem}");
@@ -300,7 +299,7 @@ async fn child_with_a_limit() {
 }
 
 #[tokio::test]
-async fn a_failed_read_does_not_end_the_reading_either() {
+async fn a_failed_read_does_not_stop_later_reads() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
     // Without a cache every read goes to the file.
@@ -308,7 +307,7 @@ async fn a_failed_read_does_not_end_the_reading_either() {
     for i in 0..50 {
         opened.storage.put(key(i), value(i, 1000)).await.unwrap();
     }
-    // What was just written is in memory; what was there at the opening is not.
+    // After reopening, the data is no longer in memory.
     opened.storage.close().await;
     let opened = open_with_cache(&path, 0).await.unwrap();
     let storage = &opened.storage;
@@ -317,7 +316,7 @@ async fn a_failed_read_does_not_end_the_reading_either() {
     assert!(matches!(storage.get(&key(0)).await, Err(StorageError::Backend(said)) if said.contains("store.redb")));
     let deadline = Instant::now() + DEADLINE;
     while problem(&opened.health).is_none() {
-        assert!(Instant::now() < deadline, "nobody noticed");
+        assert!(Instant::now() < deadline, "the failed read was not noticed");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     std::fs::write(&path, content).unwrap();

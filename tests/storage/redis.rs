@@ -1,4 +1,4 @@
-//! Redis on real servers: the contract in every way to connect, and what Redis refuses.
+//! Redis on real servers: the contract over every kind of connection, and errors from Redis.
 
 use std::path::PathBuf;
 
@@ -11,11 +11,11 @@ use crate::support;
 use crate::support::port::ReservedPort;
 use crate::support::redis::{RedisServer, eventually};
 
-/// An opened storage with what it reports to.
+/// An open storage, with its health and metrics.
 pub(super) struct Rig {
     pub(super) storage: Storage,
     pub(super) health: Health,
-    #[cfg_attr(not(feature = "metrics-prometheus"), allow(dead_code, reason = "nothing is registered in it then"))]
+    #[cfg_attr(not(feature = "metrics-prometheus"), allow(dead_code, reason = "without metrics it is empty"))]
     pub(super) registry: Registry,
 }
 
@@ -38,7 +38,7 @@ impl Rig {
         self
     }
 
-    /// Why the storage is not ready; empty when it is.
+    /// Why the storage is not ready; empty if it is.
     pub(super) fn problem(&self) -> String {
         self.health.snapshot().into_iter().find_map(|state| state.problem).unwrap_or_default()
     }
@@ -70,10 +70,10 @@ fn open_error(result: Result<Rig, OpenError>) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_single_server_keeps_the_contract() {
+async fn a_single_server_fulfils_the_contract() {
     let server = RedisServer::start(&[]);
     let rig = Rig::open(config(&[server.url()])).await;
-    // Not yet connected, perhaps: the first operation waits for that.
+    // It may not be connected yet: the first operation waits for that.
     contract::storage_contract(rig.storage.clone()).await;
     assert_eq!(rig.storage.describe(), format!("redis redis://127.0.0.1:{}", server.port));
     assert!(rig.health.is_ready());
@@ -86,7 +86,7 @@ async fn a_single_server_keeps_the_contract() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_with_password_database_and_prefix_keeps_the_contract() {
+async fn a_user_with_password_database_and_prefix_fulfils_the_contract() {
     let options = "--requirepass administrator --user agent on >p@ss:w/rd ~app:* +@all -@admin -@dangerous";
     let server = RedisServer::start(&options.split(' ').collect::<Vec<_>>());
     let mut config = config(&[format!("redis://agent:p%40ss%3Aw%2Frd@127.0.0.1:{}/3", server.port)]);
@@ -101,14 +101,14 @@ async fn a_user_with_password_database_and_prefix_keeps_the_contract() {
     let elsewhere: Vec<String> = server.command_at(&database(0), &["KEYS", "*"]);
     assert!(elsewhere.is_empty(), "{elsewhere:?}");
 
-    // What such a user may not do is said, with what it means; and not, where he may.
+    // A missing permission is reported with its consequence, until it is granted.
     let described = format!("redis redis://agent:***@127.0.0.1:{}/3", server.port);
-    let unfenced = format!("{described} (a write that fails may still happen after a later one: NOPERM");
+    let unfenced = format!("{described} (a failed write may still take effect after a later one: NOPERM");
     assert!(rig.storage.describe().starts_with(&unfenced), "{}", rig.storage.describe());
     let may = ["ACL", "SETUSER", "agent", "+client|kill", "+client|info"];
     let () = server.command_at(&database(0), &may);
     let () = server.command_at(&database(0), &["CLIENT", "KILL", "USER", "agent"]);
-    eventually("it may", || rig.storage.describe() == described).await;
+    eventually("the permission is noticed", || rig.storage.describe() == described).await;
 }
 
 /// A CA, and a server certificate for 127.0.0.1 that it signed.
@@ -131,7 +131,7 @@ fn make_certificates() -> Certificates {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_with_a_private_ca_keeps_the_contract_and_another_ca_is_refused() {
+async fn tls_with_a_private_ca_fulfils_the_contract_and_another_ca_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let certificates = make_certificates();
     let write = |name: &str, text: &str| {
@@ -208,7 +208,7 @@ async fn a_wrong_password_is_a_clear_error_without_retries() {
         assert!(!text.contains("battery-staple"), "{text}");
     }
     #[cfg(feature = "metrics-prometheus")]
-    assert_eq!(rig.counter("storage_redis_retries_total"), 0.0, "a retry cannot mend a wrong password");
+    assert_eq!(rig.counter("storage_redis_retries_total"), 0.0, "a retry cannot fix a wrong password");
 
     let without = Rig::open(config(&[server.url()])).await;
     let error = without.storage.get(&key("k")).await.unwrap_err();
@@ -217,7 +217,7 @@ async fn a_wrong_password_is_a_clear_error_without_retries() {
 }
 
 #[tokio::test]
-async fn an_answer_that_a_retry_cannot_mend_comes_back_in_redis_own_words() {
+async fn an_error_that_a_retry_cannot_fix_is_returned_with_redis_own_message() {
     let server = RedisServer::start(&[]);
     let rig = Rig::open(config(&[server.url()])).await.ready().await;
     let () = server.command(&["LPUSH", "peerscope:list", "x"]);
@@ -226,9 +226,9 @@ async fn an_answer_that_a_retry_cannot_mend_comes_back_in_redis_own_words() {
         matches!(&error, StorageError::Backend(why) if why.starts_with("WRONGTYPE Operation against a key")),
         "{error}"
     );
-    assert!(rig.health.is_ready(), "one odd key is no outage");
+    assert!(rig.health.is_ready(), "one key of another type is not an outage");
 
-    // Somebody else's value that no answer to a peer could carry.
+    // Another program's value, too long for a response to a peer.
     let max = Config::default().max_value_size;
     let () = server.command(&["SETRANGE", "peerscope:huge", &max.to_string(), "x"]);
     let error = rig.storage.get(&key("huge")).await.unwrap_err();
@@ -239,7 +239,7 @@ async fn an_answer_that_a_retry_cannot_mend_comes_back_in_redis_own_words() {
 }
 
 #[tokio::test]
-async fn a_full_memory_refuses_writes_and_serves_reads() {
+async fn a_redis_without_free_memory_refuses_writes_and_serves_reads() {
     let server = RedisServer::start(&["--maxmemory-policy", "noeviction"]);
     let rig = Rig::open(config(&[server.url()])).await.ready().await;
     rig.storage.put(key("kept"), key("value")).await.unwrap();
@@ -247,22 +247,22 @@ async fn a_full_memory_refuses_writes_and_serves_reads() {
     let error = rig.storage.put(key("k"), key("v")).await.unwrap_err();
     assert!(matches!(&error, StorageError::Backend(why) if why.starts_with("OOM command not allowed")), "{error}");
     assert_eq!(rig.storage.get(&key("kept")).await.unwrap(), Some(key("value")));
-    // Redis answers every PING, and reads go on; but whoever looks has to see it.
-    eventually("it is said", || rig.problem().contains("OOM command not allowed")).await;
+    // Redis still answers PING and reads, but the problem must be visible.
+    eventually("the problem is reported", || rig.problem().contains("OOM command not allowed")).await;
     rig.storage.delete(key("kept")).await.unwrap();
     assert!(!rig.health.is_ready(), "a delete needs no memory");
     let () = server.command(&["CONFIG", "SET", "maxmemory", "0"]);
-    eventually("there is room, and nobody writes", || rig.health.is_ready()).await;
+    eventually("the free memory is noticed without a write", || rig.health.is_ready()).await;
     rig.storage.put(key("k"), key("v")).await.unwrap();
     #[cfg(feature = "metrics-prometheus")]
     assert_eq!(rig.counter("storage_redis_retries_total"), 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn close_finishes_what_is_under_way_and_disconnects() {
+async fn close_finishes_operations_in_progress_and_disconnects() {
     let server = RedisServer::start(&[]);
     let rig = Rig::open(config(&[server.url()])).await.ready().await;
-    // The server holds every command back for a while, so that the writes are under way at the close.
+    // The server delays every command, so that the writes are in progress when the storage is closed.
     let () = server.command(&["CLIENT", "PAUSE", "300", "ALL"]);
     let mut writes = tokio::task::JoinSet::new();
     for i in 0..100 {
@@ -272,7 +272,7 @@ async fn close_finishes_what_is_under_way_and_disconnects() {
     eventually_in_flight(&rig, 100).await;
     rig.storage.close().await;
     while let Some(write) = writes.join_next().await {
-        write.unwrap().expect("a write that was under way at the close");
+        write.unwrap().expect("a write that was in progress at the close");
     }
     let kept: usize = server.command(&["DBSIZE"]);
     assert_eq!(kept, 100);
@@ -288,12 +288,12 @@ async fn close_finishes_what_is_under_way_and_disconnects() {
     rig.storage.close().await;
 }
 
-/// Waits until as many operations are under way.
+/// Waits until this many operations are in progress.
 async fn eventually_in_flight(rig: &Rig, operations: u32) {
     #[cfg(feature = "metrics-prometheus")]
     {
         use crate::support::metrics::{encode, value};
-        eventually("the operations are under way", || {
+        eventually("the operations are in progress", || {
             let text = encode(&rig.registry);
             value(&text, "storage_operations_in_flight", &[("backend", "redis")]) == f64::from(operations)
         })
@@ -301,7 +301,7 @@ async fn eventually_in_flight(rig: &Rig, operations: u32) {
     }
     #[cfg(not(feature = "metrics-prometheus"))]
     {
-        // Without the gauge there is nothing to read; the server's pause is longer than this.
+        // Without the gauge there is nothing to wait for; the server's pause is longer than this.
         let _ = (rig, operations);
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }

@@ -24,7 +24,7 @@ fn owner<'a>(nodes: &'a [RedisServer], key: &str) -> (&'a RedisServer, u16) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_keeps_the_contract_and_every_node_serves() {
+async fn a_cluster_fulfils_the_contract_and_every_node_serves() {
     let nodes = start_cluster();
     let rig = Rig::open(config(&seeds(&nodes))).await;
     contract::storage_contract(rig.storage.clone()).await;
@@ -39,13 +39,13 @@ async fn a_cluster_keeps_the_contract_and_every_node_serves() {
     assert_eq!(rig.storage.describe(), format!("redis cluster of 3 seeds {}", ports.join(", ")));
     assert!(rig.health.is_ready());
 
-    // One seed leads to all nodes.
+    // One seed is enough to find all nodes.
     let one_seed = Rig::open(RedisConfig { cluster: Some(true), ..config(&seeds(&nodes[..1])) }).await;
     for i in 0..60 {
         assert_eq!(one_seed.storage.get(&key(&format!("spread-{i}"))).await.unwrap(), Some(key("v")));
     }
 
-    // Taken for a single server, the cluster says what to change.
+    // If a cluster is configured as a single server, the error says what to change.
     let single = Rig::open(config(&seeds(&nodes[..1]))).await.ready().await;
     let foreign = (0..60)
         .map(|i| format!("spread-{i}"))
@@ -71,7 +71,7 @@ async fn a_slot_that_moves_is_followed() {
 
     let () = to.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]);
     let () = from.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]);
-    assert_eq!(rig.storage.get(&key("traveller")).await.unwrap(), Some(key("v1")), "still at its old node");
+    assert_eq!(rig.storage.get(&key("traveller")).await.unwrap(), Some(key("v1")), "still on its old node");
     let () = from.command(&["MIGRATE", "127.0.0.1", &to.port.to_string(), raw, "0", "5000"]);
     assert_eq!(rig.storage.get(&key("traveller")).await.unwrap(), Some(key("v1")), "by ASK");
     rig.storage.put(key("traveller"), key("v2")).await.unwrap();
@@ -129,8 +129,8 @@ async fn a_whole_cluster_that_restarts_comes_back_by_itself() {
     assert!(rig.counter("storage_redis_reconnects_total") >= 1.0);
 }
 
-/// A put on a node that does not answer, or whose connection breaks, may have been done. The cluster client sent it again,
-/// and undid what somebody else had written meanwhile.
+/// A put on a node that does not answer, or whose connection breaks, may have been performed. redis-rs's cluster client
+/// used to send it again, which undid what another client had written meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_put_that_may_have_been_done_is_not_sent_again() {
     let nodes = start_cluster();
@@ -145,7 +145,7 @@ async fn a_put_that_may_have_been_done_is_not_sent_again() {
             let storage = rig.storage.clone();
             async move { storage.put(key("k"), key("first")).await }
         });
-        eventually("it waits", || {
+        eventually("the put waits in the server", || {
             let list: String = node.command(&["CLIENT", "LIST", "TYPE", "normal"]);
             list.lines().any(|line| line.contains(" cmd=set"))
         })
@@ -156,16 +156,16 @@ async fn a_put_that_may_have_been_done_is_not_sent_again() {
         let failed = putting.await.unwrap().unwrap_err();
         assert_eq!(matches!(failed, StorageError::Timeout(_)), !breaks, "{failed}");
         let () = node.command(&["CLIENT", "UNPAUSE"]);
-        eventually("all is well", || rig.health.is_ready()).await;
-        // What comes now is behind whatever was sent.
+        eventually("the storage is ready", || rig.health.is_ready()).await;
+        // A read now comes after everything that was sent before.
         while rig.storage.get(&key("k")).await.is_err() {}
         let sent = sets(node) - before;
-        // The server closed the connection before it was done, or did it once it could.
+        // Either the server closed the connection first, or it performed the put once it could.
         assert!(sent <= u64::from(!breaks), "{sent} times, after {failed}");
     }
 }
 
-/// How many `SET`s a node has carried out.
+/// How many `SET`s a node has executed.
 fn sets(node: &RedisServer) -> u64 {
     let statistics: String = node.command(&["INFO", "commandstats"]);
     let line = statistics.lines().find_map(|line| line.strip_prefix("cmdstat_set:calls=")).unwrap_or("0,");

@@ -1,8 +1,8 @@
-//! Two agents on one Redis, whose paths, processes and connections fail; everything that their clients saw has to be what
-//! one register a key can explain.
+//! Two agents share one Redis while network paths, processes and connections fail. Everything that their clients
+//! observe must be explained by one register per key.
 //!
-//! `HISTORY_SECONDS=3600` goes on for that long. A history that fails is printed; it can be kept in `tests/histories/`,
-//! where it is judged again by name.
+//! `HISTORY_SECONDS=3600` runs for that long. A history that fails is printed; save it in `tests/histories/` for a test
+//! that names it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,7 +20,7 @@ use crate::support::redis::{RedisServer, eventually, start_cluster_with};
 const KEYS: u64 = 2;
 const CLIENTS: usize = 3;
 
-/// What the clients share.
+/// The state that the clients share.
 struct Run {
     began: Instant,
     next_value: AtomicU64,
@@ -46,9 +46,9 @@ impl Run {
             let kind = if done.is_ok() { Kind::Write } else { Kind::FailedWrite };
             return Some(Operation { key, begin, end, kind, value });
         }
-        // A read that failed saw nothing.
+        // A failed read has observed nothing.
         let found = storage.get(&name).await.ok()?;
-        let value = std::str::from_utf8(&found.expect("nobody removes it")).unwrap().parse().unwrap();
+        let value = std::str::from_utf8(&found.expect("the key is never removed")).unwrap().parse().unwrap();
         Some(Operation { key, begin, end: self.now(), kind: Kind::Read, value })
     }
 
@@ -56,10 +56,10 @@ impl Run {
         let mut seen = Vec::new();
         while !self.stop.load(Ordering::Relaxed) {
             seen.extend(self.operation(&storage, &agent).await);
-            // Some hundred operations a second are enough, and leave the machine to others.
+            // A few hundred operations per second suffice, and leave room for the other tests.
             tokio::time::sleep(Duration::from_millis(rand::random_range(1..8))).await;
         }
-        // What failed was done, or never will be, when its agent has acknowledged something that was asked for later.
+        // A failed write has either happened or never will, once its agent has acknowledged a write that began later.
         let writes = agent.lock().unwrap();
         for failed in seen.iter_mut().filter(|operation| operation.kind == Kind::FailedWrite) {
             failed.end = writes.settles(failed.end);
@@ -71,12 +71,12 @@ impl Run {
 /// The writes of all clients of one agent.
 type Agent = Mutex<Acknowledged>;
 
-/// One thing goes wrong, for a while.
+/// Causes one fault, for a while.
 async fn disturb(server: &mut RedisServer, proxies: &[Proxy]) {
     let while_it_lasts = Duration::from_millis(rand::random_range(100..900));
     let proxy = &proxies[rand::random_range(0..proxies.len())];
     match rand::random_range(0..10) {
-        // What was sent, or the answer to it, is on its way for longer than anybody waits for it.
+        // A request, or its answer, is delayed for longer than its caller waits.
         0..3 => {
             proxy.hold();
             tokio::time::sleep(while_it_lasts).await;
@@ -101,7 +101,7 @@ async fn disturb(server: &mut RedisServer, proxies: &[Proxy]) {
     tokio::time::sleep(Duration::from_millis(rand::random_range(50..500))).await;
 }
 
-/// The same of a node of a cluster, without anything on the way that keeps what was sent.
+/// The same for a node of a cluster, without a proxy.
 async fn disturb_node(node: &mut RedisServer) {
     match rand::random_range(0..10) {
         0..4 => {
@@ -118,11 +118,11 @@ async fn disturb_node(node: &mut RedisServer) {
     tokio::time::sleep(Duration::from_millis(rand::random_range(50..500))).await;
 }
 
-/// What outlasts the process.
+/// Options that make writes survive a kill of the server.
 const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 const TIMEOUT: Duration = Duration::from_millis(200);
 
-/// What the clients of these agents see while things go wrong.
+/// Everything that the clients of these agents observe while faults happen.
 async fn history(rigs: &[Rig], mut disturb: impl AsyncFnMut()) -> Vec<Operation> {
     let (next_value, stop) = (AtomicU64::new(1), AtomicBool::new(false));
     let run = Arc::new(Run { began: Instant::now(), next_value, stop });
@@ -150,7 +150,7 @@ async fn history(rigs: &[Rig], mut disturb: impl AsyncFnMut()) -> Vec<Operation>
         disturb().await;
     }
     for rig in rigs {
-        eventually("all is well", || rig.health.is_ready()).await;
+        eventually("the agents are ready", || rig.health.is_ready()).await;
     }
     run.stop.store(true, Ordering::Relaxed);
     seen.extend(clients.join_all().await.into_iter().flatten());
@@ -159,7 +159,7 @@ async fn history(rigs: &[Rig], mut disturb: impl AsyncFnMut()) -> Vec<Operation>
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_clients_see_is_what_one_register_can_explain() {
+async fn one_register_per_key_explains_what_clients_see() {
     let mut server = RedisServer::start(&DURABLE);
     let (mut proxies, mut rigs) = (Vec::new(), Vec::new());
     for _ in 0..2 {
@@ -171,9 +171,9 @@ async fn what_clients_see_is_what_one_register_can_explain() {
     history::check(&seen);
 }
 
-/// In a cluster what failed may be done at any time later; but once, and what was acknowledged stays.
+/// In a cluster a failed write may happen at any later time, but only once, and acknowledged writes stay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_clients_of_a_cluster_see_is_what_one_register_can_explain() {
+async fn one_register_per_key_explains_what_clients_of_a_cluster_see() {
     let mut nodes = start_cluster_with(&DURABLE);
     let seeds: Vec<_> = nodes.iter().map(RedisServer::url).collect();
     let mut rigs = Vec::new();
@@ -191,10 +191,10 @@ async fn what_clients_of_a_cluster_see_is_what_one_register_can_explain() {
     history::check(&seen);
 }
 
-/// A replica is promoted while agents write, and their name leads to it. What it had not received is lost, and counted
-/// here; what it had is not, nor is anything that is acknowledged afterwards.
+/// A replica is promoted while the agent writes, and the agent is redirected to it. Writes that the replica had not
+/// received are lost, and counted here. All others, and those acknowledged afterwards, are kept.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_promotion_loses_what_the_replica_had_not_received() {
+async fn a_promotion_loses_only_what_the_replica_had_not_received() {
     let mut primary = RedisServer::start(&["--repl-diskless-sync-delay", "0"]);
     let mut replica = RedisServer::start(&["--repl-diskless-sync-delay", "0"]);
     let proxy = Proxy::to(primary.port);
@@ -203,7 +203,7 @@ async fn a_promotion_loses_what_the_replica_had_not_received() {
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(history::seconds() / 2) {
         let () = replica.command(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
-        eventually("it follows", || {
+        eventually("the replica follows", || {
             let info: String = replica.command(&["INFO", "replication"]);
             info.contains("master_link_status:up")
         })
@@ -232,7 +232,7 @@ async fn a_promotion_loses_what_the_replica_had_not_received() {
             });
         }
         tokio::time::sleep(Duration::from_millis(rand::random_range(50..300))).await;
-        // It lags when the primary is lost.
+        // The replica lags behind when the primary is lost.
         replica.freeze();
         tokio::time::sleep(Duration::from_millis(20)).await;
         primary.freeze();
@@ -243,7 +243,8 @@ async fn a_promotion_loses_what_the_replica_had_not_received() {
         proxy.lead_to(replica.port);
         let after = format!("after-{promotions}");
         while rig.storage.put(Bytes::from(after.clone()), Bytes::from("yes")).await.is_err() {}
-        // The old one comes back, believes itself the primary, and has what still arrived there. Nobody reads from it.
+        // The old primary comes back, still believes that it is the primary, and executes what arrives late. No one
+        // reads from it.
         primary.thaw();
         for (writer, counted) in counts.into_iter().enumerate() {
             let name = Bytes::from(format!("count-{promotions}-{writer}"));
@@ -264,13 +265,13 @@ async fn a_promotion_loses_what_the_replica_had_not_received() {
     println!("{promotions} promotions, {lost} of {acknowledged} acknowledged puts lost with the old primary");
 }
 
-/// What agents did that did not end the connections they had given up, or sent again what may have been done.
+/// Recorded with agents that did not close abandoned connections, or resent writes that may have been performed.
 #[test]
-fn the_histories_that_failed_are_still_refused() {
+fn the_histories_that_once_failed_are_still_rejected() {
     let late = include_str!("../histories/redis_late_write.txt");
     let resent = include_str!("../histories/redis_resent_write.txt");
     for (history, came_back) in [(late, "1707 and 1735"), (resent, "111 and 115")] {
         let why = history::judge(&history::read(history)).unwrap_err();
-        assert!(why.contains(&format!("{came_back} were both there")), "{why}");
+        assert!(why.contains(&format!("{came_back} were both held")), "{why}");
     }
 }

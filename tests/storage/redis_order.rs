@@ -1,4 +1,4 @@
-//! Nothing older comes back: what was sent on a connection that was given up never happens after something later.
+//! A write on an abandoned connection does not take effect after a later one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use crate::support::nat::{apart, rules};
 use crate::support::proxy::Proxy;
 use crate::support::redis::{RedisServer, eventually};
 
-/// Gives an operation up soon, and still has time for a new connection on a machine that is busy with the tests beside it.
+/// A timeout short enough for these tests, but long enough to reconnect on a machine that is busy with other tests.
 fn quick(url: String) -> RedisConfig {
     RedisConfig { timeout: Duration::from_secs(1), ..config(&[url]) }
 }
@@ -21,7 +21,7 @@ fn block_on(story: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(story);
 }
 
-/// The ports from which clients are connected to the server, but for the one that asks.
+/// The client ports of all connections to the server, except the one that asks.
 fn clients(server: &RedisServer) -> Vec<u16> {
     let list: String = server.command(&["CLIENT", "LIST", "TYPE", "normal"]);
     let others = list.lines().filter(|line| !line.contains(" cmd=client"));
@@ -30,19 +30,19 @@ fn clients(server: &RedisServer) -> Vec<u16> {
         .collect()
 }
 
-/// Whether the kernel still has something to do for a connection from or to this port.
+/// Whether the kernel may still send data on a connection from or to this port.
 fn lingers(port: u16) -> bool {
     let end = format!(":{port:04X}");
     let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
     table.lines().skip(1).any(|row| {
         let fields: Vec<_> = row.split_whitespace().collect();
-        // Not in the state that only remembers it.
+        // 06 is TIME_WAIT, which does not send any more.
         (fields[1].ends_with(&end) || fields[2].ends_with(&end)) && fields[3] != "06"
     })
 }
 
-/// The packets of the first connection are dropped. A put on it fails; a later one, on another connection, is
-/// acknowledged. When the path was well again, the kernel delivered the first one.
+/// The packets of the first connection are dropped. A put on it fails, and a later one on another connection is
+/// acknowledged. Once the path worked again, the kernel used to deliver the first put.
 #[test]
 fn a_put_whose_packets_were_lost_does_not_come_back() {
     apart("storage::redis_order::a_put_whose_packets_were_lost_does_not_come_back", || {
@@ -64,19 +64,19 @@ table ip dark {{
             ));
             let failed = rig.storage.put(key("k"), key("first")).await.unwrap_err();
             assert!(matches!(failed, StorageError::Timeout(_)), "{failed}");
-            // At once: one put is lost, and not the next one, too.
+            // At once: only one put is lost, not the next one too.
             rig.storage.put(key("k"), key("second")).await.unwrap();
             assert_eq!(rig.storage.get(&key("k")).await.unwrap(), Some(key("second")));
             rules("delete table ip dark");
-            eventually("the kernel has done all that it will", || !lingers(port)).await;
+            eventually("the kernel is done with the old connection", || !lingers(port)).await;
             assert_eq!(rig.storage.get(&key("k")).await.unwrap(), Some(key("second")));
         });
     });
 }
 
-/// Something on the way keeps what was sent, and delivers it when its sender is long gone. A delete as well as a put.
+/// A proxy buffers a put or delete, and delivers it long after the sender has given up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_proxy_has_kept_does_not_happen_any_more() {
+async fn a_write_buffered_by_a_proxy_does_not_take_effect_later() {
     for deletes in [false, true] {
         let server = RedisServer::start(&[]);
         let proxy = Proxy::to(server.port);
@@ -96,16 +96,16 @@ async fn what_a_proxy_has_kept_does_not_happen_any_more() {
     }
 }
 
-/// A server that was stopped has read what nobody waits for any more.
+/// A frozen server has received a write that no one is waiting for any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_frozen_server_has_kept_does_not_undo_what_comes_later() {
+async fn a_write_kept_by_a_frozen_server_does_not_undo_a_later_one() {
     let server = RedisServer::start(&[]);
     let rig = Rig::open(quick(server.url())).await.ready().await;
     for round in 0..5 {
         server.freeze();
         let failed = rig.storage.put(key("k"), key("first")).await.unwrap_err();
         assert!(matches!(failed, StorageError::Timeout(_)), "{failed}");
-        eventually("it is known", || !rig.health.is_ready()).await;
+        eventually("the freeze is noticed", || !rig.health.is_ready()).await;
         server.thaw();
         eventually("there is another connection", || rig.health.is_ready()).await;
         let second = Bytes::from(format!("second {round}"));
@@ -116,8 +116,8 @@ async fn what_a_frozen_server_has_kept_does_not_undo_what_comes_later() {
     }
 }
 
-/// The connection breaks while a put is under way: nobody knows whether it was done, so it is not done again. Somebody
-/// else may have written meanwhile.
+/// The connection breaks during a put. It is unknown whether the put was performed, so it is not sent again: another
+/// client may have written meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_put_that_may_have_been_done_is_not_sent_again() {
     let server = RedisServer::start(&[]);
@@ -128,7 +128,7 @@ async fn a_put_that_may_have_been_done_is_not_sent_again() {
         let storage = rig.storage.clone();
         async move { storage.put(key("k"), key("first")).await }
     });
-    eventually("it waits", || {
+    eventually("the put waits in the server", || {
         let list: String = server.command(&["CLIENT", "LIST", "TYPE", "normal"]);
         list.lines().any(|line| line.contains(" cmd=set"))
     })
@@ -139,17 +139,17 @@ async fn a_put_that_may_have_been_done_is_not_sent_again() {
     assert!(matches!(failed, StorageError::Unavailable(_)), "{failed}");
     rig.ready().await;
     let raw: Option<String> = server.command(&["GET", "peerscope:k"]);
-    assert_eq!(raw.as_deref(), Some("old"), "the server closed before it was done, and nobody sent it again");
+    assert_eq!(raw.as_deref(), Some("old"), "the put was lost with its connection, and was not sent again");
 }
 
-/// The server is made a replica, and the name leads to another one. The connection lives on all the while.
+/// The server becomes a replica, and its name leads to another server. The old connection stays up all the while.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_primary_that_is_demoted_is_left() {
+async fn the_agent_leaves_a_primary_that_is_demoted() {
     let (old, new) = (RedisServer::start(&[]), RedisServer::start(&[]));
     let proxy = Proxy::to(old.port);
     let rig = Rig::open(config(&[proxy.url()])).await.ready().await;
     rig.storage.put(key("k"), key("old")).await.unwrap();
-    // Whether somebody writes, or nobody does.
+    // The demotion is noticed with a write and without one.
     for writes in [true, false] {
         let () = old.command(&["REPLICAOF", "127.0.0.1", &new.port.to_string()]);
         if writes {
@@ -158,49 +158,49 @@ async fn a_primary_that_is_demoted_is_left() {
             assert!(matches!(failed, StorageError::Unavailable(_)), "{failed}");
             assert!(before.elapsed() < Duration::from_secs(5));
         }
-        let why = format!("it is a replica of 127.0.0.1:{} and takes no writes", new.port);
-        eventually("it is said", || rig.problem().contains(&why)).await;
+        let why = format!("it is a replica of 127.0.0.1:{} and rejects writes", new.port);
+        eventually("the problem is reported", || rig.problem().contains(&why)).await;
         proxy.lead_to(new.port);
-        eventually("the other one is found", || rig.health.is_ready()).await;
+        eventually("the new primary is found", || rig.health.is_ready()).await;
         rig.storage.put(key("k"), key("new")).await.unwrap();
         assert_eq!(new.command::<String>(&["GET", "peerscope:k"]), "new");
         proxy.lead_to(old.port);
         let () = old.command(&["REPLICAOF", "NO", "ONE"]);
         let () = new.command(&["CLIENT", "KILL", "TYPE", "normal"]);
-        eventually("it is at the old one again", || !clients(&old).is_empty() && rig.health.is_ready()).await;
+        eventually("the agent uses the old primary again", || !clients(&old).is_empty() && rig.health.is_ready()).await;
     }
 }
 
-/// Too few replicas: reads go on, and that writes do not is not hidden.
+/// With too few replicas reads still work, and the agent reports that writes do not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn too_few_replicas_are_said_until_there_are_enough() {
+async fn too_few_replicas_are_reported_until_there_are_enough() {
     let server = RedisServer::start(&["--min-replicas-to-write", "1", "--repl-diskless-sync-delay", "0"]);
     let rig = Rig::open(config(&[server.url()])).await.ready().await;
     let failed = rig.storage.put(key("k"), key("v")).await.unwrap_err();
     assert!(matches!(&failed, StorageError::Backend(why) if why.starts_with("NOREPLICAS")), "{failed}");
-    eventually("it is said", || rig.problem().contains("NOREPLICAS")).await;
+    eventually("the problem is reported", || rig.problem().contains("NOREPLICAS")).await;
     assert_eq!(rig.storage.get(&key("k")).await.unwrap(), None);
     let replica = RedisServer::start(&["--replicaof", "127.0.0.1", &server.port.to_string()]);
-    // Nobody writes.
-    eventually("there are enough", || rig.health.is_ready()).await;
+    // Without another write.
+    eventually("enough replicas are noticed", || rig.health.is_ready()).await;
     rig.storage.put(key("k"), key("v")).await.unwrap();
 
     drop(replica);
-    eventually("one is missed", || {
+    eventually("the server misses its replica", || {
         server.command::<String>(&["INFO", "replication"]).contains("min_slaves_good_slaves:0")
     })
     .await;
     let failed = rig.storage.put(key("k"), key("v")).await.unwrap_err();
     assert!(matches!(&failed, StorageError::Backend(why) if why.starts_with("NOREPLICAS")), "{failed}");
-    eventually("it is said", || rig.problem().contains("NOREPLICAS")).await;
+    eventually("the problem is reported", || rig.problem().contains("NOREPLICAS")).await;
     let () = server.command(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
     rig.storage.put(key("k"), key("v")).await.unwrap();
-    eventually("a put that succeeds takes it back", || rig.health.is_ready()).await;
+    eventually("a successful put makes the agent ready", || rig.health.is_ready()).await;
 }
 
-/// Redis closes a connection whose answers are larger than it may buffer. That is one value's fault, and one caller's.
+/// Redis closes a connection whose answers exceed its output buffer. That must affect only the caller of that value.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_value_that_redis_does_not_deliver_breaks_nothing_of_others() {
+async fn a_value_that_redis_does_not_deliver_affects_no_other_operation() {
     let server = RedisServer::start(&["--client-output-buffer-limit", "normal", "100kb", "0", "0"]);
     let rig = Rig::open(config(&[server.url()])).await.ready().await;
     let () = server.command(&["SET", "peerscope:huge", &"x".repeat(900_000)]);

@@ -1,4 +1,4 @@
-//! Redis goes away, in every way it can, and comes back.
+//! Redis goes down in various ways, and comes back.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,15 +10,15 @@ use peerscope::storage::{RedisConfig, StorageError};
 use super::redis::{Rig, config, key};
 use crate::support::redis::{RedisServer, eventually};
 
-/// The sum of the waits before three retries, and then some for a busy machine.
+/// The sum of the waits before three retries, and a margin for a busy machine.
 const RETRIES: Duration = Duration::from_millis(700 + 1500);
 
 #[tokio::test]
-async fn redis_away_at_the_start_is_found_when_it_appears() {
+async fn a_redis_that_is_down_at_the_start_is_found_when_it_comes_up() {
     let mut server = RedisServer::prepare(&[]);
     let before = Instant::now();
     let rig = Rig::open(config(&[server.url()])).await;
-    assert!(before.elapsed() < Duration::from_millis(500), "opening waits for nothing");
+    assert!(before.elapsed() < Duration::from_millis(500), "opening does not wait for Redis");
     assert!(!rig.health.is_ready());
 
     let before = Instant::now();
@@ -35,11 +35,11 @@ async fn redis_away_at_the_start_is_found_when_it_appears() {
     assert!(appeared.elapsed() < Duration::from_secs(5), "{:?}", appeared.elapsed());
     rig.storage.put(key("k"), key("v")).await.unwrap();
     #[cfg(feature = "metrics-prometheus")]
-    assert_eq!(rig.counter("storage_redis_reconnects_total"), 0.0, "the first connection is no reconnection");
+    assert_eq!(rig.counter("storage_redis_reconnects_total"), 0.0, "the first connection is not a reconnection");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn redis_killed_under_load_costs_typed_errors_and_comes_back() {
+async fn killing_redis_under_load_causes_typed_errors_until_it_is_back() {
     let mut server = RedisServer::start(&[]);
     let rig = Rig::open(config(&[server.url()])).await.ready().await;
     let stop = Arc::new(AtomicBool::new(false));
@@ -55,7 +55,7 @@ async fn redis_killed_under_load_costs_typed_errors_and_comes_back() {
                     Err(StorageError::Unavailable(_) | StorageError::Timeout(_)) => {
                         failed.fetch_add(1, Ordering::Relaxed)
                     }
-                    Err(error) => panic!("not the right type: {error}"),
+                    Err(error) => panic!("unexpected type of error: {error}"),
                 };
                 assert!(before.elapsed() < RETRIES, "one put took {:?}", before.elapsed());
             }
@@ -78,7 +78,7 @@ async fn redis_killed_under_load_costs_typed_errors_and_comes_back() {
             assert_eq!(rig.counter("storage_redis_reconnects_total"), f64::from(round));
             let failed = failed.load(Ordering::Relaxed) as f64;
             let retries = rig.counter("storage_redis_retries_total");
-            // But for the one of each caller that was under way: nobody knows whether it was done.
+            // Except the one operation that each caller had in progress: it may have been performed, so is not retried.
             let under_way = 32.0 * f64::from(round);
             assert!(retries >= 3.0 * (failed - under_way), "{retries} retries, {failed} failed operations");
         }
@@ -91,21 +91,21 @@ async fn redis_killed_under_load_costs_typed_errors_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_frozen_server_is_noticed_when_idle_and_costs_bounded_time() {
+async fn a_frozen_server_is_noticed_even_when_idle_and_delays_are_bounded() {
     let server = RedisServer::start(&[]);
     let timeout = Duration::from_millis(300);
     let rig = Rig::open(RedisConfig { timeout, ..config(&[server.url()]) }).await.ready().await;
     rig.storage.put(key("k"), key("v")).await.unwrap();
 
     server.freeze();
-    // The connection still looks good, so the first attempt runs into its timeout.
+    // The connection still looks healthy, so the first attempt runs into its timeout.
     let before = Instant::now();
     let error = rig.storage.get(&key("k")).await.unwrap_err();
     let took = before.elapsed();
     assert!(matches!(error, StorageError::Timeout(t) if t == timeout), "{error}");
     assert!(took >= timeout && took < 4 * timeout + RETRIES, "{took:?}");
-    eventually("it is known", || !rig.health.is_ready()).await;
-    // Known to be away: no attempt waits for an answer any more.
+    eventually("the freeze is noticed", || !rig.health.is_ready()).await;
+    // Redis is known to be down, so no attempt waits for an answer.
     let before = Instant::now();
     let error = rig.storage.get(&key("k")).await.unwrap_err();
     assert!(matches!(error, StorageError::Timeout(_)), "{error}");
@@ -117,7 +117,7 @@ async fn a_frozen_server_is_noticed_when_idle_and_costs_bounded_time() {
     #[cfg(feature = "metrics-prometheus")]
     assert!(rig.counter("storage_redis_reconnects_total") >= 1.0);
 
-    // Without any operation the probe finds out.
+    // Without any operation the probe notices it.
     server.freeze();
     let before = Instant::now();
     eventually("the probe notices", || !rig.health.is_ready()).await;
@@ -128,7 +128,7 @@ async fn a_frozen_server_is_noticed_when_idle_and_costs_bounded_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_so_many_operations_may_pile_up() {
+async fn the_number_of_waiting_operations_is_bounded() {
     let flood = async |rig: &Rig, operations: usize| {
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..operations {
@@ -141,16 +141,16 @@ async fn only_so_many_operations_may_pile_up() {
         errors.iter().filter(|e| matches!(e, StorageError::Busy(b) if *b == bound)).count()
     };
 
-    // Known to be away: those that wait for a retry are bounded.
+    // Redis is known to be down: operations that wait for a retry are bounded.
     let away = RedisServer::prepare(&[]);
     let rig = Rig::open(config(&[away.url()])).await;
-    eventually("it is known", || rig.problem().contains("refused")).await;
+    eventually("the outage is noticed", || rig.problem().contains("refused")).await;
     let errors = flood(&rig, 3000).await;
     let refused = busy(&errors, 1024);
     assert!(refused > 0 && refused <= 3000 - 1024, "{refused} of 3000 were refused");
     assert!(errors.iter().all(|e| matches!(e, StorageError::Busy(_) | StorageError::Unavailable(_))));
 
-    // Frozen: those under way are bounded.
+    // Redis is frozen: operations in progress are bounded.
     let server = RedisServer::start(&[]);
     let timeout = Duration::from_millis(500);
     let rig = Rig::open(RedisConfig { timeout, ..config(&[server.url()]) }).await.ready().await;
@@ -165,7 +165,7 @@ async fn only_so_many_operations_may_pile_up() {
 }
 
 #[tokio::test]
-async fn a_server_that_still_loads_its_data_is_waited_for() {
+async fn the_agent_waits_for_a_server_that_is_loading_its_data() {
     let mut server = RedisServer::start(&[
         "--enable-debug-command",
         "yes",
@@ -208,10 +208,10 @@ impl Write for Log {
 }
 
 #[tokio::test]
-async fn the_log_says_it_once_an_outage_and_never_the_password() {
+async fn each_outage_is_logged_once_and_never_with_the_password() {
     const LINE: &str = "Redis connection failed after 3 retries";
-    // Of the whole process: a subscriber of one thread misses events that other threads met first. The
-    // port tells this test's lines from others'.
+    // A subscriber for the whole process: one for a single thread misses events that other threads reach first. The
+    // port distinguishes the lines of this test from those of others.
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing::Level::TRACE);
@@ -244,9 +244,8 @@ async fn the_log_says_it_once_an_outage_and_never_the_password() {
     assert!(!log.text().contains("hush"));
 }
 
-/// Nobody asks, and still the operator is told.
 #[tokio::test]
-async fn without_traffic_the_outage_is_known_too() {
+async fn an_outage_is_noticed_without_traffic() {
     let mut server = RedisServer::start(&[]);
     let rig = Rig::open(config(&[server.url()])).await.ready().await;
     server.kill();

@@ -1,5 +1,4 @@
-//! A real agent: the built binary as a process of its own, with a data directory, a loopback address and
-//! a log that are nobody else's.
+//! A real agent: the built binary as a process, with a data directory, a loopback address and a log of its own.
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -15,28 +14,28 @@ use tempfile::TempDir;
 use super::http::{self, Reply};
 pub(crate) use super::process::Process;
 
-/// No test waits longer than this for anything that should come.
+/// No test waits longer than this for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What an agent that is ready tells systemd (`sd_notify(3)`).
 const READY: &str = "READY=1";
 
-/// An agent that runs or did run; killed when this is dropped.
+/// An agent, running or not; killed when this is dropped.
 pub(crate) struct TestAgent {
     home: TempDir,
     address: Ipv4Addr,
-    /// 0 until the first start; a restart comes back on the same ports.
+    /// 0 until the first start; a restart uses the same ports.
     peer_port: u16,
     metrics_port: u16,
     flags: Vec<String>,
-    /// What a shell does before it becomes the agent, such as `ulimit -n 64`.
+    /// What a shell runs before it becomes the agent, such as `ulimit -n 64`.
     before: Option<&'static str>,
-    /// The beginning of the command line, such as what enters a namespace first.
+    /// The beginning of the command line, such as a command that enters a namespace.
     prefix: Vec<String>,
     process: Option<Process>,
 }
 
-/// How one command of the command line ended.
+/// The result of one command.
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) code: i32,
@@ -58,26 +57,26 @@ impl Done {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
     }
 
-    /// The output of a command that did what it was asked to.
+    /// The output of a command that succeeded.
     #[track_caller]
     pub(crate) fn ok(self) -> Vec<u8> {
         assert_eq!((self.code, self.stderr.as_str()), (0, ""), "{}", String::from_utf8_lossy(&self.stdout));
         self.stdout
     }
 
-    /// The message of a command that failed with `code`: said once, and nothing on standard output.
+    /// The message of a command that failed with `code`: printed once, with nothing on standard output.
     #[track_caller]
     pub(crate) fn failed(self, code: i32) -> String {
         assert_eq!(self.code, code, "{self:?}");
         assert!(self.stdout.is_empty(), "{self:?}");
         let message = self.stderr.strip_prefix("peerscope: ").unwrap_or_else(|| panic!("{self:?}"));
-        assert_eq!(message.matches("peerscope: ").count(), 0, "said once: {message}");
+        assert_eq!(message.matches("peerscope: ").count(), 0, "printed once: {message}");
         message.trim_end().to_owned()
     }
 }
 
 impl TestAgent {
-    /// With an empty data directory and the default configuration, but for ports and addresses.
+    /// With an empty data directory and the default configuration, except for ports and addresses.
     pub(crate) fn prepare() -> Self {
         Self {
             home: tempfile::Builder::new().prefix("ps").tempdir().unwrap(),
@@ -95,7 +94,7 @@ impl TestAgent {
         Self::prepare().started()
     }
 
-    /// With this configuration file.
+    /// Starts with this configuration file.
     pub(crate) fn start_with(config: &str) -> Self {
         Self::prepare().configured(config).started()
     }
@@ -110,19 +109,19 @@ impl TestAgent {
         self
     }
 
-    /// Has a shell do this first, and then become the agent.
+    /// Makes a shell run this first and then become the agent.
     pub(crate) fn after(mut self, before: &'static str) -> Self {
         self.before = Some(before);
         self
     }
 
-    /// Listens on this address, for everything.
+    /// Uses this address for all its listeners.
     pub(crate) fn on_address(mut self, address: Ipv4Addr) -> Self {
         self.address = address;
         self
     }
 
-    /// Runs behind this beginning of a command line, whose program becomes the agent in the end.
+    /// Runs with this prefix of the command line, whose program in the end becomes the agent.
     pub(crate) fn behind(mut self, prefix: Vec<String>) -> Self {
         self.prefix = prefix;
         self
@@ -133,7 +132,7 @@ impl TestAgent {
         self
     }
 
-    /// Knows `other` as its bootstrap peer.
+    /// Uses `other` as its bootstrap peer.
     pub(crate) fn bootstrap(self, other: &Self) -> Self {
         self.flag("--bootstrap").flag(&other.listen_address())
     }
@@ -143,15 +142,15 @@ impl TestAgent {
         self
     }
 
-    /// Starts the process (again), on the ports that it had, and waits until it says that it is ready and has opened its
-    /// store. The first comes without the second where a sync takes long, as on some machines all of them do.
+    /// Starts the process (again), on the same ports, and waits until it has notified that it is ready and has opened
+    /// its store. Where a sync takes long, as on some machines, the store is opened only after the notification.
     pub(crate) fn restart(&mut self) {
         self.spawn();
         self.await_ready();
         self.await_store();
     }
 
-    /// Waits until an agent that can be asked has opened its store.
+    /// Waits until an agent whose control socket answers has opened its store.
     pub(crate) fn await_store(&self) {
         eventually("the store is open", || {
             let status = self.control("GET", "/v1/status", b"").unwrap();
@@ -161,7 +160,7 @@ impl TestAgent {
 
     /// Starts the process without waiting for it.
     pub(crate) fn spawn(&mut self) {
-        assert!(self.process.is_none(), "the agent runs already");
+        assert!(self.process.is_none(), "the agent is already running");
         let mut command = self.command(&["run"]);
         let listen = format!("/ip4/{}/tcp/{}", self.address, self.peer_port);
         command.args(["--listen", &listen, "--metrics-address", &self.address.to_string()]);
@@ -177,7 +176,7 @@ impl TestAgent {
         self.process = Some(Process::spawn(command, &self.home.path().join("notify.sock")));
     }
 
-    /// Waits for `READY=1`, and then learns the ports from the log.
+    /// Waits for `READY=1`, and then reads the ports from the log.
     pub(crate) fn await_ready(&mut self) {
         let said = self.process().await_notification();
         assert_eq!(said, READY);
@@ -210,14 +209,14 @@ impl TestAgent {
 
     /// Waits until the process has ended.
     pub(crate) fn ended(&mut self) -> ExitStatus {
-        self.process.take().expect("the agent runs").ended(PATIENCE)
+        self.process.take().expect("the agent is running").ended(PATIENCE)
     }
 
     pub(crate) fn notification(&self) -> String {
         self.process().await_notification()
     }
 
-    /// Whether there is a notification that nobody has read.
+    /// Whether there is an unread notification, which this reads.
     pub(crate) fn has_notified(&self) -> bool {
         self.process().has_notified()
     }
@@ -254,28 +253,28 @@ impl TestAgent {
         self.home.path().join("peerscope.yaml")
     }
 
-    /// Its PeerId, as the command line tells it. The key is made by the first start.
+    /// Its PeerId, as the command line prints it. The first start creates the key.
     pub(crate) fn peer_id(&self) -> String {
         String::from_utf8(self.cli(&["id"]).ok()).unwrap().trim_end().to_owned()
     }
 
-    /// Where peers reach it, with its PeerId.
+    /// The address at which peers reach it, with its PeerId.
     pub(crate) fn listen_address(&self) -> String {
         format!("/ip4/{}/tcp/{}/p2p/{}", self.address, self.peer_port, self.peer_id())
     }
 
-    /// What it logged so far, without colours and without line ends.
+    /// The lines logged so far, without colours and line ends.
     pub(crate) fn log(&self) -> Vec<String> {
         self.process().log.lines()
     }
 
-    /// Waits for a line of the log that contains `text`.
+    /// Waits for a log line that contains `text`.
     #[track_caller]
     pub(crate) fn await_log(&self, text: &str) -> String {
         self.process().log.await_line(text)
     }
 
-    /// Runs a command on this agent's data directory and configuration.
+    /// Runs a command with this agent's data directory and configuration.
     pub(crate) fn cli(&self, args: &[&str]) -> Done {
         run(self.command(args), b"")
     }
@@ -295,7 +294,7 @@ impl TestAgent {
         command
     }
 
-    /// Asks its endpoint.
+    /// Sends a GET to its endpoint.
     pub(crate) fn http(&self, path: &str) -> Reply {
         http::exchange(connect(self.metrics_socket()).unwrap(), "GET", path, b"").unwrap()
     }
@@ -315,7 +314,7 @@ impl TestAgent {
         Ok(stream)
     }
 
-    /// Asks its control socket.
+    /// Sends a request to its control socket.
     pub(crate) fn control(&self, method: &str, target: &str, body: &[u8]) -> io::Result<Reply> {
         http::exchange(self.connect_control()?, method, target, body)
     }
@@ -326,11 +325,11 @@ impl TestAgent {
     }
 
     fn process(&self) -> &Process {
-        self.process.as_ref().expect("the agent runs")
+        self.process.as_ref().expect("the agent is running")
     }
 }
 
-/// The binary under test, in an environment without settings of ours.
+/// The binary under test, in an environment without Peerscope's variables.
 pub(crate) fn peerscope() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_peerscope"));
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PEERSCOPE_")) {
@@ -340,7 +339,7 @@ pub(crate) fn peerscope() -> Command {
     command
 }
 
-/// `command`, run by a shell that does something first and leaves no process of its own.
+/// `command`, run by a shell that runs something else first; no extra process remains.
 fn through_shell(before: &str, command: &Command) -> Command {
     let mut shell = Command::new("sh");
     shell.args(["-c", &format!("{before} && exec \"$0\" \"$@\"")]);
@@ -365,12 +364,12 @@ pub(crate) fn run(mut command: Command, input: &[u8]) -> Done {
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_owned();
-    // On a thread of its own: a command may answer before it has read everything, or read nothing at all.
+    // On a thread of its own: a command may write output before it has read all input, or read none at all.
     let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
     let output = child.wait_with_output().unwrap();
     writer.join().unwrap();
     Done {
-        code: output.status.code().expect("no signal ended it"),
+        code: output.status.code().expect("it was not ended by a signal"),
         stdout: output.stdout,
         stderr: String::from_utf8(output.stderr).unwrap(),
     }
@@ -383,7 +382,7 @@ pub(crate) fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Asks again until the answer is yes.
+/// Calls `check` until it returns true.
 #[track_caller]
 pub(crate) fn eventually(what: &str, check: impl FnMut() -> bool) {
     within(PATIENCE, what, check);
@@ -398,15 +397,15 @@ pub(crate) fn within(limit: Duration, what: &str, mut check: impl FnMut() -> boo
     }
 }
 
-/// An address of the loopback network that no other agent of these tests has: what one of them frees,
-/// no other can take.
+/// An address of the loopback network that no other agent of these tests has, so that no other can take a port that it
+/// frees.
 pub(crate) fn own_address() -> Ipv4Addr {
     static NEXT: AtomicU8 = AtomicU8::new(1);
     let [_, _, high, low] = std::process::id().to_be_bytes();
     Ipv4Addr::new(127, 16 + high % 200, low, NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A port of `address` that nothing listens on. With an address of one's own nobody else will.
+/// A free port of `address`. Nothing else will take it if the address is used by only one agent.
 pub(crate) fn free_port(address: Ipv4Addr) -> u16 {
     TcpListener::bind((address, 0)).unwrap().local_addr().unwrap().port()
 }

@@ -1,14 +1,14 @@
-//! A story in a process of its own, with a namespace of its own: what it does to the network or to the mounts of the
-//! machine nobody else sees, and it ends with the process, also when a test panics or is killed.
+//! Runs a test in a process and a namespace of its own: its changes to network or mounts are visible to no other
+//! process, and end with this one, even if the test panics or is killed.
 
 use std::process::Command;
 
 /// Set in a process that [`run`] has started.
 const APART: &str = "TEST_APART";
 
-/// Runs `story` behind `unshare` with `namespace`, such as `--net`. `test` is the full name of the test that calls this
-/// and does nothing else.
-#[allow(clippy::print_stdout, reason = "what a story prints, its test has printed")]
+/// Runs `story` under `unshare` with `namespace`, such as `--net`. `test` is the full name of the calling test, which
+/// must do nothing else.
+#[allow(clippy::print_stdout, reason = "the output of the story is the output of its test")]
 pub(crate) fn run(namespace: &str, test: &str, story: impl FnOnce()) {
     if std::env::var_os(APART).is_some() {
         return story();
@@ -26,10 +26,10 @@ pub(crate) fn run(namespace: &str, test: &str, story: impl FnOnce()) {
     let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(
         said.contains("running 1 test"),
-        "no namespace could be made; run this test as root, or let everybody make user namespaces, so that \
+        "cannot create a namespace; run this test as root, or allow user namespaces for everyone, so that \
          `unshare --map-root-user {namespace} true` works: {complained}{said}"
     );
-    // Should the name be wrong, no test is run, and all of none succeed.
+    // With a wrong name, no test runs and the process succeeds.
     assert!(output.status.success() && said.contains("1 passed"), "{test}:\n{said}{complained}");
     print!("{said}{complained}");
 }

@@ -1,4 +1,4 @@
-//! Disks that hang, fail or are slow: ext4 on a loop device, seen by the test's own process and its children alone.
+//! Disks that hang, fail or are slow: ext4 on a loop device, visible only to the test's own process and its children.
 //!
 //! Needs root, `losetup`, `mount` and `fsfreeze` (util-linux), `mkfs.ext4` and `filefrag` (e2fsprogs), and `perl`.
 
@@ -12,8 +12,8 @@ use tempfile::TempDir;
 use super::agent::TestAgent;
 use super::apart;
 
-/// Runs `story`, which may mount what it likes, in a process of its own. `test` is the full name of the test that calls
-/// this and does nothing else. Where no disk can be made the story is not run, and that is said.
+/// Runs `story`, which may mount anything, in a process of its own. `test` is the full name of the calling test, which
+/// must do nothing else. Where no disk can be created, the story is not run, and a message says so.
 pub(crate) fn story(test: &str, story: impl FnOnce()) {
     if let Err(why) = can_be_made() {
         return not_run(test, &why);
@@ -21,37 +21,37 @@ pub(crate) fn story(test: &str, story: impl FnOnce()) {
     apart::run("--mount", test, story);
 }
 
-/// Says that a test could not run: to the terminal itself, since the harness shows nothing of a test that passes.
+/// Reports that a test could not run. Bypasses the harness, which shows no output of a test that passes.
 pub(crate) fn not_run(test: &str, why: &str) {
     let _nobody_listens = std::io::stderr().write_all(format!("NOT RUN: {test}: {why}\n").as_bytes());
 }
 
-/// A user namespace does not help here: loop devices are the machine's own.
+/// Whether a disk can be created. A user namespace does not help: loop devices belong to the machine.
 fn can_be_made() -> Result<(), String> {
     if !rustix::process::geteuid().is_root() {
-        return Err("loop devices are for root alone; run it as root".into());
+        return Err("loop devices need root; run it as root".into());
     }
     if let Err(error) = File::options().read(true).write(true).open("/dev/loop-control") {
-        return Err(format!("this machine lends no loop devices: /dev/loop-control: {error}"));
+        return Err(format!("this machine offers no loop devices: /dev/loop-control: {error}"));
     }
     let may_mount = Command::new("unshare").args(["--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]).output();
     match may_mount {
         Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => Err(format!("nothing can be mounted here: {}", String::from_utf8_lossy(&output.stderr))),
-        Err(error) => Err(format!("`unshare` (util-linux) does not start: {error}")),
+        Ok(output) => Err(format!("cannot mount file systems here: {}", String::from_utf8_lossy(&output.stderr))),
+        Err(error) => Err(format!("cannot start `unshare` (util-linux): {error}")),
     }
 }
 
-/// An ext4 of 64 MiB in a file, mounted; unmounted when this is dropped, which has to be after its users are gone.
+/// A mounted ext4 of 64 MiB in a file; unmounted when this is dropped, which must be after its users are gone.
 pub(crate) struct Disk {
     home: TempDir,
 }
 
 impl Disk {
-    /// On a tmpfs that the image fills but for 16 MiB.
+    /// Creates it on a tmpfs that the image fills except for 16 MiB.
     pub(crate) fn new() -> Self {
         let disk = Self::unformatted();
-        // All of the image takes room now, so that nothing of the file system can fail until a hole is punched.
+        // Allocates the whole image now, so that no write can fail until a hole is punched.
         disk.shell(
             "mkfs.ext4 -q -F -b 4096 -m 0 -J size=4 -E lazy_itable_init=0,lazy_journal_init=0,nodiscard tmpfs/image
              fallocate -l 64M tmpfs/image",
@@ -60,8 +60,8 @@ impl Disk {
         disk
     }
 
-    /// What another disk holds, as it would be after a power cut at this moment: whatever it was not told to make
-    /// durable is gone. The other disk is of no use from now on.
+    /// A copy of another disk as it would be after a power cut now: everything that was not made durable is gone. The
+    /// other disk cannot be used any more.
     pub(crate) fn after_power_cut(other: Self) -> Self {
         let disk = Self::unformatted();
         // EXT4_IOC_SHUTDOWN, without a last flush of the journal.
@@ -85,7 +85,7 @@ impl Disk {
     }
 
     fn mount(&self) {
-        // The loop device goes with the mount.
+        // The loop device is released with the mount.
         self.shell("mount -o loop,nodiscard tmpfs/image disk");
     }
 
@@ -94,7 +94,7 @@ impl Disk {
         self.home.path().join("disk")
     }
 
-    /// Has `agent` keep its data directory here.
+    /// Makes `agent` keep its data directory here.
     pub(crate) fn hold_data_of(&self, agent: &TestAgent) {
         let (data, link) = (self.path().join("data"), agent.data_dir());
         std::fs::create_dir_all(&data).unwrap();
@@ -102,23 +102,23 @@ impl Disk {
         std::os::unix::fs::symlink(data, link).unwrap();
     }
 
-    /// The configuration of an agent that keeps its store here, and the rest elsewhere.
+    /// The configuration of an agent that keeps only its store here.
     pub(crate) fn store_config(&self) -> String {
         format!("storage: {{local: {{path: {}}}}}\n", self.path().join("store.redb").display())
     }
 
-    /// From now on whatever writes to it waits, until what this returns is dropped. It has to go before the agent that
-    /// waits: the kernel ends no process in the middle of that, not even by SIGKILL.
+    /// Blocks all writes to it until the returned value is dropped. That must happen before the blocked agent is
+    /// dropped, because the kernel cannot end a process in such a write, not even with SIGKILL.
     pub(crate) fn freeze(&self) -> Frozen {
         Frozen::new(&self.path())
     }
 
-    /// From now on the blocks that are free now fail when they are written to, but for 400 kB that are left to the
-    /// file system's own. What lies on the disk already, its journal too, can be written again.
+    /// Makes writes to all blocks that are free now fail, except for 400 kB that are left to the file system itself.
+    /// Blocks in use, including the journal, can still be written.
     pub(crate) fn let_free_blocks_fail(&self) {
-        // The blocks are found by a file that takes them, and given back; their part of the image is a hole then, and
-        // the tmpfs has no room to fill it. A loop device calls a write that got done in part a success, so each is to be
-        // a page.
+        // A file finds the free blocks by taking them, and is removed. Their part of the image then becomes a hole,
+        // which the tmpfs has no room to fill. A loop device reports a partial write as success, so each write must be
+        // one page.
         self.shell(
             "sync -f disk
              device=$(findmnt -n -o SOURCE disk)
@@ -139,18 +139,18 @@ impl Disk {
         );
     }
 
-    /// The end of [`let_free_blocks_fail`](Self::let_free_blocks_fail).
+    /// Ends [`let_free_blocks_fail`](Self::let_free_blocks_fail).
     pub(crate) fn heal(&self) {
         self.shell("rm tmpfs/filler tmpfs/rest");
     }
 
-    /// The numbers of its block device, as `7:0`.
+    /// The numbers of its block device, such as `7:0`.
     pub(crate) fn device(&self) -> String {
         let device = rustix::fs::stat(self.path()).unwrap().st_dev;
         format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device))
     }
 
-    /// Has a shell run this script in its folder, up to the first command of it that fails.
+    /// Runs this script in a shell in its folder. Every command must succeed.
     fn shell(&self, script: &str) {
         let mut command = Command::new("sh");
         let output =
@@ -161,22 +161,22 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // The device outlives its use here.
+        // The loop device outlives this use.
         let _nothing_to_restore = Command::new("sh").arg("restore").current_dir(self.home.path()).output();
         for mount in ["disk", "tmpfs"] {
-            // Lazily: after a panic the agent may still be there, which ends with the story's process.
+            // Lazily: after a panic the agent may still be running until the test's process ends.
             let _gone_anyway = Command::new("umount").arg("--lazy").arg(self.home.path().join(mount)).output();
         }
     }
 }
 
-/// A disk that hangs, as long as this lives.
+/// A disk hangs as long as this exists.
 pub(crate) struct Frozen(Child);
 
 impl Frozen {
     fn new(path: &Path) -> Self {
-        // A process that thaws it when its input ends, which it also does when the test is killed. A frozen file system
-        // would stay behind for good.
+        // A process that thaws the file system when its input ends, even if the test is killed. Otherwise it would stay
+        // frozen for good.
         let mut holder = Command::new("sh")
             .args(["-c", "fsfreeze -f \"$0\" && echo frozen && cat; fsfreeze -u \"$0\""])
             .arg(path)

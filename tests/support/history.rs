@@ -1,20 +1,20 @@
-//! What clients of a register saw, and whether one register can explain it.
+//! Histories of what clients of a register saw, and whether one register can explain them.
 //!
-//! Every value is written once, so that a read tells which write it saw; then linearizability can be decided in one pass
-//! (Gibbons and Korach, "Testing Shared Memories", SIAM Journal on Computing 26, 1997). A write and the reads of its value
-//! are a *cluster*. From the first end to the last begin in it, if they are in this order, the register certainly held that
-//! value: two such times must not overlap. And a cluster that had to happen between its last begin and its first end must
-//! not have only such a time of another one to happen in.
+//! Each value is written only once, so that a read shows which write it saw. Then linearizability can be decided in one
+//! pass (Gibbons and Korach, "Testing Shared Memories", SIAM Journal on Computing 26, 1997). A write and the reads of
+//! its value are a *cluster*. If the first end in a cluster comes before the last begin, the register held its value
+//! for certain between the two; such times of two clusters must not overlap. Any other cluster happened at some time
+//! between its last begin and its first end, which must not lie completely within such a time of another cluster.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-/// One operation, its times in nanoseconds.
+/// One operation, with its times in nanoseconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Operation {
     pub(crate) key: u64,
     pub(crate) begin: u64,
-    /// By when it was done; `u64::MAX` when there is no telling.
+    /// By when it was done; `u64::MAX` if unknown.
     pub(crate) end: u64,
     pub(crate) kind: Kind,
     pub(crate) value: u64,
@@ -28,7 +28,7 @@ pub(crate) enum Kind {
     FailedWrite,
 }
 
-/// When the register held a value, or had to.
+/// A write and the reads of its value: when the register held it.
 #[derive(Debug, Clone, Copy)]
 struct Cluster {
     value: u64,
@@ -39,7 +39,7 @@ struct Cluster {
     is_unknown: bool,
 }
 
-/// Begins and ends of the writes that one agent has acknowledged, in the order of their ends.
+/// Begins and ends of the writes that one agent has acknowledged, ordered by their ends.
 #[derive(Default)]
 pub(crate) struct Acknowledged(Vec<(u64, u64)>);
 
@@ -49,7 +49,7 @@ impl Acknowledged {
         self.0.insert(place, (begin, end));
     }
 
-    /// By when a write that failed at `failed` was done, or never will be: something that was asked for later is
+    /// The time after which a write that failed at `failed` can no longer happen: when a write that began later was
     /// acknowledged.
     pub(crate) fn settles(&self, failed: u64) -> u64 {
         let after = self.0.partition_point(|(_, end)| *end <= failed);
@@ -57,14 +57,14 @@ impl Acknowledged {
     }
 }
 
-/// How long the making of a history goes on.
+/// For how long a history is recorded.
 pub(crate) fn seconds() -> u64 {
     std::env::var("HISTORY_SECONDS").map_or(20, |seconds| seconds.parse().unwrap())
 }
 
-/// Says what was seen, which has to be enough to tell anything, and has to be what one register a key can explain.
+/// Prints the size of the history, and asserts that it is large enough and that one register per key can explain it.
 #[track_caller]
-#[allow(clippy::print_stdout, reason = "how much was tried is what a long run is for")]
+#[allow(clippy::print_stdout, reason = "a long run should show how much it tried")]
 pub(crate) fn check(seen: &[Operation]) {
     let unknown = seen.iter().filter(|operation| operation.kind == Kind::FailedWrite).count();
     println!("{} operations in {} s, {unknown} of unknown outcome", seen.len(), seconds());
@@ -74,7 +74,7 @@ pub(crate) fn check(seen: &[Operation]) {
     }
 }
 
-/// Whether each key is linearizable; if not, why.
+/// Whether the operations on each key are linearizable; if not, why.
 pub(crate) fn judge(history: &[Operation]) -> Result<(), String> {
     let mut keys: HashMap<u64, Vec<&Operation>> = HashMap::new();
     for operation in history {
@@ -109,7 +109,7 @@ fn judge_key(operations: &[&Operation]) -> Result<(), String> {
         cluster.last_begin = cluster.last_begin.max(read.begin);
         cluster.is_read = true;
     }
-    // What nobody knows of and nobody saw may never have happened.
+    // A write of unknown outcome that was never read may not have happened.
     let (held, brief): (Vec<_>, Vec<_>) = clusters
         .into_values()
         .filter(|cluster| cluster.is_read || !cluster.is_unknown)
@@ -118,7 +118,7 @@ fn judge_key(operations: &[&Operation]) -> Result<(), String> {
     held.sort_by_key(|cluster| cluster.first_end);
     for pair in held.windows(2) {
         if pair[1].first_end < pair[0].last_begin {
-            return Err(format!("{} and {} were both there: {pair:?}", pair[0].value, pair[1].value));
+            return Err(format!("{} and {} were both held at the same time: {pair:?}", pair[0].value, pair[1].value));
         }
     }
     for cluster in brief {
@@ -126,13 +126,13 @@ fn judge_key(operations: &[&Operation]) -> Result<(), String> {
         if let Some(held) = before.checked_sub(1).map(|index| held[index])
             && cluster.first_end < held.last_begin
         {
-            return Err(format!("{} was written while {} was there: {cluster:?}, {held:?}", cluster.value, held.value));
+            return Err(format!("{} was written while {} was held: {cluster:?}, {held:?}", cluster.value, held.value));
         }
     }
     Ok(())
 }
 
-/// A line an operation: key, begin, end (`-` when there is no telling), `w`, `r` or, for a write that failed, `f`; value.
+/// One line per operation: key, begin, end (`-` if unknown), kind (`w`, `r`, or `f` for a failed write) and value.
 pub(crate) fn write(history: impl IntoIterator<Item = Operation>) -> String {
     let mut out = String::new();
     for Operation { key, begin, end, kind, value } in history {
@@ -167,7 +167,7 @@ mod tests {
     use super::{Acknowledged, judge, read, write};
 
     #[test]
-    fn a_failed_write_is_settled_by_one_that_was_asked_for_later() {
+    fn a_failed_write_is_settled_by_a_later_one_that_is_acknowledged() {
         let mut acknowledged = Acknowledged::default();
         for (begin, end) in [(2, 3), (1, 9), (7, 20), (6, 8)] {
             acknowledged.push(begin, end);
@@ -178,18 +178,18 @@ mod tests {
     }
 
     #[test]
-    fn what_one_register_can_explain() {
+    fn histories_that_one_register_can_explain_are_accepted() {
         for history in [
             "",
             "0 1 2 w 1\n0 3 4 r 1\n0 5 6 w 2\n0 7 8 r 2\n",
-            // While it is being written, the old value or the new one.
+            // During a write, a read sees the old value or the new one.
             "0 1 2 w 1\n0 3 9 w 2\n0 4 5 r 1\n0 6 7 r 2\n",
-            // Two at once, in either order.
+            // Two concurrent writes, in either order.
             "0 1 9 w 1\n0 1 9 w 2\n0 10 11 r 1\n",
-            // Nobody knows, and it was not done; or it was, late.
+            // A write of unknown outcome that was not done, or was done late.
             "0 1 2 w 1\n0 3 - f 2\n0 4 5 r 1\n0 6 7 r 1\n",
             "0 1 2 w 1\n0 3 - f 2\n0 4 5 r 1\n0 6 7 r 2\n0 8 9 r 2\n",
-            // It was done before something later was, and nobody saw it.
+            // A failed write that was done before a later one, and never read.
             "0 1 2 w 1\n0 3 7 f 2\n0 6 7 w 3\n0 8 9 r 3\n",
             "0 1 2 w 1\n1 1 2 w 9\n0 3 4 r 1\n1 3 4 r 9\n",
         ] {
@@ -200,15 +200,18 @@ mod tests {
     }
 
     #[test]
-    fn what_no_register_can_explain() {
+    fn histories_that_no_register_can_explain_are_rejected() {
         for (why, history) in [
-            ("the first one came back", "0 1 2 w 1\n0 3 7 f 2\n0 4 5 r 1\n0 6 7 w 3\n0 8 9 r 3\n0 10 11 r 2\n"),
-            ("and went", "0 1 2 w 1\n0 3 - f 2\n0 6 7 w 3\n0 8 9 r 3\n0 10 11 r 2\n0 12 13 r 3\n"),
-            ("a retry undid another writer's", "0 1 20 w 1\n0 2 3 r 1\n0 4 5 w 2\n0 6 7 r 2\n0 8 9 r 1\n"),
-            ("what was acknowledged is gone", "0 1 2 w 1\n0 3 4 w 2\n0 5 6 r 1\n"),
-            ("seen, and then not", "0 1 2 w 1\n0 3 9 w 2\n0 4 5 r 2\n0 6 7 r 1\n"),
-            ("from nowhere", "0 1 2 w 1\n0 3 4 r 7\n"),
-            ("before its time", "0 1 2 r 1\n0 3 4 w 1\n"),
+            (
+                "a failed write took effect too late",
+                "0 1 2 w 1\n0 3 7 f 2\n0 4 5 r 1\n0 6 7 w 3\n0 8 9 r 3\n0 10 11 r 2\n",
+            ),
+            ("a late value came and went", "0 1 2 w 1\n0 3 - f 2\n0 6 7 w 3\n0 8 9 r 3\n0 10 11 r 2\n0 12 13 r 3\n"),
+            ("a retry overwrote another writer", "0 1 20 w 1\n0 2 3 r 1\n0 4 5 w 2\n0 6 7 r 2\n0 8 9 r 1\n"),
+            ("an acknowledged write is lost", "0 1 2 w 1\n0 3 4 w 2\n0 5 6 r 1\n"),
+            ("a value was read, then the old one again", "0 1 2 w 1\n0 3 9 w 2\n0 4 5 r 2\n0 6 7 r 1\n"),
+            ("a value that was never written", "0 1 2 w 1\n0 3 4 r 7\n"),
+            ("a value read before it was written", "0 1 2 r 1\n0 3 4 w 1\n"),
         ] {
             assert!(judge(&read(history)).is_err(), "{why}");
         }

@@ -1,4 +1,4 @@
-//! One HTTP/1.1 request on a connection of its own, by hand: what a test sends is what goes out.
+//! One HTTP/1.1 request per connection, written by hand, so that a test controls every byte.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 
@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
-    /// The words behind the status.
+    /// The reason phrase after the status.
     pub(crate) reason: String,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
@@ -36,7 +36,7 @@ pub(crate) fn exchange(stream: impl Read + Write, method: &str, target: &str, bo
     read_reply(stream)
 }
 
-/// Asks with these headers, and reads the answer.
+/// Sends a GET with these headers, and reads the answer.
 pub(crate) fn get(stream: impl Read + Write, target: &str, headers: &[(&str, &str)]) -> io::Result<Reply> {
     let mut stream = stream;
     let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
@@ -44,7 +44,7 @@ pub(crate) fn get(stream: impl Read + Write, target: &str, headers: &[(&str, &st
     read_reply(stream)
 }
 
-/// Reads one answer; an answer that is cut off anywhere is an error.
+/// Reads one answer; a truncated one is an error.
 pub(crate) fn read_reply(stream: impl Read) -> io::Result<Reply> {
     let mut stream = BufReader::new(stream);
     let status_line = line(&mut stream)?;
@@ -71,7 +71,7 @@ pub(crate) fn read_reply(stream: impl Read) -> io::Result<Reply> {
     Ok(reply)
 }
 
-/// Ours always state their length; the servers that scrape them answer with chunks when it is much.
+/// Agents always send a length; the servers that scrape them send long answers in chunks.
 fn read_chunks(stream: &mut impl BufRead) -> io::Result<Vec<u8>> {
     let mut body = Vec::new();
     loop {

@@ -1,4 +1,4 @@
-//! What several test binaries share.
+//! Code that several test binaries share.
 #![allow(dead_code, reason = "every test binary compiles this module and uses only its own part of it")]
 
 pub(crate) mod agent;
@@ -21,7 +21,7 @@ pub(crate) mod scraper;
 
 use peerscope::metrics::AgentInfo;
 
-/// The identity that the info metrics of a test carry.
+/// The identity in the info metrics of a test.
 pub(crate) fn agent_info() -> AgentInfo {
     AgentInfo { peer_id: "12D3KooWTest".into(), name: "test".into() }
 }

@@ -1,5 +1,5 @@
-//! A router that translates addresses, with its two networks, on this machine alone: network namespaces that have
-//! no names, and end with the processes that hold them, also when a test panics or is killed.
+//! A NAT router with its two networks, within this machine: unnamed network namespaces, which end with the processes
+//! that hold them, even if a test panics or is killed.
 //!
 //! Needs `unshare` and `nsenter` (util-linux), `ip`, `nft`, and either root or user namespaces.
 
@@ -9,16 +9,16 @@ use std::process::{Child, Command, Stdio};
 
 use super::apart;
 
-/// Where peers behind the router find the test: on the side of the router that is the Internet to them.
+/// The address at which peers behind the router reach the test: on the router's outer side, the Internet to them.
 pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-/// The router's address there, at first: all that is seen of the peers.
+/// The router's first address there, which is the only visible address of the peers.
 pub(crate) const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
-/// What the router's address may be changed to.
+/// The address that the router may change to.
 pub(crate) const OTHER_ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 3);
-/// What all peers behind the router listen on.
+/// The address that all peers behind the router listen on.
 pub(crate) const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 
-/// The usual rules of a router at home: everybody inside has the router's address, and nobody comes in uncalled.
+/// The usual rules of a home router: everyone inside shares its address, and no connection may come in from outside.
 const RULES: &str = "
 table ip nat_test {
     chain leaving {
@@ -41,8 +41,8 @@ table ip silence_test {
 }
 ";
 
-/// Runs `story` in a process of its own in a network of its own, in which it may do as it likes. `test` is the full
-/// name of the test that calls this and does nothing else.
+/// Runs `story` in a process of its own in a network of its own, which it may change in any way. `test` is the full
+/// name of the calling test, which must do nothing else.
 pub(crate) fn apart(test: &str, story: impl FnOnce()) {
     apart::run("--net", test, || {
         shell(Command::new("sh"), "ip link set lo up");
@@ -50,14 +50,14 @@ pub(crate) fn apart(test: &str, story: impl FnOnce()) {
     });
 }
 
-/// Loads rules of nftables into the test's own network, which has to be [`apart`].
+/// Loads nftables rules into the test's own network, which must be [`apart`].
 pub(crate) fn rules(rules: &str) {
     let mut command = Command::new("nft");
     command.args(["-f", "-"]);
     run(command, rules);
 }
 
-/// A network namespace beside the test's own, which lasts as long as this.
+/// A network namespace in addition to the test's own, which lasts as long as this.
 pub(super) struct Namespace(Child);
 
 impl Namespace {
@@ -68,9 +68,9 @@ impl Namespace {
             .stdout(Stdio::piped())
             .spawn()
             .expect("`unshare` (util-linux) is installed");
-        // It can say something only from within.
+        // It prints a line once it is inside.
         let said = BufReader::new(holder.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
-        assert_eq!(said, 1, "a network namespace beside the test's own");
+        assert_eq!(said, 1, "a network namespace in addition to the test's own");
         Self(holder)
     }
 
@@ -78,7 +78,7 @@ impl Namespace {
         self.0.id().to_string()
     }
 
-    /// What goes before a command that is to run in it; no process remains between.
+    /// The prefix of a command that is to run in it; no extra process remains.
     pub(super) fn enter(&self) -> Vec<String> {
         ["nsenter", "--target", &self.pid(), "--net", "--"].map(str::to_owned).to_vec()
     }
@@ -106,7 +106,7 @@ impl Drop for Namespace {
     }
 }
 
-/// The router, and the network behind it. The test's own network, which has to be [`apart`], is the one before it.
+/// The router, and the network behind it. The test's own network, which must be [`apart`], is outside.
 pub(crate) struct Nat {
     router: Namespace,
     inside: Namespace,
@@ -142,28 +142,28 @@ impl Nat {
         nat
     }
 
-    /// Has the test know the way to the peers, better than the Internet does: what keeps it out is the router alone.
+    /// Gives the test a route to the peers, which the Internet would not have, so that only the router keeps it out.
     fn route_inside(&self, router: Ipv4Addr) {
         shell(Command::new("sh"), &format!("ip route replace 10.0.0.0/24 via {router}"));
     }
 
-    /// What goes before a command that is to run behind the router.
+    /// The prefix of a command that is to run behind the router.
     pub(crate) fn inside(&self) -> Vec<String> {
         self.inside.enter()
     }
 
-    /// From now on the router drops whatever it is to pass on, and says nothing.
+    /// Makes the router silently drop everything that it should forward.
     pub(crate) fn fall_silent(&self) {
         self.router.load_rules(SILENCE);
     }
 
-    /// The end of [`fall_silent`](Self::fall_silent).
+    /// Ends [`fall_silent`](Self::fall_silent).
     pub(crate) fn speak_again(&self) {
         self.router.load_rules("delete table ip silence_test\n");
     }
 
-    /// Gives the router [`OTHER_ROUTER`] in place of [`ROUTER`], as a provider may at night. Nothing is left of the
-    /// connections that it passed on: the kernel forgets a masquerade with its address.
+    /// Changes the router's address from [`ROUTER`] to [`OTHER_ROUTER`], as a provider may at night. The connections
+    /// through it are lost, since the kernel forgets a masquerade with its address.
     pub(crate) fn change_address(&self) {
         self.router.shell(&format!(
             "ip addr del {ROUTER}/24 dev out
@@ -173,16 +173,16 @@ impl Nat {
     }
 }
 
-/// Has a shell, started by `command`, run this script up to the first command of it that fails.
+/// Runs this script in a shell, which `command` starts. Every command must succeed.
 pub(super) fn shell(mut command: Command, script: &str) {
     command.arg("-es");
     run(command, script);
 }
 
-/// Runs `command` on `input`; it has to succeed.
+/// Runs `command` with `input`; it must succeed.
 fn run(mut command: Command, input: &str) {
     let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let mut child = child.unwrap_or_else(|error| panic!("{command:?} does not start ({error}); {HOW}"));
+    let mut child = child.unwrap_or_else(|error| panic!("cannot start {command:?} ({error}); {HOW}"));
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{input}\n{}{HOW}", String::from_utf8_lossy(&output.stderr));

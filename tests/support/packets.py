@@ -1,9 +1,9 @@
-"""Carries frames between two interfaces, and mistreats them as it is told.
+"""Carries frames between two interfaces, and delays, duplicates or drops them.
 
-packets.py NEAR FAR, which have no addresses of their own. A line on standard input says what happens to frames from
-then on: LONGEST_DELAY_MS DUPLICATED_PERCENT DROPPED_PERCENT TCP_PORT. Each frame has a delay of its own, so their order
-changes. With a port other than 0, only what comes from it is concerned. Says "ready" when it carries; ends with its
-standard input.
+Usage: packets.py NEAR FAR, two interfaces without addresses. A line on standard input sets what happens to frames
+from then on: LONGEST_DELAY_MS DUPLICATED_PERCENT DROPPED_PERCENT TCP_PORT. Each frame has a random delay of its own, so
+their order changes. With a port other than 0, only frames from that port are affected. Prints "ready" once it carries
+frames, and ends at the end of its standard input.
 """
 
 import heapq
@@ -16,9 +16,9 @@ import time
 
 ETH_P_ALL = 3
 SOL_PACKET = 263
-PACKET_VNET_HDR = 15  # Before each frame: which checksum the kernel still owes, and how to cut a long one.
+PACKET_VNET_HDR = 15  # A header on each frame: the checksum still to be computed, and how to split a long frame.
 LONGEST = 70_000
-IP = 10 + 14  # Where it begins, behind that and the header of Ethernet.
+IP = 10 + 14  # Offset of the IP header, after that header and Ethernet's.
 IPV4 = b"\x08\x00"
 TCP = 6
 
@@ -31,7 +31,7 @@ def opened(name):
 
 
 def source_port(frame):
-    """Of TCP over IPv4; None of others."""
+    """The source port of TCP over IPv4; None for other frames."""
     if len(frame) < IP + 24 or frame[IP - 2 : IP] != IPV4 or frame[IP + 9] != TCP:
         return None
     tcp = IP + 4 * (frame[IP] & 15)
@@ -54,7 +54,7 @@ while True:
         if end not in readable:
             continue
         frame, (_, _, kind, _, _) = end.recvfrom(LONGEST)
-        # What goes out here was brought by this program.
+        # Outgoing frames were sent by this program.
         if kind == socket.PACKET_OUTGOING:
             continue
         copies, longest = 1, 0
@@ -70,4 +70,4 @@ while True:
         try:
             ends[to].send(frame)
         except OSError:
-            pass  # A network may lose it.
+            pass  # Frames may be lost.

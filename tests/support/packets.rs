@@ -1,5 +1,5 @@
-//! A network path that delays, reorders, duplicates and loses packets. The kernel of a test machine need not have
-//! `netem` for it: `packets.py` carries the frames.
+//! A network path that delays, reorders, duplicates and loses packets. It does not need `netem` in the kernel, because
+//! `packets.py` carries the frames.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::Ipv4Addr;
@@ -7,9 +7,9 @@ use std::process::{Child, Command, Stdio};
 
 use super::nat::{Namespace, shell};
 
-/// The address of the test's own network, which has to be [`apart`](super::nat::apart), at this end of the path.
+/// The address at this end of the path, in the test's own network, which must be [`apart`](super::nat::apart).
 pub(crate) const NEAR: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
-/// The address at its far end.
+/// The address at the far end.
 pub(crate) const FAR: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 
 /// The path, and the network at its far end.
@@ -44,34 +44,34 @@ impl Path {
             .expect("python3 comes with eval \"$(tests/tools.sh)\"");
         let mut said = String::new();
         BufReader::new(carrier.stdout.take().unwrap()).read_line(&mut said).unwrap();
-        assert_eq!(said, "ready\n", "it may open packet sockets");
+        assert_eq!(said, "ready\n", "packets.py must be able to open packet sockets");
         Self { far, carrier }
     }
 
-    /// What goes before a command that is to run at the far end.
+    /// The prefix of a command that is to run at the far end.
     pub(crate) fn far(&self) -> Vec<String> {
         self.far.enter()
     }
 
-    /// From now on a packet takes up to `delay` milliseconds, so that they overtake each other; so many of a hundred
-    /// come twice, and so many never.
+    /// Delays each packet by up to `delay` milliseconds, so that packets overtake each other, and duplicates and drops
+    /// the given percentages of them.
     pub(crate) fn storm(&self, delay: u32, duplicated: u32, dropped: u32) {
         self.mistreat(delay, duplicated, dropped, 0);
     }
 
-    /// From now on a packet of the connection that begins at `port` takes up to `delay` milliseconds; all others fly.
+    /// Delays only packets of the connection with the source port `port`, each by up to `delay` milliseconds.
     pub(crate) fn slow(&self, port: u16, delay: u32) {
         self.mistreat(delay, 0, 0, port);
     }
 
-    /// The end of all that.
+    /// Delays, duplicates and drops no more packets.
     pub(crate) fn calm(&self) {
         self.mistreat(0, 0, 0, 0);
     }
 
     fn mistreat(&self, delay: u32, duplicated: u32, dropped: u32, port: u16) {
         let line = format!("{delay} {duplicated} {dropped} {port}\n");
-        // In one piece, which a pipe keeps whole.
+        // In one write, which a pipe does not split.
         self.carrier.stdin.as_ref().unwrap().write_all(line.as_bytes()).unwrap();
     }
 }

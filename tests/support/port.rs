@@ -1,11 +1,11 @@
-//! Ports of the loopback address that are known before anybody listens on them.
+//! Ports of the loopback address that are known before anything listens on them.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
 use socket2::{Domain, Socket, Type};
 
-/// A port that the system gives to nobody else until this is dropped. A socket that is bound and does not
-/// listen holds it; who asks for `SO_REUSEADDR`, as libp2p and Redis do, can listen there beside it.
+/// A port that the system gives to no other program until this is dropped. A socket that is bound but does not listen
+/// reserves it; programs that set `SO_REUSEADDR`, as libp2p and Redis do, can still listen on it.
 pub(crate) struct ReservedPort {
     number: u16,
     _holder: Socket,

@@ -1,4 +1,4 @@
-//! A running `peerscope run`, with what it logs and what it tells systemd.
+//! A `peerscope run` process, with its log and its notifications to systemd.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixDatagram;
@@ -17,7 +17,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// `notify_path` becomes its `NOTIFY_SOCKET`.
+    /// Spawns it with `notify_path` as its `NOTIFY_SOCKET`.
     pub(crate) fn spawn(mut command: Command, notify_path: &Path) -> Self {
         let _none_yet = std::fs::remove_file(notify_path);
         let notify = UnixDatagram::bind(notify_path).unwrap();
@@ -46,13 +46,13 @@ impl Process {
         }
     }
 
-    /// Whether any message to systemd is waiting to be read.
+    /// Whether there is an unread message to systemd, which this reads.
     pub(crate) fn has_notified(&self) -> bool {
         self.notify.set_nonblocking(true).unwrap();
         self.notify.recv(&mut [0; 256]).is_ok()
     }
 
-    /// Waits until the process has ended. Its log ends with it.
+    /// Waits until the process has ended, and its log with it.
     pub(crate) fn ended(mut self, limit: Duration) -> ExitStatus {
         let lines = self.log.lines.lock().unwrap();
         let (lines, late) = self.log.changed.wait_timeout_while(lines, limit, |lines| !lines.1).unwrap();
@@ -73,7 +73,7 @@ impl Drop for Process {
 /// What a process wrote to standard error.
 #[derive(Default)]
 pub(crate) struct Log {
-    /// The lines, and whether there will be no more.
+    /// The lines, and whether the log has ended.
     lines: Mutex<(Vec<String>, bool)>,
     changed: Condvar,
 }
@@ -108,7 +108,7 @@ impl Log {
         let waited = self.changed.wait_timeout_while(lines, PATIENCE, |lines| found(&lines.0).is_none() && !lines.1);
         let (lines, _) = waited.unwrap();
         let line = found(&lines.0).ok_or_else(|| lines.0.clone());
-        drop(lines); // a panic with the lock held would take the reader with it
+        drop(lines); // a panic with the lock held would poison it for the reader
         line.unwrap_or_else(|lines| panic!("no line with one of {texts:?} in {lines:#?}"))
     }
 }

@@ -1,11 +1,11 @@
-//! A TCP proxy that leads where it is told, and holds back what it is told to hold.
+//! A TCP proxy with a variable target that can hold back requests and answers.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-/// How long a connection whose bytes were let go may take to show what became of them.
+/// How long a connection may take to show an effect after its bytes were let go.
 const SHOWN: Duration = Duration::from_secs(10);
 
 /// Runs until the test ends.
@@ -19,7 +19,7 @@ struct Shared {
     connections: Mutex<Vec<Arc<Gate>>>,
 }
 
-/// Before what a client sends.
+/// Controls what passes in each direction of a connection.
 #[derive(Default)]
 struct Gate {
     state: Mutex<State>,
@@ -29,11 +29,11 @@ struct Gate {
 #[derive(Default)]
 struct State {
     is_shut: bool,
-    /// Whether answers are kept.
+    /// Whether answers are held back.
     keeps_answers: bool,
-    /// How often the server said something.
+    /// How often the server sent something.
     answers: u64,
-    /// Whether the server has closed it.
+    /// Whether the server has closed the connection.
     is_over: bool,
 }
 
@@ -50,7 +50,7 @@ impl Proxy {
                 // Without a server behind it, a proxy closes what it accepted.
                 if let (Ok(client), Ok(server)) = (client, TcpStream::connect(target)) {
                     let mut connections = accepting.connections.lock().unwrap();
-                    // Those that are over have nobody else who knows of them.
+                    // The threads of a finished connection have dropped their handles.
                     connections.retain(|gate| Arc::strong_count(gate) > 1);
                     connections.push(pass(client, server));
                 }
@@ -68,17 +68,17 @@ impl Proxy {
         *self.shared.target.lock().unwrap() = (Ipv4Addr::LOCALHOST, port).into();
     }
 
-    /// Keeps what the clients of now send from now on, also when they are gone.
+    /// Holds back what the present clients send from now on, even after they are gone.
     pub(crate) fn hold(&self) {
         self.each(|state| state.is_shut = true);
     }
 
-    /// Keeps what the servers answer on the connections of now from now on.
+    /// Holds back what the servers answer on the present connections from now on.
     pub(crate) fn hold_answers(&self) {
         self.each(|state| state.keeps_answers = true);
     }
 
-    /// Lets all of it go.
+    /// Lets everything pass again.
     pub(crate) fn open(&self) {
         self.each(|state| (state.is_shut, state.keeps_answers) = (false, false));
     }
@@ -90,7 +90,7 @@ impl Proxy {
         }
     }
 
-    /// Lets it go, and waits until each server has answered, or closed its connection.
+    /// Lets requests pass again, and waits until each server has answered or closed its connection.
     pub(crate) fn let_go(&self) {
         for gate in &*self.shared.connections.lock().unwrap() {
             let mut state = gate.state.lock().unwrap();

@@ -1,5 +1,5 @@
-//! A peer of the test's own making: TCP, Noise and Yamux are libp2p's, everything above is written out
-//! by hand, so that it can be wrong in any way.
+//! A handmade peer: TCP, Noise and Yamux are libp2p's, and everything above is written by hand, so that it can
+//! misbehave in any way.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -25,12 +25,12 @@ use super::agent::TestAgent;
 /// No test waits longer than this for anything.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The longest frame that a raw peer says it takes: what an agent with the default configuration takes.
+/// The longest frame that a raw peer announces that it accepts: the same as an agent's by default.
 const MAX_FRAME: usize = 1024 * 1024 + 1024 + FRAME_OVERHEAD;
 
-/// Whom a raw peer can dial.
+/// Something that a raw peer can dial.
 pub(crate) trait Listening {
-    /// Where it listens, without its PeerId.
+    /// The address on which it listens, without its PeerId.
     fn address(&self) -> Multiaddr;
 }
 
@@ -52,7 +52,7 @@ pub(crate) struct RawPeer {
 }
 
 pub(crate) fn transport(key: &identity::Keypair) -> Transport {
-    // More streams than the agent allows: the limit under test is the agent's.
+    // More streams than the agent allows, because the limit under test is the agent's.
     let mut muxer = yamux::Config::default();
     muxer.set_max_num_streams(4096);
     tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
@@ -63,7 +63,7 @@ pub(crate) fn transport(key: &identity::Keypair) -> Transport {
 }
 
 impl RawPeer {
-    /// Dials `agent` under a new identity.
+    /// Dials `agent` with a new identity.
     pub(crate) async fn dial(agent: &impl Listening) -> Self {
         Self::dial_as(agent, &identity::Keypair::generate_ed25519()).await
     }
@@ -75,7 +75,7 @@ impl RawPeer {
         Self::on(key.public().to_peer_id(), muxer)
     }
 
-    /// Listens under `key`, and sends its address; then every connection that is made to it.
+    /// Listens with the identity `key`. Returns its address, and a channel of the connections made to it.
     pub(crate) async fn listen(key: identity::Keypair) -> (Multiaddr, mpsc::Receiver<Self>) {
         let mut transport = transport(&key);
         transport
@@ -104,7 +104,7 @@ impl RawPeer {
         Self { peer, open, inbound, task: tokio::spawn(drive(muxer, opening, sender)) }
     }
 
-    /// A substream on which nothing has been said yet.
+    /// Opens a substream on which nothing has been sent yet.
     pub(crate) async fn open(&self) -> SubstreamBox {
         self.try_open().await.expect("the connection is open")
     }
@@ -115,19 +115,19 @@ impl RawPeer {
         timeout(PATIENCE, stream).await.expect("a substream in time").ok()
     }
 
-    /// A substream that speaks `protocol`.
+    /// Opens a substream and negotiates `protocol`.
     pub(crate) async fn open_protocol(&self, protocol: &str) -> SubstreamBox {
         let mut stream = self.open().await;
         timeout(PATIENCE, propose(&mut stream, protocol)).await.expect("negotiated in time");
         stream
     }
 
-    /// A link of its own for requests, on which nothing has been said yet.
+    /// Opens a substream of the link for its own requests, on which nothing has been sent yet.
     pub(crate) async fn link(&self) -> Link {
         Link::new(self.open_protocol(protocol::PROTOCOL.as_ref()).await)
     }
 
-    /// A link on which hellos were exchanged.
+    /// Opens one, and exchanges hellos.
     pub(crate) async fn link_with_hello(&self) -> Link {
         let mut link = self.link().await;
         link.send(&request(0, Some(RequestBody::Hello(Hello { max_frame: MAX_FRAME as u64, max_in_flight: 0 })))).await;
@@ -136,7 +136,7 @@ impl RawPeer {
         link
     }
 
-    /// Takes up the first substream for `protocol` that the agent opens, and turns all others down.
+    /// Accepts the first substream for `protocol` that the agent opens, and rejects all others.
     pub(crate) async fn accept(&mut self, protocol: &str) -> SubstreamBox {
         let accepting = async {
             loop {
@@ -149,8 +149,8 @@ impl RawPeer {
         timeout(PATIENCE, accepting).await.expect("the agent opens a substream")
     }
 
-    /// Hands every substream for one of `protocols` that the agent opens to `serve`, from now on, each in a task of
-    /// its own, and turns all others down.
+    /// From now on passes every substream for one of `protocols` that the agent opens to `serve`, each in a task of its
+    /// own, and rejects all others.
     pub(crate) fn serve_all<F>(
         &mut self,
         protocols: &'static [&'static str],
@@ -173,7 +173,7 @@ impl RawPeer {
         });
     }
 
-    /// Says no to every substream that the agent opens, from now on.
+    /// From now on rejects every substream that the agent opens.
     pub(crate) fn refuse_all(&mut self) {
         let (_closed, nothing) = mpsc::channel(1);
         let mut inbound = std::mem::replace(&mut self.inbound, nothing);
@@ -261,7 +261,7 @@ impl Link {
         self.stream.flush().await.unwrap();
     }
 
-    /// The next frame; `None` when the agent has ended the stream.
+    /// The next frame; `None` if the agent has ended the stream.
     pub(crate) async fn read<F: prost::Message + Default>(&mut self) -> Option<F> {
         let reading = async {
             loop {
@@ -295,7 +295,7 @@ pub(crate) fn request(id: u64, body: Option<RequestBody>) -> RequestFrame {
 
 const MULTISTREAM: &str = "/multistream/1.0.0";
 
-/// The dialer's half of multistream-select 1.0.
+/// The dialer's side of multistream-select 1.0.
 pub(crate) async fn propose(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), protocol: &str) {
     say(stream, MULTISTREAM).await;
     say(stream, protocol).await;
@@ -303,21 +303,21 @@ pub(crate) async fn propose(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), 
     assert_eq!(hear(stream).await.as_deref(), Some(protocol));
 }
 
-/// A substream on which the agent has proposed a protocol, and waits for the answer.
+/// A substream on which the agent has proposed a protocol and is waiting for the answer.
 pub(crate) struct Offer {
     pub(crate) protocol: String,
     stream: SubstreamBox,
 }
 
 impl Offer {
-    /// Agrees to it.
+    /// Accepts the protocol.
     pub(crate) async fn accept(mut self) -> SubstreamBox {
         say(&mut self.stream, &self.protocol).await;
         self.stream
     }
 }
 
-/// The listener's half, up to the proposal of one of `protocols`.
+/// The listener's side, up to the proposal of one of `protocols`.
 async fn offered(mut stream: SubstreamBox, protocols: &[&str]) -> Option<Offer> {
     let negotiating = async {
         if hear(&mut stream).await.as_deref() != Some(MULTISTREAM) {
@@ -337,7 +337,7 @@ async fn offered(mut stream: SubstreamBox, protocols: &[&str]) -> Option<Offer> 
 }
 
 async fn say(stream: &mut (impl AsyncWrite + Unpin), line: &str) {
-    // Shorter than 128 bytes: a varint of one byte. An agent that has closed the stream is no news here.
+    // Shorter than 128 bytes, so its length is a varint of one byte. The agent may have closed the stream.
     let mut message = vec![u8::try_from(line.len() + 1).unwrap()];
     message.extend_from_slice(line.as_bytes());
     message.push(b'\n');

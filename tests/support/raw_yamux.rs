@@ -1,5 +1,5 @@
-//! A peer whose Yamux is written out by hand, on libp2p's own TCP and Noise: it answers pings when it likes, cuts frames
-//! as it likes, and takes what it is sent when it likes.
+//! A peer whose Yamux is written by hand, on libp2p's own TCP and Noise, so that a test decides when it answers pings,
+//! how it splits data into frames, and when it grants the agent credit.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -25,7 +25,7 @@ const WINDOW_UPDATE: u8 = 1;
 const PING: u8 = 2;
 const SYN: u8 = 1;
 const ACK: u8 = 2;
-/// What each side may send on a new stream.
+/// How many bytes each side may send on a new stream.
 const CREDIT: u32 = 256 * 1024;
 
 type Socket = noise::Output<tcp::tokio::TcpStream>;
@@ -46,13 +46,13 @@ struct Shared {
 
 #[derive(Default)]
 struct Received {
-    /// What may still be sent.
+    /// How many bytes may still be sent.
     credit: u32,
     bytes: Vec<u8>,
 }
 
 impl RawYamux {
-    /// Dials, and answers each ping of the agent's after `pong_after`.
+    /// Dials, and answers each ping of the agent after `pong_after`.
     pub(crate) async fn dial_as(agent: &impl Listening, key: &identity::Keypair, pong_after: Duration) -> Self {
         let opts = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
         let mut tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
@@ -67,7 +67,7 @@ impl RawYamux {
         Self { shared, write, next_stream: AtomicU32::new(1) }
     }
 
-    /// Opens a stream for requests, and sends the first bytes on it.
+    /// Opens a stream for requests, and sends the protocol negotiation on it.
     pub(crate) async fn link(&self) -> u32 {
         let stream = self.next_stream.fetch_add(2, Ordering::Relaxed);
         self.shared.streams.lock().unwrap().entry(stream).or_default().credit = CREDIT;
@@ -89,8 +89,8 @@ impl RawYamux {
         self.send(stream, &bytes).await
     }
 
-    /// Sends as far as there is credit, and waits for more; `false` when there is none for three seconds, or no
-    /// connection.
+    /// Sends all bytes, waiting for credit as needed; `false` if no credit comes for three seconds, or if the
+    /// connection is closed.
     pub(crate) async fn send(&self, stream: u32, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             let Ok(len) = timeout(Duration::from_secs(3), self.credit(stream, bytes.len())).await else { return false };
@@ -103,7 +103,7 @@ impl RawYamux {
         true
     }
 
-    /// Sends `count` frames of one byte, as far as there is credit at once.
+    /// Sends up to `count` frames of one byte, as many as the present credit allows. Returns how many.
     pub(crate) async fn send_crumbs(&self, stream: u32, count: usize) -> usize {
         let credit = self
             .shared
@@ -140,12 +140,12 @@ impl RawYamux {
         }
     }
 
-    /// Lets the agent send so many bytes more.
+    /// Lets the agent send this many more bytes.
     pub(crate) async fn grant(&self, stream: u32, bytes: u32) {
         self.header(WINDOW_UPDATE, 0, stream, bytes).await;
     }
 
-    /// How many bytes came on a stream.
+    /// How many bytes have arrived on a stream.
     pub(crate) fn received(&self, stream: u32) -> usize {
         self.shared.streams.lock().unwrap().get(&stream).map_or(0, |received| received.bytes.len())
     }
@@ -201,7 +201,7 @@ async fn hear(
                     }
                 });
             }
-            // The agent's own streams: for each protocol that it proposes there is a no.
+            // The agent's own streams: each protocol that it proposes is rejected.
             DATA if stream % 2 == 0 => {
                 let lines = bytes.iter().filter(|&&byte| byte == b'\n').count();
                 let is_first = bytes.windows(12).any(|window| window == b"/multistream");

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::port::ReservedPort;
 
-/// How long anything that these tests wait for may take on a busy machine.
+/// How long these tests wait for anything, even on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A `redis-server` that is killed when this is dropped.
@@ -25,7 +25,7 @@ pub(crate) struct RedisServer {
 }
 
 impl RedisServer {
-    /// Starts a server with more arguments than the usual ones, and waits until it answers.
+    /// Starts a server with these additional arguments, and waits until it answers.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         let mut server = Self::prepare(arguments);
         server.restart();
@@ -60,15 +60,15 @@ impl RedisServer {
         self.restart_until(&[b"+PONG", b"-NOAUTH"]);
     }
 
-    /// Like [`restart`](Self::restart), but a server that still loads its data will do.
+    /// Like [`restart`](Self::restart), but only waits until the server is loading its data.
     pub(crate) fn restart_until_loading(&mut self) {
         self.restart_until(&[b"-LOADING"]);
     }
 
     fn restart_until(&mut self, answers: &[&[u8]]) {
-        assert!(self.child.is_none(), "the server runs already");
+        assert!(self.child.is_none(), "the server is already running");
         let deadline = Instant::now() + DEADLINE;
-        // The port may be taken for a moment; the server then ends at once.
+        // If the port is taken for a short time, the server ends at once.
         loop {
             let child = self.child.insert(self.spawn());
             while child.try_wait().unwrap().is_none() {
@@ -100,7 +100,7 @@ impl RedisServer {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .expect("redis-server has to be on the PATH")
+            .expect("redis-server must be on the PATH")
     }
 
     /// Kills the process as a crash would.
@@ -111,18 +111,18 @@ impl RedisServer {
         }
     }
 
-    /// Stops the process in its tracks: the kernel goes on accepting connections, nothing answers.
+    /// Stops the process (SIGSTOP): the kernel still accepts connections, but nothing answers.
     pub(crate) fn freeze(&self) {
         kill_process(self.pid(), Signal::STOP).unwrap();
     }
 
-    /// Lets a frozen process go on.
+    /// Lets a frozen process continue.
     pub(crate) fn thaw(&self) {
         kill_process(self.pid(), Signal::CONT).unwrap();
     }
 
     fn pid(&self) -> Pid {
-        Pid::from_child(self.child.as_ref().expect("the server runs"))
+        Pid::from_child(self.child.as_ref().expect("the server is running"))
     }
 
     /// `redis://127.0.0.1:PORT`
@@ -135,7 +135,7 @@ impl RedisServer {
         self.directory.path()
     }
 
-    /// Runs one command on a connection of its own and panics when it fails.
+    /// Runs one command on a connection of its own, and panics if it fails.
     pub(crate) fn command<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
         self.command_at(&self.url(), words)
     }
@@ -157,12 +157,12 @@ impl Drop for RedisServer {
     }
 }
 
-/// Starts three nodes, shares the slots out among them, and waits until each says that the cluster works.
+/// Starts three nodes, divides the slots among them, and waits until each reports that the cluster works.
 pub(crate) fn start_cluster() -> Vec<RedisServer> {
     start_cluster_with(&[])
 }
 
-/// Each node with these arguments.
+/// Like [`start_cluster`], with these arguments for each node.
 pub(crate) fn start_cluster_with(arguments: &[&str]) -> Vec<RedisServer> {
     let nodes: Vec<_> = (0..3).map(|_| RedisServer::start_cluster_node(arguments)).collect();
     let slots = [("0", "5460"), ("5461", "10922"), ("10923", "16383")];
@@ -178,7 +178,7 @@ pub(crate) fn start_cluster_with(arguments: &[&str]) -> Vec<RedisServer> {
     nodes
 }
 
-/// Waits until every node sees all three and all slots served.
+/// Waits until every node sees all three nodes, with all slots served.
 pub(crate) fn await_cluster(nodes: &[RedisServer]) {
     let deadline = Instant::now() + DEADLINE;
     for node in nodes {
@@ -190,13 +190,13 @@ pub(crate) fn await_cluster(nodes: &[RedisServer]) {
             {
                 break;
             }
-            assert!(Instant::now() < deadline, "no cluster came about:\n{info}\n{nodes}");
+            assert!(Instant::now() < deadline, "the cluster did not form:\n{info}\n{nodes}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
 
-/// Waits until `condition` holds, and says `what` was awaited when it does not in time.
+/// Waits until `condition` holds; otherwise panics with `what` it waited for.
 pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !condition() {
@@ -205,7 +205,7 @@ pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) 
     }
 }
 
-/// What a server answers to a PING on a connection of its own.
+/// A server's answer to a PING on a connection of its own.
 fn ping(port: u16) -> std::io::Result<Vec<u8>> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut socket = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;

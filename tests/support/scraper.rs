@@ -1,5 +1,5 @@
-//! The servers that read agents' endpoints: real processes, each with its data in a temporary directory.
-//! `tests/tools.sh` gets them.
+//! Real servers that scrape agents, each with its data in a temporary directory.
+//! `tests/tools.sh` fetches them.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,14 +13,14 @@ use tempfile::TempDir;
 use super::agent::{PATIENCE, connect, free_port, own_address};
 use super::http;
 
-/// Which server. Both Prometheus take native histograms when the endpoint offers them.
+/// Which server. Both versions of Prometheus accept native histograms if the endpoint offers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Program {
-    /// Of the machine's Debian: it keeps only the native buckets of a histogram that has both kinds.
+    /// Version 2, from Debian: keeps only the native buckets of a histogram that has both kinds.
     Prometheus,
     /// Keeps both kinds.
     Prometheus3,
-    /// Reads the classic text, and knows no native histograms.
+    /// Reads the classic text, without native histograms.
     VictoriaMetrics,
 }
 
@@ -40,16 +40,16 @@ impl Program {
         self != Self::VictoriaMetrics
     }
 
-    /// Whether the classic buckets are kept of a histogram that has native ones too.
+    /// Whether it keeps the classic buckets of a histogram that also has native ones.
     pub(crate) fn keeps_both(self) -> bool {
         self != Self::Prometheus
     }
 
-    /// What a job's configuration needs for the kinds of buckets that are to be kept. The names changed over
-    /// the releases, and each refuses those that it does not know.
+    /// The settings of a job for the kinds of buckets to keep. Their names changed between releases, and each release
+    /// rejects unknown ones.
     pub(crate) fn job(self) -> String {
         let both = if self == Self::Prometheus3 { "always_scrape_classic_histograms: true, " } else { "" };
-        // From 3.8 on, the feature flag does nothing.
+        // From 3.8 on, the feature flag has no effect.
         let native = self.keeps_native() && version(&self.path()) >= (3, 8);
         let native = if native { "scrape_native_histograms: true, " } else { "" };
         format!("{both}{native}")
@@ -68,19 +68,19 @@ impl Program {
                 .arg(format!("-promscrape.config={}", config.display()))
                 .arg(format!("-storageDataPath={}", data.display()))
                 .arg(format!("-httpListenAddr={address}"))
-                // Prometheus has options that it does not know, and must not stop at.
+                // It must not stop at options of Prometheus that it does not know.
                 .args(["-promscrape.config.strictParse=false", "-promscrape.httpSDCheckInterval=1s"])
-                // What was scraped shows at once, and not after half a minute.
+                // Samples can be queried at once instead of after half a minute.
                 .args(["-search.latencyOffset=0s", "-search.disableCache", "-memory.allowedBytes=256MB"]),
         };
         command
     }
 }
 
-/// The first two parts of the version that `prometheus --version` tells.
+/// The first two parts of the version that `prometheus --version` prints.
 fn version(program: &Path) -> (u32, u32) {
     let output = Command::new(program).arg("--version").output();
-    let output = output.unwrap_or_else(|error| panic!("{} does not start ({error}); {HOW}", program.display()));
+    let output = output.unwrap_or_else(|error| panic!("cannot start {} ({error}); {HOW}", program.display()));
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said);
     let version = said.strip_prefix("prometheus, version ").unwrap_or_else(|| panic!("{said}"));
@@ -101,7 +101,7 @@ pub(crate) struct Scraper {
 }
 
 impl Scraper {
-    /// Reads `targets` every second.
+    /// Starts a server that scrapes `targets` every second.
     pub(crate) fn start(program: Program, targets: &[SocketAddr]) -> Self {
         let targets: Vec<_> = targets.iter().map(|target| format!("'{target}'")).collect();
         let config = format!(
@@ -113,7 +113,7 @@ impl Scraper {
         Self::start_with(program, &config)
     }
 
-    /// With this configuration file.
+    /// Starts a server with this configuration file.
     pub(crate) fn start_with(program: Program, config: &str) -> Self {
         let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join("scrape.yml"), config).unwrap();
@@ -124,21 +124,21 @@ impl Scraper {
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(home.path().join("log")).unwrap())
             .spawn()
-            .unwrap_or_else(|error| panic!("{} does not start ({error}); {HOW}", program.path().display()));
+            .unwrap_or_else(|error| panic!("cannot start {} ({error}); {HOW}", program.path().display()));
         Self { program, child, address, home }
     }
 
-    /// The `data` of an answer of its API; `None` while it does not listen.
+    /// The `data` of an answer of its API; `None` while it is not ready.
     fn get(&self, target: &str) -> Option<Value> {
         let reply = http::exchange(connect(self.address).ok()?, "GET", target, b"").ok()?;
         match reply.status {
             200 => Some(reply.json()["data"].take()),
-            503 => None, // it still starts
+            503 => None, // it is still starting
             _ => panic!("{:?} answers {target} with {}: {}", self.program, reply.status, reply.text()),
         }
     }
 
-    /// What a PromQL expression gives now, but for whole native histograms; nothing while it still starts.
+    /// The result of a PromQL expression, without whole native histograms; empty while the server is starting.
     pub(crate) fn query(&self, expression: &str) -> Vec<(Labels, f64)> {
         let encoded: String = expression.bytes().map(|byte| format!("%{byte:02x}")).collect();
         let Some(data) = self.get(&format!("/api/v1/query?query={encoded}")) else { return Vec::new() };
@@ -150,13 +150,13 @@ impl Scraper {
         series.collect()
     }
 
-    /// The targets that it knows, as its API tells of them; none while it still starts.
+    /// Its targets, as its API lists them; empty while the server is starting.
     pub(crate) fn targets(&self) -> Vec<Value> {
         let Some(mut data) = self.get("/api/v1/targets?state=active") else { return Vec::new() };
         serde_json::from_value(data["activeTargets"].take()).unwrap()
     }
 
-    /// `up` of the targets of a job by their `instance`, of those alone that were scraped after `since`.
+    /// `up` of a job's targets by `instance`, only of those scraped after `since`.
     pub(crate) fn up(&self, job: &str, since: SystemTime) -> BTreeMap<String, f64> {
         let up = format!("up{{job=\"{job}\"}}");
         let since = since.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
@@ -164,7 +164,7 @@ impl Scraper {
         series.into_iter().map(|(mut labels, value)| (labels.remove("instance").unwrap(), value)).collect()
     }
 
-    /// Waits until a job's targets are just these, each with this `up` of a scrape from now on; how long that took.
+    /// Waits until a job has exactly these targets, each with this `up` from a new scrape. Returns how long that took.
     #[track_caller]
     pub(crate) fn await_up(&self, job: &str, expected: &[(&str, f64)]) -> Duration {
         let expected: BTreeMap<_, _> = expected.iter().map(|(instance, up)| ((*instance).to_owned(), *up)).collect();
@@ -175,18 +175,18 @@ impl Scraper {
             if up == expected {
                 return waited;
             }
-            assert!(waited < PATIENCE, "{job} stays {up:#?} and not {expected:#?}; {}", self.situation());
+            assert!(waited < PATIENCE, "{job} is still {up:#?}, not {expected:#?}; {}", self.situation());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// For somebody who has to find out why a test failed.
+    /// Details that help to find out why a test failed.
     fn situation(&self) -> String {
         let log = std::fs::read_to_string(self.home.path().join("log")).unwrap();
         format!("targets: {:#?}; log: {log}", self.get("/api/v1/targets"))
     }
 
-    /// What an expression gives for `target`; `None` when it gives nothing.
+    /// The value of an expression for `target`; `None` if there is none.
     #[track_caller]
     pub(crate) fn value(&self, expression: &str, target: SocketAddr) -> Option<f64> {
         let instance = target.to_string();
@@ -196,13 +196,13 @@ impl Scraper {
         series.pop().map(|(_, value)| value)
     }
 
-    /// Like [`value`](Self::value), for a series that has to be there.
+    /// Like [`value`](Self::value), for a series that must be there.
     #[track_caller]
     pub(crate) fn expect_value(&self, expression: &str, target: SocketAddr) -> f64 {
         self.value(expression, target).unwrap_or_else(|| panic!("{:?}: no {expression} of {target}", self.program))
     }
 
-    /// Asks again until the value is one that `accept` takes.
+    /// Repeats the query until `accept` returns true for the value.
     #[track_caller]
     pub(crate) fn await_that(&self, expression: &str, target: SocketAddr, accept: impl Fn(f64) -> bool) {
         self.await_any(expression, target, accept, "something else");
@@ -222,7 +222,7 @@ impl Scraper {
                 Some(value) if accept(value) => return,
                 _ => assert!(
                     Instant::now() < deadline,
-                    "{:?}: {expression} of {target} stays {value:?} and not {wanted}; {}",
+                    "{:?}: {expression} of {target} is still {value:?}, not {wanted}; {}",
                     self.program,
                     self.situation()
                 ),
@@ -231,7 +231,7 @@ impl Scraper {
         }
     }
 
-    /// Every target is up, and its last scrape left no error.
+    /// Asserts that every target is up, without an error from its last scrape.
     #[track_caller]
     pub(crate) fn assert_targets_up(&self, count: usize) {
         let data = self.get("/api/v1/targets").expect("it listens");

@@ -1,5 +1,5 @@
-//! A scraper that costs little, so that what is measured is the server: it blocks, keeps its connection, and reads into
-//! the same memory again.
+//! A cheap scraper, so that the server dominates the measurement: it blocks, keeps its connection, and reuses its
+//! buffer.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -8,10 +8,10 @@ use std::time::Duration;
 use crate::library::Format;
 use crate::{Error, Result};
 
-/// How long an answer may take.
+/// The timeout of a response.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is asked for.
+/// The requested format and coding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Scrape {
     pub(crate) format: Format,
@@ -31,7 +31,7 @@ impl Scrape {
         format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nAccept-Encoding: {coding}\r\n\r\n")
     }
 
-    /// How a `Content-Type` of this format begins.
+    /// The beginning of the `Content-Type` of this format.
     fn content_type(self) -> &'static str {
         match self.format {
             Format::Text => "text/plain",
@@ -49,7 +49,7 @@ pub(crate) struct Client {
     body: Vec<u8>,
 }
 
-/// How a body's end is known.
+/// How the end of the body is determined.
 enum Length {
     Bytes(usize),
     Chunked,
@@ -64,7 +64,7 @@ impl Client {
         Ok(Self { stream, scrape, request: scrape.request(), line: String::new(), body: Vec::new() })
     }
 
-    /// Scrapes once and returns the body as it came.
+    /// Scrapes once and returns the body as received.
     pub(crate) fn scrape(&mut self) -> Result<&[u8]> {
         self.stream.get_mut().write_all(self.request.as_bytes())?;
         let length = self.head()?;
@@ -84,11 +84,11 @@ impl Client {
         Ok(&self.body)
     }
 
-    /// Reads the head; an error when the answer is not what was asked for.
+    /// Reads the head. Fails if the response does not match the request.
     fn head(&mut self) -> Result<Length> {
         self.line()?;
         if !self.line.starts_with("HTTP/1.1 200") {
-            return Err(format!("an answer that is no page: {}", self.line.trim()).into());
+            return Err(format!("the response is not a page: {}", self.line.trim()).into());
         }
         let (mut length, mut of_type, mut gzip) = (None, false, false);
         loop {
@@ -97,7 +97,7 @@ impl Client {
             if line.is_empty() {
                 break;
             }
-            let (name, value) = line.split_once(": ").ok_or("a header without a colon")?;
+            let (name, value) = line.split_once(": ").ok_or("a response header has no colon")?;
             match name.to_ascii_lowercase().as_str() {
                 "content-type" => of_type = value.starts_with(self.scrape.content_type()),
                 "content-encoding" => gzip = value == "gzip",
@@ -107,9 +107,9 @@ impl Client {
             }
         }
         if !of_type || gzip != self.scrape.gzip {
-            return Err(format!("the answer to {:?} is of another type or coding", self.scrape).into());
+            return Err(format!("the response to {:?} has the wrong type or coding", self.scrape).into());
         }
-        length.ok_or_else(|| Error::from("an answer without a length"))
+        length.ok_or_else(|| Error::from("the response has no length"))
     }
 
     fn line(&mut self) -> Result<()> {
@@ -123,6 +123,6 @@ impl Client {
 
     fn take(&mut self, length: usize) -> Result<()> {
         let taken = self.stream.by_ref().take(length as u64).read_to_end(&mut self.body)?;
-        if taken == length { Ok(()) } else { Err("an answer was cut off".into()) }
+        if taken == length { Ok(()) } else { Err("the response was truncated".into()) }
     }
 }

@@ -1,5 +1,5 @@
-//! Whole scrapes over loopback, on one connection that is kept, of servers in processes of their own; and what scrapes
-//! do to a thread of the server's process that records meanwhile.
+//! Complete scrapes over loopback on one keep-alive connection, from servers in separate processes, and the effect of
+//! scrapes on a thread that records in the server's process.
 
 mod client;
 mod serve;
@@ -19,10 +19,10 @@ use crate::report::{OURS, Report, Unit};
 use crate::size::Size;
 use crate::{Plan, Result, encode};
 
-/// What the name of a contender's server side begins with, to tell it from those of other benchmarks.
+/// The prefix of this benchmark's server sides in `--serve`.
 pub(crate) const SERVED: &str = "endpoint ";
 
-/// A contender, and what its server can be asked for.
+/// A contender, and the formats that its server supports.
 struct Contender {
     who: &'static str,
     formats: &'static [Format],
@@ -36,14 +36,14 @@ const CONTENDERS: [Contender; 4] = [
     Contender { who: "metrics", formats: &[Format::Text], gzip: false },
 ];
 
-/// The server side of a contender, in its process.
+/// A contender with its running server side.
 struct Running {
     contender: &'static Contender,
     size: Size,
     server: Server,
 }
 
-/// Measures every case with every contender, round after round.
+/// Measures every case with every contender in each round.
 pub(crate) fn run(plan: &Plan) -> Result<Report> {
     let mut running = Vec::new();
     for size in Size::ALL {
@@ -79,7 +79,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Report> {
     Ok(report)
 }
 
-/// Every format, as it is and compressed.
+/// Every format, uncompressed and compressed.
 fn scrapes() -> impl Iterator<Item = Scrape> {
     Format::ALL.into_iter().flat_map(|format| [false, true].map(|gzip| Scrape { format, gzip }))
 }
@@ -93,7 +93,7 @@ impl Running {
         self.contender.formats.contains(&scrape.format) && (self.contender.gzip || !scrape.gzip)
     }
 
-    /// One round of scrapes, each begun when the last one has arrived.
+    /// One round of scrapes, each begun when the last response has arrived.
     fn scrape(&mut self, plan: &Plan, scrape: Scrape, case: &str, report: &mut Report) -> Result<()> {
         let who = self.contender.who;
         let mut client = Client::connect(&self.server.address, scrape)?;
@@ -123,7 +123,7 @@ impl Running {
         Ok(())
     }
 
-    /// One round of recording alone, and one while scrapes follow each other.
+    /// One round of recording alone, and one while the server is scraped without a pause.
     fn record(&mut self, plan: &Plan, case: &str, report: &mut Report) -> Result<()> {
         let who = self.contender.who;
         let question = format!("record {}", (plan.length / 4).as_millis());
@@ -156,7 +156,7 @@ impl Running {
     }
 }
 
-/// The length of a page as it came; an error when it does not hold every series.
+/// The length of a page as received. Fails if the page lacks a series.
 fn check(page: &[u8], scrape: Scrape, size: Size) -> Result<usize> {
     let whole = if scrape.gzip {
         let mut whole = Vec::new();

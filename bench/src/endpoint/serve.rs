@@ -1,4 +1,4 @@
-//! The server sides: each is a process that serves one registry, and records into it when it is asked to.
+//! The server sides: each is a process that serves one registry and records into it on request.
 
 mod axum;
 mod hyper;
@@ -19,12 +19,12 @@ use crate::report::OURS;
 use crate::samples::table;
 use crate::size::Size;
 
-/// A server that runs, and what it can be asked to do.
+/// A running server and its recorder.
 struct Serving {
     address: String,
-    /// Records on a thread of its own for so long.
+    /// Records on a separate thread for the given time.
     record: Box<dyn Fn(Duration) -> Result<Work>>,
-    /// What serves, and ends with it.
+    /// The server, which ends when it is dropped.
     _server: Box<dyn Any>,
 }
 
@@ -57,11 +57,11 @@ fn start(who: &str, size: Size) -> Result<Serving> {
         "prometheus-client" => hyper::start(&size.shape()?),
         "prometheus" => axum::start(&size.shape()?),
         "metrics" => metrics::start(&size.shape()?),
-        _ => Err(format!("`{who}` serves no endpoint").into()),
+        _ => Err(format!("`{who}` does not serve an endpoint").into()),
     }
 }
 
-/// Whether a list of a header's values names one.
+/// Whether a header's list of values contains this one.
 fn names(header: Option<&::hyper::header::HeaderValue>, value: &str) -> bool {
     header.and_then(|header| header.to_str().ok()).is_some_and(|header| header.contains(value))
 }

@@ -1,5 +1,5 @@
-//! What scrapes: connections that are kept, 64 requests at once, every page read whole and compared. On one thread, so
-//! that it takes little of what it measures.
+//! The scraper: keep-alive connections, 64 concurrent requests, every page read completely and compared. It runs on one
+//! thread, so that it disturbs the measurement little.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -12,17 +12,17 @@ use tokio::net::TcpStream;
 use crate::measure::nanos;
 use crate::{Error, Result};
 
-/// Scrapes under way at once.
+/// Concurrent scrapes.
 pub(super) const AT_ONCE: usize = 64;
 
-/// A connection that is kept.
+/// A keep-alive connection.
 pub(super) struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
     filled: usize,
 }
 
-/// What came of a request.
+/// The response to a request.
 pub(super) struct Answer<'a> {
     pub(super) status: u16,
     pub(super) body: &'a [u8],
@@ -35,7 +35,7 @@ impl Connection {
         Ok(Self { stream, buffer: vec![0; 64 * 1024], filled: 0 })
     }
 
-    /// Sends a request and reads all of the answer.
+    /// Sends a request and reads the whole response.
     pub(super) async fn get(&mut self, request: &str) -> Result<Answer<'_>> {
         self.stream.write_all(request.as_bytes()).await?;
         self.filled = 0;
@@ -67,16 +67,16 @@ impl Connection {
     }
 }
 
-/// Status and length of the body.
+/// The status and the length of the body.
 fn parse(head: &[u8]) -> Result<(u16, usize)> {
     let head = std::str::from_utf8(head)?;
-    let status = head.split(' ').nth(1).ok_or("an answer without a status")?.parse()?;
+    let status = head.split(' ').nth(1).ok_or("the response has no status")?.parse()?;
     let mut fields = head.lines().filter_map(|line| line.split_once(": "));
     let length = fields.find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
-    Ok((status, length.ok_or("an answer without a length")?.1.parse()?))
+    Ok((status, length.ok_or("the response has no length")?.1.parse()?))
 }
 
-/// A GET with the headers of Prometheus when it wants text that is not compressed.
+/// A GET with Prometheus's headers for uncompressed text.
 pub(super) fn request(path: &str, host: &str) -> String {
     format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: Prometheus/3.5.3\r\nAccept: text/plain;version=0.0.4\r\n\
@@ -84,24 +84,24 @@ pub(super) fn request(path: &str, host: &str) -> String {
     )
 }
 
-/// What is scraped: where, and over which of the kept connections.
+/// The scraped targets and the connections to them.
 pub(super) struct Targets {
-    /// Address and request of each.
+    /// The address and request of each target.
     targets: Vec<(String, String)>,
     connections: Vec<Mutex<Option<Connection>>>,
-    /// Whether each target has a connection of its own; otherwise each of the [`AT_ONCE`] that scrape has one.
+    /// Whether each target has its own connection; otherwise each of the [`AT_ONCE`] callers has one.
     of_their_own: bool,
     page: Vec<u8>,
 }
 
 impl Targets {
-    /// Everybody behind one address, under the path that `path` tells.
+    /// Targets behind one address, each at one of `paths`.
     pub(super) fn behind(address: &str, paths: impl Iterator<Item = String>, page: &str) -> Self {
         let targets = paths.map(|path| (address.to_owned(), request(&path, address))).collect();
         Self::new(targets, false, page)
     }
 
-    /// Each at an address of its own.
+    /// Targets with an address each.
     pub(super) fn at(addresses: impl Iterator<Item = String>, page: &str) -> Self {
         let target = |address: String| {
             let request = request("/metrics", &address);
@@ -116,7 +116,7 @@ impl Targets {
         Self { targets, connections, of_their_own, page: page.into() }
     }
 
-    /// Scrapes every target once, and returns how many nanoseconds each took.
+    /// Scrapes every target once and returns the nanoseconds that each took.
     pub(super) async fn sweep(&self) -> Result<Vec<u32>> {
         let next = AtomicUsize::new(0);
         let caller = async |caller: usize| {
@@ -143,7 +143,7 @@ impl Targets {
         let taken = nanos(begin.elapsed());
         if answer.status != 200 || answer.body != self.page {
             let text = String::from_utf8_lossy(answer.body.get(..300).unwrap_or(answer.body)).into_owned();
-            return Err(format!("not the page, but {}: {text}", answer.status).into());
+            return Err(format!("unexpected page with status {}: {text}", answer.status).into());
         }
         *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
         Ok(taken)
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_head_tells_status_and_length() {
+    fn status_and_length_are_read_from_a_head() {
         assert_eq!(parse(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 12\r\n\r\n").unwrap(), (502, 12));
         assert!(parse(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
     }

@@ -1,4 +1,4 @@
-//! The gateway: the real program in a process of its own, and what can be seen of it from outside.
+//! The gateway: the real program in a separate process, observed from outside.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -14,28 +14,29 @@ use super::client::{Answer, Connection, request};
 use crate::process::Process;
 use crate::{Error, Result};
 
-/// How long a start, and everything else that is waited for, may take.
+/// The timeout for connecting and listing all peers.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// How often it is looked whether something has come about. A look has the gateway make its metrics page.
+/// How often to poll the gateway. Each poll makes it write a page.
 const LOOK: Duration = Duration::from_millis(20);
 
 pub(super) struct Gateway {
     pub(super) process: Process,
-    /// Where peers reach it: a multiaddress with its PeerId.
+    /// Its multiaddress for peers, with its PeerId.
     pub(super) for_peers: String,
-    /// Where its endpoint is.
+    /// The address of its endpoint.
     pub(super) endpoint: String,
     connection: Connection,
-    /// The key, the store, the log.
+    /// Holds the key, the store and the log output.
     dir: TempDir,
 }
 
 impl Gateway {
-    /// Starts `program` as a gateway of `peers`; of any when none are named. With `core`, it runs on that one alone.
+    /// Starts `program` as the gateway of `peers`, or of any peer if none are given. With `core`, it runs on that core
+    /// only.
     pub(super) async fn start(program: &Path, peers: &[PeerId], max_peers: usize, core: Option<usize>) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let id = peerscope::identity::load_or_create(dir.path())?.public().to_peer_id();
-        // Another process could take one before the gateway does; then it does not start, or is not found there.
+        // Another process could take a port before the gateway does; then the start or the check below fails.
         let free = || Ok::<_, Error>(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
         let (metrics, listen) = (free()?, free()?);
         let config = dir.path().join("peerscope.yaml");
@@ -58,7 +59,7 @@ impl Gateway {
                 Ok(connection) => break connection,
                 Err(error) if begin.elapsed() > Duration::from_secs(10) => {
                     let log = fs::read_to_string(dir.path().join("log")).unwrap_or_default();
-                    return Err(format!("the gateway does not start: {error}; it says: {log}").into());
+                    return Err(format!("the gateway does not start: {error}; its log: {log}").into());
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
@@ -71,12 +72,12 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// One of its pages.
+    /// Fetches one of its pages.
     pub(super) async fn page(&mut self, path: &str) -> Result<String> {
         let Answer { status, body } = self.connection.get(&request(path, &self.endpoint)).await?;
         match status {
             200 => Ok(std::str::from_utf8(body)?.to_owned()),
-            _ => Err(format!("{path} answers {status}: {}", String::from_utf8_lossy(body)).into()),
+            _ => Err(format!("{path} returned {status}: {}", String::from_utf8_lossy(body)).into()),
         }
     }
 
@@ -87,7 +88,7 @@ impl Gateway {
         Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
     }
 
-    /// Waits until so many peers are linked with it and let it scrape them, and tells how long that took.
+    /// Waits until `count` peers have a link with it and let it scrape them. Returns the time that this took.
     pub(super) async fn connected(&mut self, count: usize) -> Result<Duration> {
         let begin = Instant::now();
         loop {
@@ -103,7 +104,7 @@ impl Gateway {
         }
     }
 
-    /// Waits until `/sd` lists so many peers as connected.
+    /// Waits until `/sd` lists `count` peers as connected.
     pub(super) async fn listed(&mut self, count: usize) -> Result<()> {
         let begin = Instant::now();
         while self.page("/sd").await?.matches("\"__meta_peerscope_connected\":\"true\"").count() < count {
@@ -115,7 +116,7 @@ impl Gateway {
         Ok(())
     }
 
-    /// The files that it has open.
+    /// The number of its open file descriptors.
     pub(super) fn descriptors(&self) -> Result<usize> {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.process.id()))?.count())
     }

@@ -1,5 +1,4 @@
-//! What one has without a gateway, where every target can be reached: a plain HTTP endpoint for each, all in one
-//! process.
+//! The setup without a gateway, where every target can be reached: a plain HTTP endpoint for each, all in one process.
 
 use std::convert::Infallible;
 

@@ -1,5 +1,5 @@
-//! A gateway with as many peers as a fleet has: what it takes to scrape all of them through it, what the same pages
-//! take over plain HTTP where every target can be reached, and what they take over bare substreams.
+//! The cost of scraping a whole fleet through a gateway, compared with the same pages over plain HTTP, where every
+//! target can be reached, and over bare substreams.
 
 mod client;
 mod gateway;
@@ -24,7 +24,7 @@ use crate::process::{Process, Server, wait_for};
 use crate::report::{OURS, Report, Unit};
 use crate::{Plan, Result, cargo};
 
-/// What the name of a server side begins with, to tell it from those of other benchmarks.
+/// The prefix of this benchmark's server sides in `--serve`.
 pub(crate) const SERVED: &str = "fleet ";
 
 const PEERS: &str = "fleet peers";
@@ -35,12 +35,12 @@ const BARE_PEERS: &str = "fleet bare-peers";
 const PLAIN_HTTP: &str = "plain HTTP";
 const SUBSTREAMS: &str = "substreams";
 
-/// How many scrapes make a round, at least: enough for `/proc`'s clock of 10 ms.
+/// The least number of scrapes in a round: enough for the 10 ms resolution of `/proc`.
 const SCRAPES_OF_A_ROUND: usize = 5000;
-/// How long a gateway without peers, or with idle ones, is watched.
+/// How long to watch a gateway without peers or with idle ones.
 const IDLE: Duration = Duration::from_secs(3);
 
-/// A process that the bench starts for this benchmark.
+/// Runs a process that the bench starts for this benchmark.
 pub(crate) fn serve(role: &str, at: Option<&str>) -> Result<()> {
     let at = at.unwrap_or_default();
     match role {
@@ -48,11 +48,11 @@ pub(crate) fn serve(role: &str, at: Option<&str>) -> Result<()> {
         "listeners" => listeners::serve(at),
         "bare-gateway" => substreams::serve_gateway(),
         "bare-peers" => substreams::serve_peers(at),
-        _ => Err(format!("a fleet has no `{role}`").into()),
+        _ => Err(format!("a fleet has no role `{role}`").into()),
     }
 }
 
-/// Measures every size, one after the other; and for each its contenders in turn.
+/// Measures the sizes one after the other, with all contenders in each round of a size.
 pub(crate) fn run(plan: &Plan, sizes: &[usize]) -> Result<Report> {
     raise_descriptors()?;
     let program = cargo::build("peerscope", &["-p", "peerscope"])?;
@@ -86,7 +86,7 @@ pub(crate) fn run(plan: &Plan, sizes: &[usize]) -> Result<Report> {
     Ok(report)
 }
 
-/// One sweep over all targets: how long it took, and one scrape of it, in microseconds.
+/// One sweep over all targets: the time of the sweep, and quantiles of its scrapes in microseconds.
 #[derive(Debug, Clone, Copy)]
 struct Sweep {
     seconds: f64,
@@ -97,12 +97,12 @@ struct Sweep {
 impl Sweep {
     fn new(taken: Duration, mut nanos: Vec<u32>) -> Result<Self> {
         nanos.sort_unstable();
-        let quantile = |q| quantile(&nanos, q).ok_or("a sweep over nobody");
+        let quantile = |q| quantile(&nanos, q).ok_or("a sweep without targets");
         Ok(Self { seconds: taken.as_secs_f64(), p50: quantile(0.50)?, p99: quantile(0.99)? })
     }
 }
 
-/// Of sorted nanoseconds, in microseconds.
+/// A quantile, in microseconds, of sorted nanoseconds.
 fn quantile(nanos: &[u32], q: f64) -> Option<f64> {
     let index = (nanos.len().checked_sub(1)? as f64 * q).round() as usize;
     nanos.get(index).map(|&nanos| f64::from(nanos) / 1000.0)
@@ -156,7 +156,7 @@ impl Contender {
         Ok(())
     }
 
-    /// The process that everything goes through.
+    /// The process through which all scrapes go.
     fn gateway(&self) -> Option<&Process> {
         match self {
             Self::Ours(ours) => Some(&ours.gateway.process),
@@ -183,14 +183,14 @@ impl Contender {
     }
 }
 
-/// A gateway's memory without peers, and with them but before the first sweep.
+/// A gateway's memory in bytes: without peers, and with them before the first sweep.
 #[derive(Debug, Clone, Copy)]
 struct Resident {
     alone: u64,
     connected: u64,
 }
 
-/// The gateway, its peers, and their pages on its endpoint.
+/// The gateway, its peers, and their pages on its endpoint as targets.
 struct Ours {
     gateway: Gateway,
     _peers: Server,
@@ -233,7 +233,7 @@ impl Ours {
     }
 }
 
-/// As many endpoints, each reached directly.
+/// The same number of endpoints, each reached directly.
 struct PlainHttp {
     _listeners: Server,
     targets: Targets,
@@ -248,7 +248,7 @@ impl PlainHttp {
     }
 }
 
-/// As many bare swarms around one.
+/// The same number of bare swarms connected to a central one.
 struct Substreams {
     gateway: Server,
     _peers: Server,
@@ -276,12 +276,12 @@ fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1000.0
 }
 
-/// What scrapes has one thread, so that it takes little of what it measures.
+/// The scraper's runtime has one thread, so that it disturbs the measurement little.
 fn one_thread() -> Result<Runtime> {
     Ok(Builder::new_current_thread().enable_all().build()?)
 }
 
-/// A connection is a descriptor, and most systems start with 1024 of them.
+/// Each connection takes a descriptor, and the default limit is usually 1024.
 fn raise_descriptors() -> Result<()> {
     let found = getrlimit(Resource::Nofile);
     Ok(setrlimit(Resource::Nofile, Rlimit { current: found.maximum, ..found })?)

@@ -1,11 +1,11 @@
-//! The page that every peer and every listener gives.
+//! The page that every peer and every listener serves.
 
 use std::fmt::Write as _;
 
-/// About what an agent's own page has.
+/// About the size of an agent's own page, in bytes.
 const LENGTH: usize = 30_000;
 
-/// Its `Content-Type`, as the agent itself writes it.
+/// Its `Content-Type`, the same as the agent's.
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// A classic text exposition of 30 KB: counters with two labels, and every fifth family a histogram.

@@ -1,5 +1,5 @@
-//! The peers: as many agents' networks as it takes, in one process. Each has its key, its own swarm and its own link to
-//! the gateway; what they share are the runtime and the page.
+//! The peers: the networks of many agents in one process. Each has its own key, swarm and link to the gateway; they
+//! share the runtime and the page.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,12 +25,12 @@ use crate::library::peerscope::agent_info;
 use crate::process::announce_and_answer;
 use crate::{Error, Result};
 
-/// How long a peer of a churning fleet is away, and how long it is left alone after it is back.
+/// How long a peer of a churning fleet is away, and the pause after its return.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Peers that come and go at the same time.
+/// The number of peers that come and go at the same time.
 const CHURNERS: usize = 2;
 
-/// The key of the peer with this number: the bench needs to know the PeerIds before there are peers.
+/// The key of the peer with this number. The bench needs the PeerIds before it starts the peers.
 pub(super) fn key(number: usize) -> Result<Keypair> {
     let mut secret = [0x5a; 32];
     secret.iter_mut().zip(number.to_be_bytes()).for_each(|(byte, of_number)| *byte = of_number);
@@ -56,7 +56,7 @@ struct Shared {
 impl RequestHandler for Fixed {
     fn handle(&self, _: PeerId, request: Request) -> BoxFuture<'static, MessageAnswer> {
         let receipt = Receipt::begin(self.shared.metrics.clone(), request.message_type());
-        let result = Err(RemoteError::new(ErrorCode::Refused, "this peer is there to be scraped"));
+        let result = Err(RemoteError::new(ErrorCode::Refused, "this peer can only be scraped"));
         std::future::ready(MessageAnswer { result, receipt }).boxed()
     }
 
@@ -71,7 +71,7 @@ impl RequestHandler for Fixed {
     }
 }
 
-/// A peer that is there. It goes when its network's driver ends.
+/// A running peer. It leaves when its network's driver ends.
 struct Peer {
     network: Network,
     driver: JoinHandle<()>,
@@ -80,14 +80,14 @@ struct Peer {
 async fn bind(number: usize, shared: &Arc<Shared>) -> Result<(Network, Driver)> {
     let config = Config { listen: Vec::new(), bootstrap: vec![shared.gateway.clone()], ..Config::default() };
     let handler = Arc::new(Fixed { number, shared: Arc::clone(shared) });
-    // libp2p's metrics want a registry of their own for each swarm; nobody reads it.
+    // libp2p's metrics need a separate registry for each swarm. It is never read.
     let registry = Registry::default();
     let (metrics, health) = (shared.metrics.clone(), Health::default());
     Ok(Network::bind(&config, key(number)?, 1 << 20, handler, metrics, &registry, health).await?)
 }
 
-/// Serves `count` peers of the gateway at `address` (`COUNT ADDRESS`). They dial it when they are asked to `dial`. From
-/// `churn` to `calm` they come and go; the answer to `calm` is how many times one went.
+/// Runs COUNT peers of the gateway at ADDRESS, where `at` is `COUNT ADDRESS`. On `dial` they dial it. From `churn` to
+/// `calm` they come and go; the answer to `calm` is the number of departures.
 pub(super) fn serve(at: &str) -> Result<()> {
     raise_descriptors()?;
     let (count, gateway) = at.split_once(' ').ok_or("peers need COUNT ADDRESS")?;
@@ -114,10 +114,10 @@ pub(super) fn serve(at: &str) -> Result<()> {
             }
             "churn" => churning = Some(Churn::start(&runtime, &peers, &shared)),
             "calm" => {
-                let churn = churning.take().ok_or("nobody comes and goes")?;
+                let churn = churning.take().ok_or("`calm` without `churn`")?;
                 return runtime.block_on(churn.stop()).map(|left| left.to_string());
             }
-            _ => return Err(format!("peers know no `{question}`").into()),
+            _ => return Err(format!("peers do not know the question `{question}`").into()),
         }
         Ok("0".into())
     })
@@ -138,7 +138,7 @@ impl Churn {
             let (stop, left) = (Arc::clone(&stop), Arc::clone(&left));
             runtime.spawn(async move {
                 for turn in 0.. {
-                    // Each churner has peers of its own, and takes them in turn.
+                    // Each churner has its own peers and takes them in turn.
                     let number = (churner + turn * CHURNERS) % peers.len();
                     if stop.load(Ordering::Relaxed) {
                         break;
@@ -158,7 +158,7 @@ impl Churn {
         Self { stop, left, tasks }
     }
 
-    /// Stops when everybody is back.
+    /// Stops once all peers are back, and returns the number of departures.
     async fn stop(self) -> Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
@@ -168,7 +168,7 @@ impl Churn {
     }
 }
 
-/// In order, or as when a process is killed: the kernel closes its sockets.
+/// Leaves in an orderly way, or as a killed process, whose sockets the kernel closes.
 async fn leave(peer: Peer, in_order: bool) {
     if in_order {
         peer.network.shutdown(Duration::ZERO).await;
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn peers_have_keys_of_their_own() {
+    fn every_peer_has_its_own_key() {
         let mut ids = ids(300).unwrap();
         assert_eq!(ids, super::ids(300).unwrap());
         ids.sort_unstable();

@@ -1,5 +1,5 @@
-//! Hours' worth of scrapes at full speed, while peers leave and come back all the time: what the gateway holds must
-//! not grow with what it has done.
+//! Hours' worth of scrapes at full speed while peers constantly leave and come back: the gateway's resources must not
+//! grow over time.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::process::Server;
 use crate::report::{OURS, Report, Unit};
 use crate::{Error, Plan, Result, cargo};
 
-/// What is left alone before it is looked at, so that what is closed is closed.
+/// The pause before resources are measured, so that connections being closed are gone.
 const SETTLE: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(plan: &Plan, sizes: &[usize], scrapes: usize) -> Result<Report> {
@@ -27,7 +27,7 @@ pub(crate) fn run(plan: &Plan, sizes: &[usize], scrapes: usize) -> Result<Report
 
 async fn measure(program: &std::path::Path, size: usize, scrapes: usize, report: &mut Report) -> Result<()> {
     let ids = peers::ids(size)?;
-    // Any peer: those come and go the way that has the most to do.
+    // With any peer as a target, arrivals and departures cost the gateway the most.
     let mut gateway = Gateway::start(program, &[], size, None).await?;
     let mut peers = Server::start(PEERS, &format!("{size} {}", gateway.for_peers))?;
     let [_] = peers.ask("dial")?;
@@ -35,7 +35,7 @@ async fn measure(program: &std::path::Path, size: usize, scrapes: usize, report:
     gateway.listed(size).await?;
     let requests: Vec<_> = ids.iter().map(|id| request(&format!("/peers/{id}/metrics"), &gateway.endpoint)).collect();
     let page = page::page();
-    // A tenth to warm up, and then four quarters.
+    // A tenth to warm up, then four quarters.
     let mut total = Outcomes::default();
     for (part, share) in [(0, 0.1), (1, 0.25), (2, 0.25), (3, 0.25), (4, 0.25)] {
         let begin = Instant::now();
@@ -47,7 +47,7 @@ async fn measure(program: &std::path::Path, size: usize, scrapes: usize, report:
         gateway.connected(size).await?;
         gateway.listed(size).await?;
         tokio::time::sleep(SETTLE).await;
-        eprintln!("part {part} of 4: {outcomes:?} in {taken:.1?}, {left} times a peer went");
+        eprintln!("part {part} of 4: {outcomes:?} in {taken:.1?}, {left} departures");
         if part > 0 {
             total = Outcomes { pages: total.pages + outcomes.pages, away: total.away + outcomes.away };
             report.add(&format!("{size}, scrapes, in all"), OURS, Unit::PerSecond, count as f64 / taken.as_secs_f64());
@@ -76,11 +76,11 @@ async fn measure(program: &std::path::Path, size: usize, scrapes: usize, report:
 #[derive(Debug, Default, Clone, Copy)]
 struct Outcomes {
     pages: u64,
-    /// A peer that went away before or while it was scraped is a 502.
+    /// Scrapes answered with 502 because the peer left before or during them.
     away: u64,
 }
 
-/// Scrapes at full speed, [`AT_ONCE`] at once, one peer after the other, until there were so many scrapes.
+/// Makes `count` scrapes at full speed, [`AT_ONCE`] at a time, of one peer after the other.
 async fn scrape(address: &str, requests: &[String], page: &str, count: usize) -> Result<Outcomes> {
     let callers = (0..AT_ONCE).map(async |caller: usize| {
         let mut connection = Connection::open(address).await?;

@@ -1,4 +1,4 @@
-//! A gateway on one core whose peers are scraped as Prometheus does it: each at its own moment of every interval.
+//! A gateway on one core, whose peers are scraped as by Prometheus: each at its own offset within the interval.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -15,15 +15,15 @@ use crate::report::{OURS, Report, Unit};
 use crate::{Plan, Result, cargo};
 
 const INTERVAL: Duration = Duration::from_secs(15);
-/// Intervals that count; the one before them is to warm up.
+/// Measured intervals, after one to warm up.
 const INTERVALS: usize = 3;
-/// Which core is the gateway's, and which everybody else's.
+/// The gateway's core, and the core of all others.
 const CORES: (usize, usize) = (0, 1);
 
 pub(crate) fn run(plan: &Plan, sizes: &[usize]) -> Result<Report> {
     raise_descriptors()?;
     let program = cargo::build("peerscope", &["-p", "peerscope"])?;
-    // What is started from here inherits it.
+    // Processes and threads started from here inherit it.
     let mut others = CpuSet::new();
     others.set(CORES.1);
     sched_setaffinity(None, &others)?;
@@ -90,7 +90,7 @@ async fn measure(
     Ok(())
 }
 
-/// One scrape at its time, over an idle connection or a new one: as Go's HTTP client has it.
+/// One scrape at its time, over an idle connection or a new one, as in Go's HTTP client.
 async fn scrape(address: &str, request: &str, at: Instant, page: &str, idle: &RefCell<Vec<Connection>>) -> Result<u32> {
     tokio::time::sleep_until(at.into()).await;
     let kept = idle.borrow_mut().pop();

@@ -1,5 +1,6 @@
-//! The ceiling: bare swarms over the agent's transport, TCP with Noise and Yamux. No link, no other protocol, no HTTP,
-//! no queue, no count. The gateway's swarm opens a substream to each peer, writes a few bytes and reads to the end.
+//! The ceiling: bare swarms over the agent's transport, TCP with Noise and Yamux, without a link, other protocols,
+//! HTTP, queues or metrics. The gateway's swarm opens a substream to each peer, writes a few bytes and reads to the
+//! end.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,18 +30,18 @@ use crate::process::announce_and_answer;
 use crate::{Error, Result};
 
 const PROTOCOL: StreamProtocol = StreamProtocol::new("/bench/page/1");
-/// What is asked, as long as the agent's own request with Prometheus's `Accept`.
+/// A request, as long as the agent's own with Prometheus's `Accept`.
 const ASK: [u8; 32] = [7; 32];
-/// Handshakes under way at once: a swarm that is dialed by everybody at once drops some.
+/// Concurrent handshakes. A swarm that all peers dial at once drops some.
 const DIALS: usize = 128;
 
 type Open = oneshot::Sender<Stream>;
 type Opens = mpsc::Sender<Open>;
 
-/// Opens substreams for those who ask, and answers those that come with the page.
+/// Opens substreams on request, and answers inbound ones with the page.
 struct Pages {
     page: Bytes,
-    /// One for each connection that there ever was.
+    /// One for each connection ever made.
     connections: Arc<Mutex<Vec<Opens>>>,
 }
 
@@ -132,7 +133,7 @@ impl ConnectionHandler for Handler {
                     let _ = caller.send(protocol);
                 }
             }
-            // The caller sees that its place is gone.
+            // Dropping it notifies the caller.
             ConnectionEvent::DialUpgradeError(_) => drop(self.opening.take()),
             _ => {}
         }
@@ -158,7 +159,7 @@ async fn fetch(opens: &Opens, page: &[u8], buffer: &mut Vec<u8>) -> Result<u32> 
     if buffer == page { Ok(taken) } else { Err("not the page".into()) }
 }
 
-/// A swarm with a key of its own.
+/// A swarm with its own key.
 fn swarm(connections: &Arc<Mutex<Vec<Opens>>>, page: &Bytes) -> Result<Swarm<Pages>> {
     let key = Keypair::generate_ed25519();
     let transport = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
@@ -174,7 +175,7 @@ fn swarm(connections: &Arc<Mutex<Vec<Opens>>>, page: &Bytes) -> Result<Swarm<Pag
         .build())
 }
 
-/// Serves the gateway's swarm: `connected` tells how many connections there are, `sweep` fetches from each of them.
+/// Runs the gateway's swarm: `connected` returns the number of connections, `sweep` fetches a page over each.
 pub(super) fn serve_gateway() -> Result<()> {
     raise_descriptors()?;
     let runtime = tokio::runtime::Runtime::new()?;
@@ -200,7 +201,7 @@ pub(super) fn serve_gateway() -> Result<()> {
                 let Sweep { seconds, p50, p99 } = Sweep::new(begin.elapsed(), taken)?;
                 Ok(format!("{seconds} {p50} {p99}"))
             }
-            _ => Err(format!("the bare gateway knows no `{question}`").into()),
+            _ => Err(format!("the bare gateway does not know the question `{question}`").into()),
         }
     })
 }
@@ -226,7 +227,7 @@ async fn sweep(all: Vec<Opens>, page: &Bytes) -> Result<Vec<u32>> {
     Ok(taken)
 }
 
-/// Serves the peers' swarms (`COUNT ADDRESS`): `dial` connects them all.
+/// Runs the peers' swarms, where `at` is `COUNT ADDRESS`. Any question, such as `dial`, connects them all.
 pub(super) fn serve_peers(at: &str) -> Result<()> {
     raise_descriptors()?;
     let (count, gateway) = at.split_once(' ').ok_or("peers need COUNT ADDRESS")?;

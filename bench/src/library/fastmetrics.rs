@@ -1,4 +1,4 @@
-//! `fastmetrics`, an OpenMetrics library that is young and made for speed.
+//! `fastmetrics`, a recent OpenMetrics library designed for speed.
 
 use bytes::Bytes;
 use fastmetrics::encoder::{EncodeLabelSet, LabelSetEncoder};
@@ -20,12 +20,12 @@ use crate::shape::{Kind, Shape, number, observations};
 #[derive(Default)]
 pub(crate) struct Fastmetrics(Registry);
 
-/// A series' labels.
+/// The labels of a series.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Pairs(Vec<(&'static str, &'static str)>);
 
 impl LabelSetSchema for Pairs {
-    // Only to find names that are constant labels as well; there are none of those.
+    // Used only to find conflicts with constant labels, of which there are none.
     fn names() -> Option<&'static [&'static str]> {
         None
     }
@@ -113,7 +113,7 @@ impl Page for Fastmetrics {
     }
 }
 
-/// The series itself, found once.
+/// The series, looked up once.
 pub(crate) struct Handles {
     events: Counter,
     duration: Histogram,

@@ -1,5 +1,5 @@
-//! `measured`, whose label sets are enums, as ours are. It is only recorded with: its families are fixed when the
-//! program is compiled, so that a registry of any shape cannot be made of it.
+//! `measured`, whose label sets are enums like ours. It takes part only in `record`: its families are fixed at compile
+//! time, so it cannot represent arbitrary shapes.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ pub(crate) struct Measured {
     duration: HistogramVec<Labels, 16>,
 }
 
-/// The ids of the series in their arrays, found once.
+/// The ids of the series in their arrays, looked up once.
 pub(crate) struct Handles {
     families: Arc<Measured>,
     events: LabelId<Labels>,

@@ -1,7 +1,7 @@
 //! `metrics` with `metrics-exporter-prometheus`: a facade, and the recorder behind it.
 //!
-//! Its histograms keep every value as it is and put it into its bucket when the page is made, or every few seconds: what
-//! the recording thread is spared, another one does later.
+//! Its histograms store every value and sort it into a bucket when the page is made, or every few seconds: another
+//! thread later does work that the recording thread is spared.
 
 use bytes::Bytes;
 use metrics::{Counter, Histogram, Key, Level, Metadata, Recorder as _};
@@ -15,7 +15,7 @@ use crate::shape::{Kind, Shape, number, observations};
 
 const METADATA: Metadata<'_> = Metadata::new("bench", Level::INFO, None);
 
-/// A builder that knows the bounds of the shape's histograms, and those of an event's.
+/// A builder with the bounds of the shape's histograms and of the events' histogram.
 pub(crate) fn builder(shape: &Shape) -> Result<PrometheusBuilder> {
     let mut builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Full(DURATION.into()), &BUCKETS)?;
     for family in &shape.families {
@@ -78,7 +78,7 @@ impl Page for PrometheusHandle {
     }
 }
 
-/// The series itself, found once.
+/// The series, looked up once.
 pub(crate) struct Handles {
     events: Counter,
     duration: Histogram,
@@ -92,16 +92,16 @@ impl Recorder for Handles {
     }
 }
 
-/// The macros, as the facade's documentation shows them: they find the global recorder, and in it the series.
+/// The macros, as in the facade's documentation: they look up the global recorder, and the series in it.
 pub(crate) struct Macros {
     kind: MessageType,
 }
 
 impl Macros {
-    /// Makes `recorder` the process's own, which can be done once.
+    /// Makes `recorder` the global one, which is possible only once.
     pub(crate) fn install(recorder: PrometheusRecorder) -> Result<Self> {
         Handles::new(&recorder);
-        metrics::set_global_recorder(recorder).map_err(|_| "there is a global recorder already")?;
+        metrics::set_global_recorder(recorder).map_err(|_| "a global recorder is already installed")?;
         Ok(Self { kind: MessageType::Get })
     }
 }

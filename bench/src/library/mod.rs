@@ -1,7 +1,9 @@
-//! The metrics libraries, as the benchmarks `record`, `encode` and `endpoint` use them. One file a library: how it
-//! makes a registry, fills it, records an event and writes its page.
+//! The metrics libraries in the benchmarks `record`, `encode` and `endpoint`. One file per library: it makes a
+//! registry, fills it, records an event and writes the page.
 
+#[cfg(feature = "all-contenders")]
 pub(crate) mod fastmetrics;
+#[cfg(feature = "all-contenders")]
 pub(crate) mod measured;
 pub(crate) mod metrics;
 pub(crate) mod peerscope;
@@ -16,23 +18,23 @@ use bytes::Bytes;
 use crate::Result;
 use crate::samples::Sample;
 
-/// The names of what one event is recorded in.
+/// The families in which events are recorded.
 pub(crate) const EVENTS: &str = "bench_events_total";
 pub(crate) const DURATION: &str = "bench_duration_seconds";
 pub(crate) const EVENTS_HELP: &str = "Events that were recorded";
 pub(crate) const DURATION_HELP: &str = "How long an event took";
-/// Their label, and the value that every event is recorded under. All four values are there from the start.
+/// Their label, and its value for every event. The series of all four values exist from the start.
 pub(crate) const TYPE: &str = "type";
 pub(crate) const RECORDED: &str = "get";
 
-/// A format that a page is written in.
+/// The format of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     /// Prometheus's text format 0.0.4.
     Text,
     /// OpenMetrics 1.0.0, as text.
     OpenMetrics,
-    /// `io.prometheus.client.MetricFamily`, delimited.
+    /// Delimited `io.prometheus.client.MetricFamily` messages.
     Protobuf,
 }
 
@@ -50,22 +52,22 @@ impl Format {
 
 /// A registry that can be scraped.
 pub(crate) trait Page: Send + Sync {
-    /// The formats that the library writes without help.
+    /// The formats that the library itself writes.
     fn formats(&self) -> &'static [Format];
-    /// The page, into memory of its own, as a server would have it made.
+    /// The page in newly allocated memory, as a server would need it.
     fn encode(&self, format: Format) -> Result<Bytes>;
 }
 
-/// What a library does not write.
+/// The error for a format that a library does not write.
 pub(crate) fn not_written<T>(format: Format) -> Result<T> {
     Err(format!("this library does not write {}", format.name()).into())
 }
 
-/// One way of recording an event: a counter goes up by one, and a histogram observes a duration.
+/// A way of recording an event: it increments a counter and observes a duration in a histogram.
 pub(crate) trait Recorder: Send + Sync {
     fn record(&self, sample: Sample);
 
-    /// Records a duration that was measured with two readings of the clock, on top of the sample's.
+    /// Reads the clock twice and records the elapsed time added to the sample's duration.
     #[inline]
     fn measure(&self, sample: Sample) {
         let begin = Instant::now();
@@ -73,7 +75,7 @@ pub(crate) trait Recorder: Send + Sync {
     }
 }
 
-/// The loop with nothing recorded in it, which every other figure includes.
+/// The loop without recording, whose time every other figure includes.
 pub(crate) struct Nothing;
 
 impl Recorder for Nothing {

@@ -1,4 +1,4 @@
-//! Ours.
+//! Peerscope's own library.
 
 mod labels;
 
@@ -18,13 +18,13 @@ use crate::Result;
 use crate::samples::{BUCKETS, Sample, table};
 use crate::shape::{Family, Kind, Shape, number, observations};
 
-/// A registry, and the buckets of its histograms: as the agent's, so that each has native buckets as well.
+/// A registry, and the buckets of its histograms, which have native buckets like the agent's.
 pub(crate) struct Peerscope {
     pub(crate) registry: Registry,
     buckets: Arc<Buckets>,
 }
 
-/// What an agent's info metrics carry.
+/// The labels of an agent's info metrics.
 pub(crate) fn agent_info() -> AgentInfo {
     AgentInfo { peer_id: "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp".into(), name: "bench".into() }
 }
@@ -44,12 +44,13 @@ impl Peerscope {
         self.add_collector()
     }
 
-    /// Adds those of them whose values are the agent's own, and not the kernel's.
+    /// Adds an agent's own families without those that are read at scrape time.
     pub(crate) fn add_collector(&mut self) -> MetricsCollector {
         MetricsCollector::new(&self.registry, &agent_info())
     }
 
-    /// Fills the registry with generated families: an agent knows its labels when it is compiled.
+    /// Fills the registry with generated families. Their labels are enums, because an agent's labels are known at
+    /// compile time.
     pub(crate) fn fill(&mut self, shape: &Shape) -> Result<()> {
         let table = table();
         for family in &shape.families {
@@ -102,7 +103,7 @@ const TIMED: Descriptor =
 fn described(family: &Family, kind: DescribedAs) -> Result<Descriptor> {
     let labels: &[&str] = if kind == DescribedAs::Counter { &[Shard::NAME, Outcome::NAME] } else { &[Shard::NAME] };
     if family.labels != labels {
-        return Err(format!("{} has other labels than {labels:?}", family.name).into());
+        return Err(format!("{} does not have the labels {labels:?}", family.name).into());
     }
     Ok(Descriptor { name: family.name, kind, labels, help: family.help })
 }
@@ -118,11 +119,11 @@ impl Page for Peerscope {
             Format::OpenMetrics => exposition::Format::OpenMetrics,
             Format::Protobuf => exposition::Format::Protobuf,
         };
-        Ok(exposition::render(&self.registry, format, &FamilyFilter::all()))
+        Ok(self.registry.render(format, &FamilyFilter::all()))
     }
 }
 
-/// A duration on top of the sample's, by the agent's own clock.
+/// Adds a duration measured by the agent's own clock to the sample's.
 #[inline]
 fn timed(sample: Sample) -> Sample {
     let timer = Timer::start();
@@ -167,7 +168,7 @@ impl Recorder for Separate {
     }
 }
 
-/// Nothing recorded, by the agent's own clock.
+/// The loop without recording, with the agent's own clock.
 pub(crate) struct OwnClock;
 
 impl Recorder for OwnClock {

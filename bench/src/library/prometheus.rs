@@ -1,4 +1,4 @@
-//! `prometheus`, the registry that most Rust programs have.
+//! `prometheus`, the registry that most Rust programs use.
 
 use bytes::Bytes;
 use peerscope::metrics::labels::{Label, MessageType};
@@ -83,7 +83,7 @@ impl Page for Prometheus {
     }
 }
 
-/// The series itself, found once.
+/// The series, looked up once.
 pub(crate) struct Handles {
     events: IntCounter,
     duration: Histogram,
@@ -97,7 +97,7 @@ impl Recorder for Handles {
     }
 }
 
-/// The families, in which each event finds its series by its label's text.
+/// The families, in which each event looks up its series by the label's text.
 pub(crate) struct Lookup {
     events: IntCounterVec,
     duration: HistogramVec,

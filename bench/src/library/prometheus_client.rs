@@ -20,7 +20,7 @@ use crate::shape::{Kind, Shape, number, observations};
 #[derive(Default)]
 pub(crate) struct PrometheusClient(Registry);
 
-/// A series' labels, of the filling.
+/// The labels of a generated series.
 type Pairs = Vec<(&'static str, &'static str)>;
 
 /// Makes histograms with these bounds.
@@ -102,7 +102,7 @@ impl Page for PrometheusClient {
     }
 }
 
-/// The label set of an event: an enum, so that looking it up hashes one number.
+/// The label set of an event: an enum, so a lookup hashes one number.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Labels {
     kind: MessageType,
@@ -114,7 +114,7 @@ impl EncodeLabelSet for Labels {
     }
 }
 
-/// The series itself, found once.
+/// The series, looked up once.
 pub(crate) struct Handles {
     events: Counter<u64, AtomicU64>,
     duration: Histogram,
@@ -128,7 +128,7 @@ impl Recorder for Handles {
     }
 }
 
-/// The families, in which each event finds its series.
+/// The families, in which each event looks up its series.
 pub(crate) struct Lookup {
     events: Family<Labels, Counter<u64, AtomicU64>>,
     duration: Family<Labels, Histogram, Bounds>,

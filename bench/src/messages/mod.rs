@@ -1,9 +1,10 @@
-//! Requests between two processes over loopback: a 256-byte echo (`ping`) and a lookup that answers 256 bytes (`get`).
+//! Requests between two processes over loopback: a 256-byte echo (`ping`) and a lookup that returns 256 bytes (`get`).
 //!
-//! Every contender answers the same bytes; what differs is how they travel. One file a contender.
+//! Every contender returns the same bytes; only the transport differs. One file per contender.
 
 mod nats;
 mod peerscope;
+#[cfg(feature = "all-contenders")]
 mod request_response;
 mod substream;
 
@@ -17,14 +18,14 @@ use crate::process::{self, Process};
 use crate::report::{OURS, Report, Unit};
 use crate::{Plan, Result};
 
-/// The bytes of an echo's payload, and of a stored value.
+/// The size of an echo's payload and of a stored value, in bytes.
 const PAYLOAD: usize = 256;
-/// How many keys the server side holds.
+/// The number of keys on the server side.
 const KEYS: usize = 1000;
-/// The numbers of requests in flight that are measured.
+/// The numbers of requests in flight.
 const IN_FLIGHT: [usize; 3] = [1, 16, 128];
 
-/// What is asked of the server side.
+/// The kind of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Operation {
     Ping,
@@ -39,7 +40,7 @@ impl Operation {
         }
     }
 
-    /// The bytes of the request: for a lookup, the key. An echo begins with a byte that no key begins with.
+    /// The bytes of the request; for a lookup, the key. An echo begins with a byte with which no key begins.
     fn request(self, number: usize) -> Bytes {
         match self {
             Self::Ping => Bytes::from_static(&[0; PAYLOAD]),
@@ -52,7 +53,7 @@ fn key(number: usize) -> Bytes {
     format!("key-{number:06}").into()
 }
 
-/// What a contender without a store of its own answers from.
+/// The data of contenders without a store.
 struct Answers(HashMap<Bytes, Bytes>);
 
 impl Answers {
@@ -68,12 +69,16 @@ impl Answers {
     }
 }
 
-/// Refuses an answer that is not the 256 bytes asked for: a fast wrong answer is worth nothing.
+/// Fails if the answer does not have the expected 256 bytes: a fast wrong answer is worth nothing.
 fn check(answer: &[u8]) -> Result<()> {
-    if answer.len() == PAYLOAD { Ok(()) } else { Err(format!("an answer of {} bytes", answer.len()).into()) }
+    if answer.len() == PAYLOAD {
+        Ok(())
+    } else {
+        Err(format!("the answer has {} bytes instead of {PAYLOAD}", answer.len()).into())
+    }
 }
 
-/// What one round asks of a contender.
+/// The load of one round.
 struct Load {
     operation: Operation,
     in_flight: usize,
@@ -85,7 +90,7 @@ trait Contender {
     fn round(&mut self, load: &Load) -> Result<Round>;
 }
 
-/// Which runtime both sides of a contender use.
+/// The runtime of both sides of a contender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flavour {
     MultiThread,
@@ -103,13 +108,21 @@ impl Flavour {
 }
 
 /// The names of the contenders, in the order in which they are measured.
-const CONTENDERS: [&str; 6] =
-    [OURS, "request-response", "nats", "substream, two tasks", "substream, one task", "substream, one thread"];
+const CONTENDERS: &[&str] = &[
+    OURS,
+    #[cfg(feature = "all-contenders")]
+    "request-response",
+    "nats",
+    "substream, two tasks",
+    "substream, one task",
+    "substream, one thread",
+];
 
-/// The server side of a contender, in a process of its own.
+/// The server side of a contender, in its own process.
 pub(crate) fn serve(contender: &str, at: Option<&str>) -> Result<()> {
     match contender {
         OURS => peerscope::serve(at.ok_or("peerscope needs --at PEER_ID")?),
+        #[cfg(feature = "all-contenders")]
         "request-response" => request_response::serve(),
         "nats" => nats::serve(at.ok_or("nats needs --at URL")?),
         _ => match substream::Variant::named(contender) {
@@ -119,7 +132,7 @@ pub(crate) fn serve(contender: &str, at: Option<&str>) -> Result<()> {
     }
 }
 
-/// A contender with the processes that it needs, which end with it.
+/// A contender with its processes, which end when it is dropped.
 struct Running {
     who: &'static str,
     client: Box<dyn Contender>,
@@ -145,6 +158,7 @@ impl Running {
         processes.push(server);
         let client: Box<dyn Contender> = match who {
             OURS => Box::new(peerscope::Client::connect(&address, identity.ok_or("no identity was made")?)?),
+            #[cfg(feature = "all-contenders")]
             "request-response" => Box::new(request_response::Client::connect(&address)?),
             "nats" => Box::new(nats::Client::connect(&address)?),
             _ => {
@@ -156,11 +170,11 @@ impl Running {
     }
 }
 
-/// Measures every case with every contender, round after round.
+/// Measures every case with every contender in each round.
 pub(crate) fn run(plan: &Plan) -> Result<Report> {
     let dir = tempfile::tempdir()?;
     let mut contenders = Vec::new();
-    for who in CONTENDERS.into_iter().filter(|who| plan.wants(who)) {
+    for who in CONTENDERS.iter().copied().filter(|who| plan.wants(who)) {
         contenders.push(Running::start(who, dir.path())?);
     }
     let mut report = Report::new("messages");

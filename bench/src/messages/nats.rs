@@ -1,4 +1,4 @@
-//! NATS request-reply: two processes on a real `nats-server`.
+//! NATS request-reply: two processes and a real `nats-server`.
 
 use async_nats::Subscriber;
 use bytes::Bytes;
@@ -17,7 +17,7 @@ pub(super) fn serve(url: &str) -> Result<()> {
     let (client, requests) = runtime.block_on(async {
         let client = async_nats::connect(url).await?;
         let requests = client.subscribe(SUBJECT).await?;
-        // The server knows of the subscription when this returns.
+        // After this, the server has the subscription.
         client.flush().await?;
         Ok::<_, crate::Error>((client, requests))
     })?;

@@ -1,5 +1,5 @@
-//! Ours: two whole agents, each with its identity, its store, its links and its metrics endpoint, and on the server
-//! side an access rule for the client alone. Every caller is a task that calls `Network::request`.
+//! Ours: two complete agents, each with identity, store, links and metrics endpoint. The server's only access rule is
+//! for the client. Every caller is a task that calls `Network::request`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::process::announce_and_wait;
 /// How long the client may take to connect.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// The configuration of an agent that has nothing but its folder.
+/// The configuration of an agent with nothing but a folder.
 fn config(dir: &Path, listen: bool) -> Result<Config> {
     let mut config = Config::default();
     config.node.data_dir = dir.to_owned();
@@ -49,7 +49,7 @@ pub(super) fn serve(client: &str) -> Result<()> {
     announce_and_wait(&address.to_string())
 }
 
-/// A folder that holds the client's key, and the PeerId that the server side has to let in.
+/// A folder with the client's key, and the PeerId that the server must admit.
 pub(super) fn identity() -> Result<(TempDir, PeerId)> {
     let dir = tempfile::tempdir()?;
     let key = peerscope::identity::load_or_create(dir.path())?;
@@ -74,7 +74,7 @@ impl Client {
         let network = node.network();
         runtime.spawn(node.serve(std::future::pending()));
         let ready = async {
-            // A request connects by itself; until the first dial has begun there is nothing to connect to.
+            // A request connects by itself, but fails as unreachable until the first dial has begun.
             let hello = Request::Ping { payload: Bytes::new() };
             while let Err(RequestError::Unreachable { .. }) = network.request(peer, hello.clone()).await {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -82,7 +82,7 @@ impl Client {
         };
         runtime
             .block_on(async { tokio::time::timeout(CONNECT, ready).await })
-            .map_err(|_| format!("the client is not connected after {CONNECT:?}"))?;
+            .map_err(|_| format!("the client did not connect within {CONNECT:?}"))?;
         Ok(Self { runtime, network, server: peer, _dir: dir })
     }
 }
@@ -101,7 +101,7 @@ impl Contender for Client {
                 match network.request(server, request).await? {
                     Response::Pong(payload) => check(&payload),
                     Response::Value(Some(value)) => check(&value),
-                    other => Err(format!("an answer that does not fit: {other:?}").into()),
+                    other => Err(format!("unexpected answer: {other:?}").into()),
                 }
             }
         }))

@@ -1,7 +1,7 @@
-//! libp2p's request-response behaviour with its CBOR codec: a substream a request.
+//! libp2p's request-response behaviour with its CBOR codec: one substream per request.
 //!
-//! The client side sends the next request from the event loop itself, as soon as an answer arrives: it pays for no
-//! channel between a caller and the loop.
+//! On the client side the event loop itself sends the next request as soon as an answer arrives, without the cost of a
+//! channel to a caller.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use crate::process::announce_and_wait;
 
 type Behaviour = cbor::Behaviour<Octets, Octets>;
 
-/// Bytes that CBOR carries as a byte string; a `Vec<u8>` would become an array of integers.
+/// Bytes that CBOR encodes as a byte string; a `Vec<u8>` would become an array of integers.
 #[derive(Debug, Clone)]
 struct Octets(Vec<u8>);
 
@@ -54,7 +54,7 @@ fn swarm() -> Result<Swarm<Behaviour>> {
         .with_tokio()
         .with_tcp(tcp::Config::new(), noise::Config::new, yamux::Config::default)?
         .with_behaviour(|_| {
-            // Its default of 100 streams, in and out together, would refuse the 128 in flight.
+            // The default of 100 streams, inbound and outbound together, would reject 128 in flight.
             let config = Config::default().with_max_concurrent_streams(400);
             Behaviour::new([(StreamProtocol::new("/bench/1"), ProtocolSupport::Full)], config)
         })?
@@ -86,7 +86,7 @@ async fn answer(mut swarm: Swarm<Behaviour>) {
             swarm.select_next_some().await
         {
             let answer = Octets(answers.answer(&request.0).to_vec());
-            // A requester that is gone needs no answer.
+            // The requester may be gone.
             let _ = swarm.behaviour_mut().send_response(channel, answer);
         }
     }
@@ -94,7 +94,7 @@ async fn answer(mut swarm: Swarm<Behaviour>) {
 
 pub(super) struct Client {
     runtime: Runtime,
-    /// Away while a round runs.
+    /// `None` while a round runs.
     swarm: Option<Swarm<Behaviour>>,
     server: PeerId,
 }
@@ -121,7 +121,7 @@ impl Contender for Client {
     fn round(&mut self, load: &Load) -> Result<Round> {
         let swarm = self.swarm.take().ok_or("an earlier round failed")?;
         let (server, operation, in_flight, window) = (self.server, load.operation, load.in_flight, load.window);
-        // On a worker of the runtime: driven by `block_on`, every wake-up would cross threads.
+        // On a worker thread: with `block_on` alone, every wake-up would cross threads.
         let (swarm, taken) =
             self.runtime.block_on(self.runtime.spawn(drive(swarm, server, operation, in_flight, window)))??;
         self.swarm = Some(swarm);
@@ -151,7 +151,7 @@ async fn drive(
             SwarmEvent::Behaviour(Event::Message { message: Message::Response { request_id, response }, .. }) => {
                 check(&response.0)?;
                 let end = Instant::now();
-                let begin = begun.remove(&request_id).ok_or("an answer to no request")?;
+                let begin = begun.remove(&request_id).ok_or("an answer without a request")?;
                 if window.contains(end) {
                     taken.push(nanos(end - begin));
                 }

@@ -1,8 +1,8 @@
-//! The ceiling: one long-lived substream over libp2p's TCP + Noise + Yamux, and on it length-delimited frames, with
-//! nothing else: no swarm, no ids, no access control. Requests are pipelined and answered in order.
+//! The ceiling: length-delimited frames on one long-lived substream over libp2p's TCP, Noise and Yamux, without a
+//! swarm, ids or access control. Requests are pipelined and answered in order.
 //!
-//! Both sides take all that has arrived, and write what results from it in one go: Yamux makes of every write a frame
-//! of its own, encrypts it by itself and hands it to the kernel by itself, so a batch costs what one message costs.
+//! Both sides process everything that has arrived and write the result at once: Yamux turns every write into a separate
+//! frame, encryption and system call, so a batch costs as much as one message.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -23,15 +23,15 @@ use crate::measure::{Round, Window, nanos};
 use crate::process::announce_and_wait;
 use crate::{Error, Result};
 
-/// A read takes this much at most: more than 128 messages in flight make.
+/// The most bytes of one read: more than 128 messages in flight.
 const READ: usize = 64 * 1024;
 
-/// Where the substream and the connection beneath it run. On an idle machine a single request is fastest with two
-/// tasks on two threads, which keep each other's core from sleeping; at full load one task is.
+/// Where the substream and its connection run. On an idle machine a single request is fastest with two tasks on two
+/// threads, which keep each other's core from sleeping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Variant {
     flavour: Flavour,
-    /// Both are polled by one task, as in a handler's `poll`; if not, each has a task of its own.
+    /// Whether one task polls both, as in a handler's `poll`; otherwise each has its own task.
     one_task: bool,
 }
 
@@ -72,7 +72,7 @@ async fn with_connection<T>(
         connection.abort();
         return result;
     }
-    // The substream first, so that what it writes goes out in the same turn.
+    // The substream first, so that the connection sends its data in the same turn.
     match select(pin!(work), connection).await {
         Either::Left((result, _)) => result,
         Either::Right((error, _)) => Err(error),
@@ -96,7 +96,7 @@ pub(super) fn serve(variant: Variant) -> Result<()> {
             eprintln!("substream: {error}");
         }
     });
-    // A current-thread runtime runs only in here.
+    // A current-thread runtime runs only within `block_on`.
     runtime.block_on(runtime.spawn_blocking(move || announce_and_wait(&address.to_string())))?
 }
 
@@ -155,7 +155,7 @@ impl Client {
 impl Contender for Client {
     fn round(&mut self, load: &Load) -> Result<Round> {
         self.runtime.block_on(async {
-            // When the task is gone, its own error says why.
+            // If the task has ended, its own error is reported below.
             let _ = self.loads.send((load.operation, load.in_flight, load.window)).await;
             match self.rounds.recv().await {
                 Some(taken) => load.window.round(taken),
@@ -165,7 +165,7 @@ impl Contender for Client {
     }
 }
 
-/// Keeps `in_flight` requests on the substream until the window ends, and then waits for the last answers.
+/// Keeps `in_flight` requests on the substream until the window ends, then waits for the last answers.
 async fn pipeline(
     stream: &mut SubstreamBox,
     operation: Operation,
@@ -197,7 +197,7 @@ async fn pipeline(
         now = Instant::now();
         while let Some(answer) = input.next() {
             check(answer)?;
-            let begin = begun.pop_front().ok_or("an answer to no request")?;
+            let begin = begun.pop_front().ok_or("an answer without a request")?;
             if window.contains(now) {
                 taken.push(nanos(now - begin));
             }
@@ -216,7 +216,7 @@ fn push_frame(output: &mut Vec<u8>, body: &[u8]) {
     output.extend_from_slice(body);
 }
 
-/// Takes frames apart: four bytes of length in network order, and the body.
+/// Splits the stream into frames: a length of four bytes in network order, and the body.
 struct Frames {
     buffer: Vec<u8>,
     begin: usize,
@@ -228,7 +228,7 @@ impl Frames {
         Self { buffer: vec![0; READ], begin: 0, end: 0 }
     }
 
-    /// Reads what is there, at least a byte; `false` at the end of the stream.
+    /// Reads the available bytes, at least one; `false` at the end of the stream.
     async fn read(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> Result<bool> {
         self.buffer.copy_within(self.begin..self.end, 0);
         self.end -= self.begin;
@@ -238,7 +238,7 @@ impl Frames {
         Ok(count > 0)
     }
 
-    /// The next whole frame's body.
+    /// The body of the next complete frame.
     fn next(&mut self) -> Option<&[u8]> {
         let (length, rest) = self.buffer.get(self.begin..self.end)?.split_first_chunk::<4>()?;
         let body = rest.get(..u32::from_be_bytes(*length) as usize)?;

@@ -1,5 +1,4 @@
-//! The loop that records, the same for every contender and compiled for each, so that no call through a pointer stands
-//! between them.
+//! The recording loop, the same for every contender and compiled for each, so that it makes no indirect calls.
 
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -11,7 +10,7 @@ use crate::measure::cpu_time;
 use crate::samples::{LAP, Sample};
 use crate::{Error, Result};
 
-/// What one round asks of a contender.
+/// The load of one round.
 pub(crate) struct Load<'a> {
     pub(crate) threads: usize,
     pub(crate) clock: bool,
@@ -20,20 +19,20 @@ pub(crate) struct Load<'a> {
     pub(crate) length: Duration,
 }
 
-/// What came of it.
+/// The work done in one round.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Work {
-    /// How often each duration of the table was recorded, over all threads, the warm-up included.
+    /// How often each duration of the table was recorded, by all threads and including the warm-up.
     pub(crate) laps: u64,
-    /// The events that were timed, and the time of all threads together that they took.
+    /// The events that were timed, and the time that they took, summed over all threads.
     events: u64,
     taken: Duration,
-    /// The processor time in it.
+    /// The processor time within `taken`.
     cpu: Duration,
 }
 
 impl Work {
-    /// How many events the contender's page must have gained.
+    /// The number of events by which the contender's page must have grown.
     pub(crate) fn recorded(&self) -> u64 {
         self.laps * LAP as u64
     }
@@ -42,7 +41,7 @@ impl Work {
         self.taken.as_nanos() as f64 / self.events as f64
     }
 
-    /// Without the time in which a thread waited for a lock or for a processor.
+    /// Excludes the time in which a thread waited for a lock or a processor.
     pub(crate) fn cpu_nanos_per_event(&self) -> f64 {
         self.cpu.as_nanos() as f64 / self.events as f64
     }
@@ -57,7 +56,7 @@ impl Work {
     }
 }
 
-/// Has each thread record until the round ends. The threads are new ones in every round, and begin together.
+/// Records on each thread until the round ends. The threads are new in every round and begin together.
 pub(crate) fn run_threads<R: Recorder>(load: &Load<'_>, recorder: &R) -> Result<Work> {
     let barrier = Barrier::new(load.threads);
     let one = || {
@@ -79,7 +78,7 @@ pub(crate) fn run_threads<R: Recorder>(load: &Load<'_>, recorder: &R) -> Result<
     })
 }
 
-/// Records the table again and again until `until`; the clock that ends it is read once a lap.
+/// Records the table repeatedly until `until`, which is checked once per lap.
 #[inline(never)]
 fn laps<R: Recorder>(recorder: &R, load: &Load<'_>, until: Instant) -> (Duration, u64) {
     let begin = Instant::now();

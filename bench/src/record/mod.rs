@@ -1,5 +1,5 @@
-//! What it costs to record one event, which is a counter that goes up by one and a histogram that observes a duration,
-//! with the same label.
+//! The cost of recording one event, which increments a counter and observes a duration in a histogram with the same
+//! label.
 
 pub(crate) mod load;
 mod totals;
@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use self::load::{Load, run_threads};
 use self::totals::Totals;
+#[cfg(feature = "all-contenders")]
 use crate::library::fastmetrics::Fastmetrics;
+#[cfg(feature = "all-contenders")]
 use crate::library::measured::Measured;
 use crate::library::peerscope::{OwnClock, Peerscope};
 use crate::library::prometheus::Prometheus;
@@ -23,7 +25,7 @@ use crate::{Error, Plan, Result};
 struct Case {
     name: &'static str,
     threads: usize,
-    /// Whether each event reads the clock twice, as one that is timed does.
+    /// Whether each event reads the clock twice, as a timed event does.
     clock: bool,
 }
 
@@ -34,9 +36,9 @@ const CASES: [Case; 4] = [
     Case { name: "two clock reads, 2 threads", threads: 2, clock: true },
 ];
 
-/// One way of recording, and the page on which it must show.
+/// A way of recording, verified by the contender's page.
 trait Contender {
-    /// Records for as long as `load` says and returns the nanoseconds that an event took.
+    /// Records for the time in `load` and returns the nanoseconds per event.
     fn run(&self, load: &Load<'_>) -> Result<f64>;
 }
 
@@ -55,7 +57,7 @@ impl<R: Recorder> Contender for Recording<R> {
     }
 }
 
-/// What records nothing, and so has no page.
+/// Records nothing, so it has no page.
 struct Idle<R>(R);
 
 impl<R: Recorder> Contender for Idle<R> {
@@ -91,9 +93,7 @@ fn contenders() -> Result<Vec<(&'static str, Box<dyn Contender>)>> {
             recording(metrics::Handles::new(&recorder), page)
         })
     };
-    let mut fastmetrics = Fastmetrics::default();
-    let (measured, measured_handles) = Measured::handles();
-    Ok(vec![
+    let mut contenders: Vec<(_, Box<dyn Contender>)> = vec![
         (OURS, recording(together.together()?, together)),
         ("peerscope, separate", recording(separate.separate()?, separate)),
         ("prometheus-client, handles", prometheus_client(false)),
@@ -102,14 +102,20 @@ fn contenders() -> Result<Vec<(&'static str, Box<dyn Contender>)>> {
         ("prometheus, lookup", prometheus(true)?),
         ("metrics, handles", metrics(false)?),
         ("metrics, macros", metrics(true)?),
-        ("fastmetrics, handles", recording(fastmetrics.handles()?, fastmetrics)),
-        ("measured, handles", Box::new(Recording { recorder: measured_handles, page: measured })),
-        ("nothing", Box::new(Idle(Nothing))),
-        ("nothing, peerscope's clock", Box::new(Idle(OwnClock))),
-    ])
+    ];
+    #[cfg(feature = "all-contenders")]
+    {
+        let mut fastmetrics = Fastmetrics::default();
+        contenders.push(("fastmetrics, handles", recording(fastmetrics.handles()?, fastmetrics)));
+        let (page, recorder) = Measured::handles();
+        contenders.push(("measured, handles", Box::new(Recording { recorder, page })));
+    }
+    contenders.push(("nothing", Box::new(Idle(Nothing))));
+    contenders.push(("nothing, peerscope's clock", Box::new(Idle(OwnClock))));
+    Ok(contenders)
 }
 
-/// Measures every case with every contender, round after round.
+/// Measures every case with every contender in each round.
 pub(crate) fn run(plan: &Plan) -> Result<Report> {
     let contenders: Vec<_> = contenders()?.into_iter().filter(|(who, _)| plan.wants(who)).collect();
     let table = table();
@@ -121,7 +127,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Report> {
                 threads: case.threads,
                 clock: case.clock,
                 table: &table,
-                // A quarter of what a request's round takes: millions of events fit into it.
+                // A quarter of the plan's round is enough for millions of events.
                 warm_up: plan.warm_up / 4,
                 length: plan.length / 4,
             };

@@ -1,5 +1,5 @@
-//! What a contender's page says it has recorded, and whether that is what was done: a contender that loses events, or
-//! whose work the compiler left out, must not be quoted.
+//! Compares the totals on a contender's page with the work done: figures of a contender that loses events, or whose
+//! work was optimized away, are worthless.
 
 use super::load::{Load, Work};
 use crate::exposition::samples;
@@ -11,7 +11,7 @@ pub(crate) struct Totals {
     events: f64,
     count: f64,
     sum: f64,
-    /// Each bound with how many durations were at most as long.
+    /// Each bound with the number of durations up to it.
     buckets: Vec<(f64, f64)>,
 }
 
@@ -47,26 +47,26 @@ impl Totals {
         }
     }
 
-    /// Refuses totals that are not those of the work.
+    /// Fails if the totals do not match the work.
     pub(crate) fn check(&self, work: &Work, load: &Load<'_>) -> Result<()> {
         let recorded = work.recorded() as f64;
         if self.events != recorded || self.count != recorded {
             let (events, count) = (self.events, self.count);
-            return Err(format!("{recorded} events were recorded, {events} counted and {count} observed").into());
+            return Err(format!("{recorded} events were recorded, but {events} counted and {count} observed").into());
         }
         if load.clock {
-            // How long the clock's own readings took is not known beforehand.
+            // The measured times are not known beforehand.
             return Ok(());
         }
         let lap: f64 = load.table.iter().map(|sample| sample.seconds).sum();
         let sum = lap * work.laps as f64;
         if (self.sum - sum).abs() > sum * 1e-6 {
-            return Err(format!("durations of {sum} s were recorded, and {} s summed up", self.sum).into());
+            return Err(format!("durations of {sum} s were recorded, but the page's sum is {} s", self.sum).into());
         }
         for &(bound, count) in &self.buckets {
             let within = load.table.iter().filter(|sample| sample.seconds <= bound).count() as f64 * work.laps as f64;
             if count != within {
-                return Err(Error::from(format!("{within} durations are at most {bound} s, and {count} were counted")));
+                return Err(Error::from(format!("{within} durations are at most {bound} s, but {count} were counted")));
             }
         }
         if self.buckets.is_empty() { Err("the page has no buckets".into()) } else { Ok(()) }
@@ -81,7 +81,7 @@ mod tests {
     use crate::samples::table;
 
     #[test]
-    fn totals_are_those_of_the_work_or_refused() {
+    fn totals_that_do_not_match_the_work_are_rejected() {
         let table = table();
         let time = Duration::ZERO;
         let load = Load { threads: 1, clock: false, table: &table, warm_up: time, length: time };
@@ -99,7 +99,7 @@ mod tests {
         let sum = 2.0 * table.iter().map(|sample| sample.seconds).sum::<f64>();
         check(page(2048, within, sum)).unwrap();
         assert!(check(page(2047, within, sum)).is_err(), "an event was lost");
-        assert!(check(page(2048, within + 1, sum)).is_err(), "a duration is in a wrong bucket");
+        assert!(check(page(2048, within + 1, sum)).is_err(), "a duration is in the wrong bucket");
         assert!(check(page(2048, within, sum * 1.01)).is_err(), "the sum is wrong");
         assert!(check("".into()).is_err(), "nothing was recorded");
     }

@@ -1,5 +1,5 @@
-//! fjall, which has a log as we do: one thread takes all the puts that wait into one batch, commits it, syncs the log,
-//! and answers. No limits, no checks, no metrics. Gets read from the calling task.
+//! fjall, which has a log like our store: one thread combines all waiting puts into one batch, commits it, syncs the
+//! log and answers. No limits, checks or metrics. Gets run on the calling task.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::measure::{Round, closed_loop};
 
 pub(super) const NAME: &str = "fjall, group commit";
 
-/// The most puts that wait, and the most in one batch.
+/// The most waiting puts, and the most in one batch.
 const QUEUE: usize = 1024;
 
 type Put = (Bytes, Bytes, oneshot::Sender<()>);
@@ -36,7 +36,7 @@ impl Store {
         database.persist(PersistMode::SyncData)?;
         let (puts, waiting) = mpsc::channel(QUEUE);
         let written = values.clone();
-        // Ends, and with it its callers' `put`s, when the store is dropped or a write fails.
+        // Ends when the store is dropped or a write fails; waiting puts then fail.
         std::thread::spawn(move || write(&database, &written, waiting));
         Ok(Self { runtime, values, puts })
     }
@@ -55,7 +55,7 @@ fn write(database: &Database, values: &Keyspace, mut waiting: mpsc::Receiver<Put
         batch.commit()?;
         database.persist(PersistMode::SyncData)?;
         for answer in done.drain(..) {
-            // A caller that is gone needs no answer.
+            // The caller may be gone.
             let _ = answer.send(());
         }
     }

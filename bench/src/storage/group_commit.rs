@@ -1,5 +1,5 @@
-//! The ceiling of durable puts on redb: one thread owns the writes, takes all that wait into one transaction, commits
-//! it, and answers. No limits, no checks, no metrics, no clean shutdown. Gets read from the calling task.
+//! The ceiling of durable puts on redb: one thread combines all waiting puts into one transaction, commits it and
+//! answers. No limits, checks, metrics or clean shutdown. Gets run on the calling task.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::measure::{Round, closed_loop};
 
 pub(super) const NAME: &str = "redb, group commit";
 
-/// The most puts that wait, and the most in one transaction.
+/// The most waiting puts, and the most in one transaction.
 const QUEUE: usize = 1024;
 
 type Put = (Bytes, Bytes, oneshot::Sender<()>);
@@ -33,7 +33,7 @@ impl Store {
         fill(&database)?;
         let (puts, waiting) = mpsc::channel(QUEUE);
         let writer = Arc::clone(&database);
-        // Ends, and with it its callers' `put`s, when the store is dropped or a write fails.
+        // Ends when the store is dropped or a write fails; waiting puts then fail.
         std::thread::spawn(move || write(&writer, waiting));
         Ok(Self { runtime, database, puts })
     }
@@ -49,13 +49,13 @@ fn write(database: &Database, mut waiting: mpsc::Receiver<Put>) -> Result<()> {
             while let Some((key, value, answer)) = next {
                 table.insert(key.as_ref(), value.as_ref())?;
                 done.push(answer);
-                // Those who come while this transaction is being filled still get into it.
+                // Puts that arrive while this transaction is being filled are included.
                 next = if done.len() < QUEUE { waiting.try_recv().ok() } else { None };
             }
         }
         transaction.commit()?;
         for answer in done.drain(..) {
-            // A caller that is gone needs no answer.
+            // The caller may be gone.
             let _ = answer.send(());
         }
     }

@@ -1,5 +1,7 @@
-//! Durable puts and gets of 256-byte values: on the embedded store, and on Redis. One file a contender.
+//! Puts and gets of 256-byte values on the embedded store, where puts are durable, and on Redis. One file per
+//! contender.
 
+#[cfg(feature = "all-contenders")]
 mod fjall;
 mod group_commit;
 mod peerscope;
@@ -16,7 +18,7 @@ use crate::report::{Report, Unit};
 use crate::{Plan, Result, process};
 
 const VALUE: usize = 256;
-/// How many different keys are written, and exist before anything is read.
+/// The number of different keys. All exist before anything is measured.
 const KEYS: usize = 100_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,25 +36,25 @@ impl Operation {
     }
 }
 
-/// What keys and values look like.
+/// The number of keys and the size of values.
 #[derive(Debug, Clone, Copy)]
 struct Shape {
     keys: usize,
     value: usize,
 }
 
-/// What every contender holds from the beginning.
+/// The initial content of every contender.
 const SMALL: Shape = Shape { keys: KEYS, value: VALUE };
 
-/// More than any cache here holds.
+/// More data than any cache here holds.
 const LARGE: Shape = Shape { keys: 2_000_000, value: 500 };
 
-/// Who puts into the large one, for how long, and how long before that counts: until every key was there once.
+/// The case of puts in the large shape. The warm-up is long enough to write every key once.
 const SUSTAINED: &str = "embedded, put, 1024 callers, sustained";
 const SUSTAINED_WARM_UP: Duration = Duration::from_secs(30);
 const SUSTAINED_LENGTH: Duration = Duration::from_secs(30);
 
-/// The key of the operation with this number: neighbours in time are far apart in the tree.
+/// The key of the operation with this number. Consecutive operations have keys that are far apart in the tree.
 fn key(number: usize) -> Bytes {
     SMALL.key(number)
 }
@@ -63,7 +65,7 @@ fn value() -> Bytes {
 
 impl Shape {
     fn key(self, number: usize) -> Bytes {
-        // Knuth's multiplicative hash; it is odd and no multiple of 5, so that all keys occur.
+        // Knuth's multiplicative hash. The factor is odd and not a multiple of 5, so all keys occur.
         format!("key-{:06}", number.wrapping_mul(2_654_435_761) % self.keys).into()
     }
 
@@ -72,15 +74,15 @@ impl Shape {
     }
 }
 
-/// Refuses a value that is not the one that was put: a fast wrong answer is worth nothing.
+/// Fails unless the value has the size that was put: a fast wrong answer is worth nothing.
 fn check(value: Option<&[u8]>) -> Result<()> {
     match value {
         Some(value) if value.len() == VALUE => Ok(()),
-        _ => Err("a get did not answer what was put".into()),
+        _ => Err("a get did not return the value that was put".into()),
     }
 }
 
-/// What one round asks of a contender.
+/// The load of one round.
 #[derive(Debug, Clone, Copy)]
 struct Load {
     operation: Operation,
@@ -89,7 +91,7 @@ struct Load {
     window: Window,
 }
 
-/// A store that is open and holds all keys.
+/// An open store that contains all keys.
 trait Contender {
     fn round(&mut self, load: Load) -> Result<Round>;
 }
@@ -121,7 +123,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Report> {
             measure(plan, &mut report, &case, operation, 64, &mut over_redis)?;
         }
     }
-    // Once, since it takes a minute for each. One put a transaction would not get through the keys.
+    // Once only, since each takes a minute. With one put per transaction, the keys would not be done in time.
     for (who, contender) in embedded.iter_mut().filter(|(who, _)| *who != plain_redb::NAME) {
         if plan.wants_case(SUSTAINED) {
             eprintln!("{who}, sustained");
@@ -150,6 +152,7 @@ fn embedded(plan: &Plan, dir: &Path) -> Result<Contenders> {
     if plan.wants(group_commit::NAME) {
         contenders.push((group_commit::NAME, Box::new(group_commit::Store::open(&dir.join("group.redb"))?)));
     }
+    #[cfg(feature = "all-contenders")]
     if plan.wants(fjall::NAME) {
         contenders.push((fjall::NAME, Box::new(fjall::Store::open(&dir.join("fjall"))?)));
     }
@@ -185,7 +188,7 @@ fn measure(
     Ok(())
 }
 
-/// Puts all keys in one transaction: the start from which every embedded contender is measured.
+/// Puts all keys in one transaction: the initial content of the redb contenders.
 fn fill(database: &redb::Database) -> Result<()> {
     let transaction = database.begin_write()?;
     {

@@ -1,4 +1,4 @@
-//! Ours: `Storage`, the agent's own way to its data, which checks limits and measures every operation.
+//! Ours: `Storage`, through which the agent accesses its data. It checks limits and measures every operation.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// On a file of its own.
+    /// On the embedded store in its own file.
     pub(super) fn local(path: PathBuf) -> Result<Self> {
         Self::open(&Config::default(), path)
     }

@@ -1,4 +1,4 @@
-//! redb as its README shows it: every put is a transaction of its own, committed durably; callers are threads.
+//! redb as in its README: every put is a separate, durable transaction; callers are threads.
 
 use std::path::Path;
 use std::sync::Arc;

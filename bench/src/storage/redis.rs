@@ -1,4 +1,4 @@
-//! The ceiling on Redis: redis-rs's multiplexed connection and nothing around it.
+//! The ceiling on Redis: redis-rs's bare multiplexed connection.
 
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;

@@ -1,33 +1,32 @@
 //! The queue in front of the log, and the thread that writes it.
 //!
-//! Whoever logs neither waits nor fails: a full disk, a pipe that nobody reads or whose reader is gone cost lines of the
-//! log and nothing else. What is missing is counted, and the next line that can be written says so. (tracing-appender
-//! does most of this, but loses lines that cannot be written without a word, bounds their number and not their bytes, and
-//! writes to standard output, which may be the very pipe, when its queue is full at the end.)
+//! Logging neither blocks nor fails: a full disk, or a pipe that is not read or has lost its reader, costs log lines
+//! and nothing else. Missing lines are counted, and reported before the next line that can be written.
+//! (tracing-appender does most of this, but silently drops lines that it cannot write, bounds the number of lines
+//! instead of their bytes, and writes to standard output, maybe the same pipe, if its queue is full at the end.)
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::metrics::MissingLines;
 
-/// How many bytes of lines may wait: some seconds of a chatty agent, at `debug`.
+/// How many bytes of lines may be queued: a few seconds of a chatty agent at `debug`.
 const MAX_WAITING: usize = 1 << 20;
 
-/// A line that is longer is left out.
+/// In bytes; a longer line is dropped.
 const MAX_LINE: usize = 64 << 10;
 
-/// How long the end waits for the lines that are left.
+/// How long the end of the process waits for the remaining lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// Says that so many lines are missing, as a line of the log.
+/// Makes the log line that reports missing lines.
 pub(super) type Notice = fn(missing: u64) -> String;
 
-/// Where the lines go in. Clones are the same queue.
+/// The end that lines are pushed to. Clones share the queue.
 #[derive(Debug, Clone)]
 pub(super) struct Queue(Arc<QueueState>);
 
@@ -36,7 +35,7 @@ struct QueueState {
     state: Mutex<Waiting>,
     /// The writing thread waits here for lines.
     wake: Condvar,
-    /// The end waits here until there are none.
+    /// The end of the process waits here until the queue is empty.
     empty: Condvar,
     missing: MissingLines,
 }
@@ -45,25 +44,33 @@ struct QueueState {
 struct Waiting {
     lines: VecDeque<Line>,
     bytes: usize,
-    /// How many were left out since the last one in `lines`.
+    /// How many lines were dropped since the last one in `lines`.
     missing: u64,
-    /// Whether the thread has one in its hands.
+    /// Whether the thread is writing a line.
     writing: bool,
 }
 
 #[derive(Debug)]
 struct Line {
     text: Box<[u8]>,
-    /// How many were left out before it.
+    /// How many lines were dropped before it.
     missing: u64,
 }
 
-/// For the end of the process.
+/// Waits for the queue at the end of the process.
 #[derive(Debug, Clone)]
 pub(in crate::cli) struct LastLines(Queue);
 
+impl QueueState {
+    /// The standard library's lock: whoever ends the process waits here, and parking_lot's may wait for the whole
+    /// process's other locks.
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Queue {
-    /// Has a thread write to `out` what is logged.
+    /// Starts a thread that writes the queue to `out`.
     pub(super) fn start(
         out: impl Write + Send + 'static,
         notice: Notice,
@@ -78,9 +85,9 @@ impl Queue {
     }
 
     pub(super) fn push(&self, line: &[u8]) {
-        // Before the lock, which whoever ends the process needs, too: an allocation may wait for memory.
+        // Allocated before taking the lock: it may block, and the end of the process needs the lock, too.
         let text: Option<Box<[u8]>> = (line.len() <= MAX_LINE).then(|| line.into());
-        let mut state = self.0.state.lock();
+        let mut state = self.0.lock();
         let Some(text) = text.filter(|text| state.bytes + text.len() <= MAX_WAITING) else {
             state.missing += 1;
             drop(state);
@@ -90,7 +97,7 @@ impl Queue {
         state.bytes += line.len();
         let missing = std::mem::take(&mut state.missing);
         state.lines.push_back(Line { text, missing });
-        // It looks again when it is done with the one that it has.
+        // A thread that is writing checks the queue again by itself.
         let wake = !state.writing;
         drop(state);
         if wake {
@@ -99,7 +106,7 @@ impl Queue {
     }
 
     fn next(&self) -> Line {
-        let mut state = self.0.state.lock();
+        let mut state = self.0.lock();
         loop {
             if let Some(line) = state.lines.pop_front() {
                 state.bytes -= line.text.len();
@@ -108,14 +115,14 @@ impl Queue {
             }
             state.writing = false;
             self.0.empty.notify_all();
-            self.0.wake.wait(&mut state);
+            state = self.0.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
     fn run(&self, mut out: impl Write, notice: Notice) {
-        // Whether a line was begun and could not be ended.
+        // Whether the last line was written only in part.
         let mut torn = false;
-        // How many are missing, of which nobody was told.
+        // How many missing lines have not been reported.
         let mut missing = 0;
         loop {
             let line = self.next();
@@ -123,7 +130,7 @@ impl Queue {
             if missing > 0 && write_line(&mut out, notice(missing).as_bytes(), &mut torn).is_ok() {
                 missing = 0;
             }
-            // Without the notice before it, it would pass for the next one.
+            // Without the notice, the line would seem to follow the last one that was written.
             if missing > 0 || write_line(&mut out, &line.text, &mut torn).is_err() {
                 missing += 1;
                 self.0.missing.add(1);
@@ -132,7 +139,7 @@ impl Queue {
     }
 }
 
-/// Writes a line, after the end of one that could not be ended.
+/// Writes a line, after ending one that was written only in part.
 fn write_line(out: &mut impl Write, line: &[u8], torn: &mut bool) -> io::Result<()> {
     if *torn {
         out.write_all(b"\n")?;
@@ -157,14 +164,14 @@ impl LastLines {
     /// Waits until everything that was logged is written, but no longer than a second.
     pub(in crate::cli) fn wait(&self) {
         let queue = &self.0.0;
-        let mut state = queue.state.lock();
+        let state = queue.lock();
         let busy = |state: &mut Waiting| state.writing || !state.lines.is_empty();
-        // Whoever does not read by now has had his time.
-        queue.empty.wait_while_for(&mut state, busy, LAST_LINES);
+        // A reader that has not caught up by then is not waited for.
+        drop(queue.empty.wait_timeout_while(state, LAST_LINES, busy));
     }
 }
 
-/// Takes one line; tracing-subscriber writes each at once.
+/// Expects one whole line per call, as tracing-subscriber writes it.
 impl Write for &Queue {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(line);
@@ -190,7 +197,7 @@ mod tests {
 
     use super::*;
 
-    /// Writes what it is told to be able to: each message is how many bytes the next call takes, 0 an error.
+    /// Follows a script: each message is how many bytes the next call writes at most, or 0 for an error.
     struct Scripted {
         script: mpsc::Receiver<usize>,
         written: mpsc::Sender<Vec<u8>>,
@@ -258,19 +265,19 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_reader_who_does_not_read() {
+    fn logging_does_not_wait_for_the_reader() {
         let test = start();
         let line = "x".repeat(999) + "\n";
-        // The thread has one in its hands, or has not come to it yet.
+        // The thread may already have taken one.
         for _ in 0..2 * MAX_WAITING / line.len() {
             test.log(&line);
         }
         let missing = test.missing.get();
         assert!(missing >= (MAX_WAITING / line.len()) as u64 - 2, "{missing}");
-        assert!(test.queue.0.state.lock().bytes <= MAX_WAITING);
+        assert!(test.queue.0.lock().bytes <= MAX_WAITING);
         test.may_write(&[ALL; 3000]);
         assert_eq!(test.written(), line);
-        // Said where the next line is taken, and said once.
+        // Reported before the next line that is queued, and only once.
         test.log("next\n");
         let mut last = String::new();
         loop {
@@ -283,15 +290,15 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_counted_and_said() {
+    fn lines_that_cannot_be_written_are_counted_and_reported() {
         let test = start();
         test.may_write(&[0, 0, 3, 0]);
         test.log("lost\n");
         test.log("lost, with the notice\n");
         test.log("torn\n");
-        // The notice of the two got as far as this.
+        // This much of the notice about the two was written.
         assert_eq!(test.written(), "2 m");
-        // A line that was begun is ended first.
+        // The partial line is ended first.
         test.may_write(&[ALL; 3]);
         test.log("back\n");
         assert_eq!([test.written(), test.written(), test.written()], ["\n", "3 missing\n", "back\n"]);
@@ -299,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_beyond_the_limit_is_left_out() {
+    fn a_line_beyond_the_limit_is_dropped() {
         let test = start();
         test.may_write(&[ALL, ALL]);
         test.log(&"x".repeat(MAX_LINE + 1));
@@ -308,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_waits_for_the_last_lines_and_not_for_ever() {
+    fn the_end_waits_for_the_last_lines_but_not_forever() {
         let test = start();
         test.log("first\n");
         test.log("last\n");

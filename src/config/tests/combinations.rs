@@ -1,16 +1,16 @@
-//! Limits, and what cannot go together.
+//! Limits, and keys that contradict each other.
 
 use super::*;
 use crate::network::{BootstrapAddr, ListenAddr};
 
 #[test]
-fn limits_are_neither_zero_nor_endless() {
+fn values_out_of_range_are_rejected() {
     assert_refused(
         "storage:\n  max_key_size: 0\n  max_value_size: 17MiB\n  local: { cache_size: 0, path: '' }\n  redis: { timeout: 0s }\nnetwork:\n  max_peers: 0\n  max_in_flight: 0\n  request_timeout: 2h\n  psk_file: ''\nnode: { data_dir: '', name: ' ' }\n",
         &[
             "peerscope.yaml:2:17: storage.max_key_size: 0 is out of range; 1 to 64KiB is allowed",
             "peerscope.yaml:3:19: storage.max_value_size: 17825792 is out of range; 1 to 16MiB is allowed",
-            "peerscope.yaml:4:24: storage.local.cache_size: 0 bytes are too small for a cache; at least 1MiB is needed",
+            "peerscope.yaml:4:24: storage.local.cache_size: 0 bytes is too small for a cache; at least 1MiB is needed",
             "peerscope.yaml:4:33: storage.local.path: is empty; give a path, or leave the key out",
             "peerscope.yaml:5:21: storage.redis.timeout: 0s is out of range; 1ms to 1h is allowed",
             "peerscope.yaml:7:14: network.max_peers: 0 is out of range; 1 to 1000000 is allowed",
@@ -26,7 +26,7 @@ fn limits_are_neither_zero_nor_endless() {
 }
 
 #[test]
-fn redis_urls_must_fit_together() {
+fn redis_urls_must_agree_with_each_other() {
     let line = |yaml: &str| {
         let lines = refused(&format!("storage:\n  redis: {{ {yaml} }}\n"));
         assert_eq!(lines.len(), 1, "{lines:?}");
@@ -46,20 +46,22 @@ fn redis_urls_must_fit_together() {
     );
     assert_eq!(
         line("urls: [redis://a/3], cluster: true"),
-        "19: storage.redis.urls[0]: a cluster has only the database 0, not 3; remove the number"
+        "19: storage.redis.urls[0]: a cluster has only database 0, not 3; remove the number"
     );
     assert_eq!(
         line("urls: [redis://a, redis://a]"),
-        "30: storage.redis.urls[1]: redis://a is in the list already, as [0]"
+        "30: storage.redis.urls[1]: redis://a is already in the list, as [0]"
     );
     assert_eq!(
         line("urls: [redis://u:one@a, redis://u:two@b]"),
-        "36: storage.redis.urls[1]: the user and password differ from those of the first URL; a cluster has one login"
+        "36: storage.redis.urls[1]: the user or password differs from that of the first URL; all nodes of a cluster share one login"
     );
     assert!(
-        line("urls: [redis://a], ca_file: /ca.pem").ends_with("no URL of storage.redis.urls begins with rediss://")
+        line("urls: [redis://a], ca_file: /ca.pem").ends_with("no URL in storage.redis.urls begins with rediss://")
     );
-    assert!(line("urls: [unix:///run/r.sock], cluster: true").contains("a cluster cannot be reached by a Unix socket"));
+    assert!(
+        line("urls: [unix:///run/r.sock], cluster: true").contains("a cluster cannot be reached through a Unix socket")
+    );
     assert!(line("urls: [redis://a, redis://b/?protocol=3]").contains("the protocol differs"));
     let good = "storage: { redis: { urls: [redis://u:p@a/0, redis://u:p@b], cluster: true } }";
     assert!(Config::from_yaml("f", good).is_ok());
@@ -67,7 +69,7 @@ fn redis_urls_must_fit_together() {
 }
 
 #[test]
-fn native_histograms_have_a_resolution_that_can_be_recorded() {
+fn native_histograms_accept_only_supported_resolutions() {
     assert_refused(
         "metrics:\n  native_histograms:\n    schema: 6\n    max_buckets: 7\n",
         &[
@@ -80,7 +82,7 @@ fn native_histograms_have_a_resolution_that_can_be_recorded() {
 }
 
 #[test]
-fn metrics_paths_do_not_hide_other_pages() {
+fn a_metrics_path_must_be_valid_and_hide_no_other_page() {
     for bad in ["metrics", "''", "/", "/live", "/ready", "/m?x", "'/m#x'", "'/a b'", "/ä", "/../x", "/./x"] {
         let lines = refused(&format!("metrics:\n  path: {bad}\n"));
         assert!(lines.len() == 1 && lines[0].starts_with("peerscope.yaml:2:9: metrics.path: "), "{bad}: {lines:?}");
@@ -91,7 +93,7 @@ fn metrics_paths_do_not_hide_other_pages() {
 }
 
 #[test]
-fn metrics_asked_for_in_a_build_without_them_are_refused() {
+fn a_build_without_metrics_refuses_to_enable_them() {
     let (tree, _) = tree::parse("metrics:\n  enabled: true\n", &error::Source::File("f".into())).unwrap();
     let config =
         Config { metrics: metrics::MetricsConfig { enabled: true, ..Default::default() }, ..Config::default() };
@@ -105,7 +107,7 @@ fn metrics_asked_for_in_a_build_without_them_are_refused() {
 
 #[test]
 fn private_networks_refuse_quic() {
-    // Without the feature `quic` no such address gets past parsing, so the check is called by itself.
+    // Without the feature `quic` such an address does not parse, so the check is called directly.
     let quic: libp2p::Multiaddr = "/ip4/0.0.0.0/udp/1/quic-v1".parse().unwrap();
     let yaml = "network:\n  listen:\n    - x\n  psk_file: k\n";
     let (tree, _) = tree::parse(yaml, &error::Source::File("f".into())).unwrap();
@@ -123,7 +125,7 @@ fn private_networks_refuse_quic() {
 }
 
 #[test]
-fn peers_and_addresses_are_not_contradictory() {
+fn contradictory_peers_and_addresses_are_rejected() {
     let other = libp2p::identity::Keypair::generate_ed25519().public().to_peer_id();
     let yaml = format!(
         "network:\n  listen: [/ip4/0.0.0.0/tcp/1, /ip4/0.0.0.0/tcp/1]\n  bootstrap: [/ip4/1.2.3.4/tcp/1/p2p/{PEER}]\n  allow_peers: [{other}]\naccess:\n  - {{ peer: {PEER}, allow: [] }}\n  - {{ peer: '*', allow: [get] }}\n  - {{ peer: {PEER}, allow: [get] }}\n"
@@ -131,28 +133,28 @@ fn peers_and_addresses_are_not_contradictory() {
     assert_refused(
         &yaml,
         &[
-            "peerscope.yaml:2:32: network.listen[1]: /ip4/0.0.0.0/tcp/1 is in the list already, as [0]",
+            "peerscope.yaml:2:32: network.listen[1]: /ip4/0.0.0.0/tcp/1 is already in the list, as [0]",
             &format!(
                 "peerscope.yaml:3:15: network.bootstrap[0]: the peer {PEER} is not in network.allow_peers, so it can never be dialed"
             ),
             &format!(
-                "peerscope.yaml:8:13: access[2].peer: `{PEER}` has a rule already, access[0] (line 6, column 5); put both into one"
+                "peerscope.yaml:8:13: access[2].peer: `{PEER}` already has a rule, access[0] (line 6, column 5); merge the two"
             ),
         ],
     );
 }
 
 #[test]
-fn exporters_are_few_distinct_and_on_this_machine() {
-    let elsewhere = "its host is not this machine: neither of 127.0.0.0/8, nor [::1], nor localhost; add `remote: true` to hand out the exporter of another machine";
+fn exporters_are_limited_in_number_and_distinct_and_local() {
+    let elsewhere = "its host is not this machine (127.0.0.0/8, [::1] or localhost); add `remote: true` to expose an exporter on another machine";
     assert_refused(
         "expose:\n  - { name: node, url: http://127.0.0.1:9100/metrics }\n  - { name: node, url: http://localhost/m }\n  - { name: b, url: http://10.0.0.1/m }\n  - { name: c, url: 'http://[::ffff:127.0.0.1]/m', remote: false }\n  - { name: d, url: http://localhost.example/m }\n  - { name: node, url: http://0.0.0.0/m }\n",
         &[
-            "peerscope.yaml:3:13: expose[1].name: `node` is the name of expose[0] already (line 2, column 5); write another",
+            "peerscope.yaml:3:13: expose[1].name: `node` is already the name of expose[0] (line 2, column 5); choose another",
             &format!("peerscope.yaml:4:21: expose[2].url: {elsewhere}"),
             &format!("peerscope.yaml:5:21: expose[3].url: {elsewhere}"),
             &format!("peerscope.yaml:6:21: expose[4].url: {elsewhere}"),
-            "peerscope.yaml:7:13: expose[5].name: `node` is the name of expose[0] already (line 2, column 5); write another",
+            "peerscope.yaml:7:13: expose[5].name: `node` is already the name of expose[0] (line 2, column 5); choose another",
             &format!("peerscope.yaml:7:24: expose[5].url: {elsewhere}"),
         ],
     );
@@ -167,8 +169,8 @@ fn exporters_are_few_distinct_and_on_this_machine() {
 }
 
 #[test]
-fn a_rejected_value_brings_no_second_complaint_about_its_section() {
-    // With `allow_peers` left out the bootstrap peer would be fine, with it empty it would not.
+fn a_rejected_value_causes_no_second_problem_in_its_section() {
+    // Without `allow_peers` the bootstrap peer would be valid; with an empty list it would not.
     let yaml = format!(
         "network: {{ bootstrap: [/ip4/1.2.3.4/tcp/1/p2p/{PEER}], allow_peers: [x], max_peers: 0 }}\nmetrics: {{ path: x }}"
     );

@@ -1,4 +1,4 @@
-//! The file as a whole: whether it can be read, is YAML, and stays within bounds.
+//! The file as a whole: whether it can be read, is valid YAML, and stays within bounds.
 
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ fn files_that_cannot_be_read_are_named() {
     let fits = file(vec![b'#'; tree::MAX_BYTES]);
     assert!(Config::load(&Sources { file: Some(fits.path().into()), ..Sources::default() }).is_ok());
 
-    // Root may read everything, so there is nothing to see as root.
+    // Root may read everything, so this cannot be tested as root.
     let secret = file("");
     std::fs::set_permissions(secret.path(), std::fs::Permissions::from_mode(0o000)).unwrap();
     if std::fs::File::open(secret.path()).is_err() {
@@ -41,34 +41,40 @@ fn files_that_cannot_be_read_are_named() {
 fn yaml_mistakes_have_a_position() {
     assert_refused(
         "metrics:\n  port: [1\n",
-        &["peerscope.yaml:3:1: this is no valid YAML: while parsing a flow sequence, expected ',' or ']'"],
+        &["peerscope.yaml:3:1: invalid YAML: while parsing a flow sequence, expected ',' or ']'"],
     );
-    assert_refused("a: 1\n---\nb: 2\n", &["peerscope.yaml:2:1: a second document begins here; one is allowed"]);
-    assert_refused("- 1\n", &["peerscope.yaml:1:1: found a list; a mapping with one `key: value` a line is needed"]);
-    assert_refused("metrics: !custom {}\n", &["peerscope.yaml:1:10: metrics: YAML tags are not used here; remove it"]);
-    assert_refused("[a]: 1\n", &["peerscope.yaml:1:1: a key must be a text"]);
-    assert_refused("access: &a [*a]\n", &["peerscope.yaml:1:13: access[0]: this alias refers to what contains it"]);
+    assert_refused("a: 1\n---\nb: 2\n", &["peerscope.yaml:2:1: a second document begins here; only one is allowed"]);
+    assert_refused("- 1\n", &["peerscope.yaml:1:1: found a list; expected a mapping with one `key: value` per line"]);
+    assert_refused(
+        "metrics: !custom {}\n",
+        &["peerscope.yaml:1:10: metrics: this YAML tag is not supported; remove it"],
+    );
+    assert_refused("[a]: 1\n", &["peerscope.yaml:1:1: a key must be text"]);
+    assert_refused(
+        "access: &a [*a]\n",
+        &["peerscope.yaml:1:13: access[0]: this alias refers to a value that contains it"],
+    );
     let lines = refused("access:\n  - { peer: *, allow: [] }\n");
     assert!(
         lines[0].starts_with("peerscope.yaml:2:13: ")
-            && lines[0].ends_with("(a text that begins with * or & needs quotes)"),
+            && lines[0].ends_with("(text that begins with * or & needs quotes)"),
         "{lines:?}"
     );
 }
 
 #[test]
-fn duplicate_keys_name_both_places() {
+fn duplicate_keys_are_reported_with_both_places() {
     assert_refused(
         "metrics:\n  port: 1\n  port: 2\nlog: {}\nlog: {}\n",
         &[
-            "peerscope.yaml:3:3: metrics.port: this key is here a second time; remove it or the first one (line 2, column 3)",
-            "peerscope.yaml:5:1: log: this key is here a second time; remove it or the first one (line 4, column 1)",
+            "peerscope.yaml:3:3: metrics.port: duplicate key; remove it or the first one (line 2, column 3)",
+            "peerscope.yaml:5:1: log: duplicate key; remove it or the first one (line 4, column 1)",
         ],
     );
 }
 
 #[test]
-fn aliases_work_and_cannot_fill_the_memory() {
+fn aliases_work_but_cannot_exhaust_memory() {
     let config = Config::from_yaml(
         "f",
         &format!("access:\n- {{ peer: {PEER}, allow: &all [get, put] }}\n- {{ peer: '*', allow: *all }}\n"),
@@ -90,7 +96,7 @@ fn aliases_work_and_cannot_fill_the_memory() {
 }
 
 #[test]
-fn the_largest_file_takes_no_long_time_however_odd() {
+fn a_file_of_the_largest_size_is_parsed_quickly_whatever_it_holds() {
     let fill = |unit: &str| unit.repeat(tree::MAX_BYTES / unit.len());
     let many_keys: String = (0..60_000).map(|i| format!("k{i}: 1\n")).collect();
     let anchors: String = (0..60_000).map(|i| format!("- &k{i} x\n")).collect();
@@ -142,8 +148,8 @@ fn nesting_is_bounded_in_every_style() {
         ("aliases", (1..40).fold("a0: &a0 [x]\n".to_owned(), |s, i| format!("{s}a{i}: &a{i} [*a{}]\n", i - 1))),
     ] {
         let lines = refused(&text);
-        // The scanner looks ahead in flow style and has a bound of its own.
-        let bounds = ["more than 32 levels", "recursion limit", "a key must be a text"];
+        // In flow style the scanner looks ahead, and has a bound of its own.
+        let bounds = ["more than 32 levels", "recursion limit", "a key must be text"];
         assert!(lines.len() == 1 && bounds.iter().any(|bound| lines[0].contains(bound)), "{style}: {lines:?}");
     }
 }

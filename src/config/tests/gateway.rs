@@ -20,11 +20,11 @@ fn peers_are_any_or_a_list() {
 }
 
 #[test]
-fn peers_that_are_neither_are_refused_where_they_stand() {
+fn other_values_for_peers_are_rejected_with_their_place() {
     assert_refused(
         "gateway:\n  peers: [nobody]\n",
         &[&format!(
-            "peerscope.yaml:2:11: gateway.peers[0]: `nobody` is not a PeerId, such as {PEER}; `peerscope id` prints the one of an agent"
+            "peerscope.yaml:2:11: gateway.peers[0]: `nobody` is not a PeerId; write it like {PEER} (`peerscope id` prints an agent's PeerId)"
         )],
     );
     assert_refused(
@@ -33,19 +33,19 @@ fn peers_that_are_neither_are_refused_where_they_stand() {
     );
     assert_refused(
         "gateway:\n  peers: 7\n",
-        &["peerscope.yaml:2:10: gateway.peers: found integer `7`; `any`, or a list of PeerIds is needed"],
+        &["peerscope.yaml:2:10: gateway.peers: found integer `7`; expected `any`, or a list of PeerIds"],
     );
 }
 
 #[cfg(feature = "metrics-prometheus")]
 #[test]
-fn what_a_gateway_cannot_work_with_is_refused() {
+fn an_unusable_gateway_configuration_is_rejected() {
     assert_refused(
         "metrics: { enabled: false, path: /sd }\ngateway:\n  enabled: true\n  peers: []\n  max_peers: 0\n  max_scrapes: 0\n  max_body_size: 1\n  grace: 2y\n",
         &[
-            "peerscope.yaml:1:34: metrics.path: `/sd` is a page of the gateway; write another path, such as /metrics",
-            "peerscope.yaml:3:12: gateway.enabled: a gateway offers its peers on the metrics endpoint, and metrics.enabled is false",
-            "peerscope.yaml:4:10: gateway.peers: is empty, so there is nobody to scrape; name peers, or write `any`",
+            "peerscope.yaml:1:34: metrics.path: `/sd` is a page of the gateway; choose another path, such as /metrics",
+            "peerscope.yaml:3:12: gateway.enabled: a gateway serves its peers on the metrics endpoint, but metrics.enabled is false",
+            "peerscope.yaml:4:10: gateway.peers: is empty, so there is no peer to scrape; list PeerIds, or write `any`",
             "peerscope.yaml:5:14: gateway.max_peers: 0 is out of range; 1 to 1000000 is allowed",
             "peerscope.yaml:6:16: gateway.max_scrapes: 0 is out of range; 1 to 65536 is allowed",
             "peerscope.yaml:7:18: gateway.max_body_size: 1 is out of range; 1024 to 256MiB is allowed",
@@ -58,17 +58,17 @@ fn what_a_gateway_cannot_work_with_is_refused() {
             "gateway:\n  enabled: true\n  peers: [{PEER}, {other}, {PEER}]\nnetwork: {{ max_peers: 2, allow_peers: [{other}] }}\n"
         ),
         &[
-            "peerscope.yaml:3:10: gateway.peers: names 3 peers, and network.max_peers lets only 2 connect; raise that",
+            "peerscope.yaml:3:10: gateway.peers: lists 3 peers, but network.max_peers allows only 2 to connect; raise network.max_peers",
             &format!(
                 "peerscope.yaml:3:11: gateway.peers[0]: the peer {PEER} is not in network.allow_peers, so it can never connect"
             ),
-            &format!("peerscope.yaml:3:119: gateway.peers[2]: {PEER} is in the list already, as [0]"),
+            &format!("peerscope.yaml:3:119: gateway.peers[2]: {PEER} is already in the list, as [0]"),
             &format!(
                 "peerscope.yaml:3:119: gateway.peers[2]: the peer {PEER} is not in network.allow_peers, so it can never connect"
             ),
         ],
     );
-    // What is left over of a gateway that is switched off hurts nobody.
+    // Leftover settings of a disabled gateway do no harm.
     assert!(Config::from_yaml("f", "metrics: { path: /sd }\ngateway: { max_peers: 0, peers: [] }").is_ok());
 }
 

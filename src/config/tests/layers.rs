@@ -1,4 +1,4 @@
-//! File, environment and flags go over each other, and every problem names its own.
+//! How file, environment and flags override each other, and how problems name their source.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -9,7 +9,7 @@ use crate::network::{BootstrapAddr, ListenAddr};
 use crate::storage::BackendKind;
 
 #[test]
-fn nothing_at_all_is_a_valid_configuration() {
+fn an_empty_configuration_is_valid() {
     let config = Config::load(&Sources::default()).unwrap();
     let expected =
         Config { node: NodeConfig { data_dir: "peerscope-data".into(), ..NodeConfig::default() }, ..Config::default() };
@@ -21,7 +21,7 @@ fn nothing_at_all_is_a_valid_configuration() {
 }
 
 #[test]
-fn flags_go_over_the_environment_and_both_over_the_file() {
+fn flags_override_the_environment_and_both_override_the_file() {
     let file = file("metrics: {port: 1, path: /a, address: 127.0.0.2}\nlog: {format: json}\n");
     let mut sources = env(&[("PEERSCOPE_METRICS__PORT", "2"), ("PEERSCOPE_METRICS__PATH", "/b"), ("HOME", "/h")]);
     sources.file = Some(file.path().into());
@@ -34,7 +34,7 @@ fn flags_go_over_the_environment_and_both_over_the_file() {
 }
 
 #[test]
-fn a_variable_names_the_file_and_a_flag_goes_first() {
+fn a_variable_names_the_file_and_a_flag_overrides_it() {
     let (one, two) = (file("metrics: {port: 1}"), file("metrics: {port: 2}"));
     let mut sources = env(&[("PEERSCOPE_CONFIG", one.path().to_str().unwrap())]);
     assert_eq!(Config::load(&sources).unwrap().metrics.port, 1);
@@ -43,7 +43,7 @@ fn a_variable_names_the_file_and_a_flag_goes_first() {
 }
 
 #[test]
-fn variables_hold_yaml_and_text_keys_take_them_as_they_are() {
+fn variables_hold_yaml_but_text_keys_take_them_verbatim() {
     let bootstrap = format!("/ip4/203.0.113.1/tcp/4001/p2p/{PEER}");
     let config = Config::load(&env(&[
         ("PEERSCOPE_NETWORK__BOOTSTRAP", &format!("[{bootstrap}]")),
@@ -69,7 +69,7 @@ fn variables_hold_yaml_and_text_keys_take_them_as_they_are() {
 }
 
 #[test]
-fn problems_of_variables_and_flags_name_them() {
+fn problems_in_variables_and_flags_name_them() {
     assert_env_refused(
         &[
             ("PEERSCOPE_METRICS__PRT", "1"),
@@ -81,10 +81,10 @@ fn problems_of_variables_and_flags_name_them() {
             ("PEERSCOPE_LOG__FORMAT__X", "1"),
         ],
         &[
-            "environment variable PEERSCOPE_ACCESS: this is no valid YAML: while parsing a flow sequence, expected ',' or ']'; a list, such as [] or one `- item` a line, is needed",
-            "environment variable PEERSCOPE_LOG__FORMAT__X: log.format: found a mapping; a text is needed",
+            "environment variable PEERSCOPE_ACCESS: invalid YAML: while parsing a flow sequence, expected ',' or ']'; expected a list, such as [] or one `- item` per line",
+            "environment variable PEERSCOPE_LOG__FORMAT__X: log.format: found a mapping; expected text",
             "environment variable PEERSCOPE_METRICS_PATH: sets no known key; did you mean PEERSCOPE_METRICS__PATH?",
-            "environment variable PEERSCOPE_METRICS__PORT: found `99999`; a whole number from 0 to 65535 is needed",
+            "environment variable PEERSCOPE_METRICS__PORT: found `99999`; expected a whole number from 0 to 65535",
             "environment variable PEERSCOPE_METRICS__PRT: sets no known key; did you mean PEERSCOPE_METRICS__PORT?",
             "environment variable PEERSCOPE_NETWORK__LISTEN: network.listen[1]: `nowhere` is not a multiaddress (invalid multiaddr); write it like /ip4/0.0.0.0/tcp/4001",
             "environment variable PEERSCOPE_storage__BACKEND: sets no known key; did you mean PEERSCOPE_STORAGE__BACKEND?",
@@ -93,7 +93,7 @@ fn problems_of_variables_and_flags_name_them() {
     let flags = vec![("metrics.port", "http".into(), "--metrics-port")];
     assert_eq!(
         problems(Config::load(&Sources { flags, ..Sources::default() })),
-        ["--metrics-port: found `http`; a whole number from 0 to 65535 is needed"]
+        ["--metrics-port: found `http`; expected a whole number from 0 to 65535"]
     );
     let bytes = OsString::from_vec(b"\xff".to_vec());
     let sources = Sources { env: vec![("PEERSCOPE_NODE__NAME".into(), bytes)], ..Sources::default() };
@@ -104,7 +104,7 @@ fn problems_of_variables_and_flags_name_them() {
 }
 
 #[test]
-fn a_variable_cannot_reach_into_what_is_no_mapping() {
+fn a_variable_cannot_set_a_key_below_a_value_that_is_not_a_mapping() {
     let file = file("metrics: 3\naccess: []\nlog: {level: info}\n");
     let path = file.path().display();
     let mut sources =
@@ -113,22 +113,22 @@ fn a_variable_cannot_reach_into_what_is_no_mapping() {
     assert_eq!(
         problems(Config::load(&sources)),
         [
-            format!("{path}:1:10: metrics: found `3`; a mapping with one `key: value` a line is needed"),
+            format!("{path}:1:10: metrics: found `3`; expected a mapping with one `key: value` per line"),
             format!(
-                "environment variable PEERSCOPE_ACCESS__0__PEER: what contains this key is a list ({path}:2:9), not a mapping"
+                "environment variable PEERSCOPE_ACCESS__0__PEER: the parent of this key is a list ({path}:2:9), not a mapping"
             ),
             format!(
-                "environment variable PEERSCOPE_LOG__LEVEL__X: what contains this key is `info` ({path}:3:14), not a mapping"
+                "environment variable PEERSCOPE_LOG__LEVEL__X: the parent of this key is `info` ({path}:3:14), not a mapping"
             ),
             format!(
-                "environment variable PEERSCOPE_METRICS__PORT: what contains this key is `3` ({path}:1:10), not a mapping"
+                "environment variable PEERSCOPE_METRICS__PORT: the parent of this key is `3` ({path}:1:10), not a mapping"
             ),
         ]
     );
 }
 
 #[test]
-fn kubernetes_services_are_no_keys() {
+fn variables_of_kubernetes_services_are_ignored() {
     let config = Config::load(&env(&[
         ("PEERSCOPE_SERVICE_HOST", "10.0.0.1"),
         ("PEERSCOPE_SERVICE_PORT", "8080"),
@@ -145,14 +145,14 @@ fn kubernetes_services_are_no_keys() {
     );
 }
 
-/// `cargo run` and `cargo test` hand on what the build script told the compiler. Those variables were named
-/// PEERSCOPE_* once, and the agent that the README's first command started took them for keys.
+/// `cargo run` and `cargo test` pass on the variables that the build script sets for the compiler. They were once named
+/// PEERSCOPE_*, so the agent that the README's first command started took them for keys.
 #[test]
-fn what_cargo_puts_into_the_environment_is_no_configuration() {
+fn variables_set_by_cargo_are_not_configuration() {
     let build = include_str!("../../../build.rs");
     assert!(build.contains("cargo:rustc-env=BUILD_REVISION"));
     assert!(!build.contains("cargo:rustc-env=PEERSCOPE_"));
-    // What this test was started with has them when cargo started it.
+    // They are in the environment of this test if cargo started it.
     let env = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("BUILD_")).collect();
     Config::load(&Sources { env, ..Sources::default() }).unwrap();
 }

@@ -1,4 +1,4 @@
-//! Secrets, the printed form, the example and the documentation; and that nothing panics.
+//! Secrets, the printed configuration, the example and the documentation; and that nothing panics.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -156,7 +156,7 @@ fn documented_blocks() -> Vec<(&'static str, &'static str)> {
 }
 
 #[test]
-fn the_documented_examples_do_what_is_said() {
+fn the_documented_examples_do_what_the_text_says() {
     let blocks = documented_blocks();
     assert_eq!(blocks.iter().map(|block| block.0).collect::<Vec<_>>(), ["yaml", "sh", "yaml", "text"]);
     let config = Config::from_yaml("f", blocks[0].1).unwrap();
@@ -216,18 +216,18 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn what_is_printed_loads_as_the_same(config in any_config()) {
+    fn the_printed_configuration_loads_as_the_same(config in any_config()) {
         let printed = config.to_yaml_masked();
         prop_assert_eq!(Config::from_yaml("printed", &printed).map_err(|error| format!("{error}\n{printed}")), Ok(config));
     }
 
     #[test]
-    fn no_text_makes_it_panic(text in any::<String>()) {
+    fn arbitrary_text_does_not_panic(text in any::<String>()) {
         let _ = Config::from_yaml("f", &text);
     }
 
     #[test]
-    fn no_soup_of_yaml_makes_it_panic(parts in proptest::collection::vec(
+    fn shuffled_pieces_of_yaml_do_not_panic(parts in proptest::collection::vec(
         proptest::sample::select(vec![
             "metrics", "access", "network", "listen", "node", "&a", "*a", ": ", ":\n", "- ", "\n", "\n  ", "[", "]", "{", "}", ", ",
             "? ", "| ", "> ", "!!str ", "!x ", "#", "\"", "'", "---\n", "...\n", "%YAML 1.2\n", "<<", "\t", "\u{feff}", "1", "~",
@@ -237,7 +237,7 @@ proptest! {
     }
 
     #[test]
-    fn no_damage_to_a_good_file_makes_it_panic(edits in proptest::collection::vec((any::<proptest::sample::Index>(), 0..4u8, any::<char>()), 1..12)) {
+    fn a_damaged_file_does_not_panic(edits in proptest::collection::vec((any::<proptest::sample::Index>(), 0..4u8, any::<char>()), 1..12)) {
         let mut text: Vec<char> = EXAMPLE.chars().collect();
         for (at, how, c) in edits {
             if text.is_empty() {
@@ -261,7 +261,7 @@ proptest! {
     }
 
     #[test]
-    fn no_variable_makes_it_panic(name in "PEERSCOPE_[A-Z_]{0,30}", value in any::<String>()) {
+    fn arbitrary_variables_do_not_panic(name in "PEERSCOPE_[A-Z_]{0,30}", value in any::<String>()) {
         let _ = Config::load(&env(&[(&name, &value)]));
     }
 }

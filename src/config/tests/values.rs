@@ -5,47 +5,48 @@ use std::time::Duration;
 use super::*;
 
 #[test]
-fn unknown_keys_get_the_nearest_known_one() {
+fn for_unknown_keys_the_nearest_known_key_is_suggested() {
     assert_refused(
         "metrics:\n  enabled: false\n  prt: 9100\nport: 1\nstorage:\n  redis: { url: x }\nelsewhere: {}\n",
         &[
             "peerscope.yaml:3:3: metrics.prt: unknown key; did you mean `port`?",
             "peerscope.yaml:4:1: port: unknown key; did you mean `metrics.port`?",
             "peerscope.yaml:6:12: storage.redis.url: unknown key; did you mean `urls`?",
-            "peerscope.yaml:7:1: elsewhere: unknown key; known here: node, log, metrics, storage, network, access, expose, gateway",
+            "peerscope.yaml:7:1: elsewhere: unknown key; expected one of node, log, metrics, storage, network, access, expose, gateway",
         ],
     );
     let lines = refused("network:\n  listn: []\n  whatever: 1\n");
     assert_eq!(lines[0], "peerscope.yaml:2:3: network.listn: unknown key; did you mean `listen`?");
     assert!(
-        lines[1]
-            .starts_with("peerscope.yaml:3:3: network.whatever: unknown key; known here: listen, bootstrap, mdns, ")
+        lines[1].starts_with(
+            "peerscope.yaml:3:3: network.whatever: unknown key; expected one of listen, bootstrap, mdns, "
+        )
     );
 }
 
 #[test]
-fn wrong_types_say_what_was_found_and_what_is_needed() {
+fn a_wrong_type_is_reported_with_what_was_found_and_expected() {
     assert_refused(
         "node:\n  name: [a]\nmetrics:\n  enabled: yes\n  address: localhost\n  port: \"9100\"\nlog:\n  format: jsn\n  level:\n",
         &[
-            "peerscope.yaml:2:9: node.name: found a list; a text is needed",
-            "peerscope.yaml:4:12: metrics.enabled: found `yes`; true or false is needed",
-            "peerscope.yaml:5:12: metrics.address: `localhost` is not an IP address, such as 127.0.0.1, or 0.0.0.0 or \"::\" for all interfaces",
-            "peerscope.yaml:6:9: metrics.port: found `9100`; a whole number from 0 to 65535 is needed",
-            "peerscope.yaml:8:11: log.format: `jsn` is not known here; did you mean `json`?",
-            "peerscope.yaml:9:3: log.level: found nothing; a text is needed",
+            "peerscope.yaml:2:9: node.name: found a list; expected text",
+            "peerscope.yaml:4:12: metrics.enabled: found `yes`; expected true or false",
+            "peerscope.yaml:5:12: metrics.address: `localhost` is not an IP address; write one such as 127.0.0.1, or 0.0.0.0 or \"::\" for all interfaces",
+            "peerscope.yaml:6:9: metrics.port: found `9100`; expected a whole number from 0 to 65535",
+            "peerscope.yaml:8:11: log.format: unknown value `jsn`; did you mean `json`?",
+            "peerscope.yaml:9:3: log.level: found nothing; expected text",
         ],
     );
     assert_refused(
         "network:\n  listen: /ip4/0.0.0.0/tcp/1\n  max_peers: -1\n  request_timeout: 15\nstorage:\n  backend: sql\n  max_key_size: 1MB\n  max_value_size: {}\n  local: 3\n",
         &[
-            "peerscope.yaml:2:11: network.listen: found `/ip4/0.0.0.0/tcp/1`; a list, such as [] or one `- item` a line, is needed",
-            "peerscope.yaml:3:14: network.max_peers: found `-1`; a whole number from 0 to 4294967295 is needed",
+            "peerscope.yaml:2:11: network.listen: found `/ip4/0.0.0.0/tcp/1`; expected a list, such as [] or one `- item` per line",
+            "peerscope.yaml:3:14: network.max_peers: found `-1`; expected a whole number from 0 to 4294967295",
             "peerscope.yaml:4:20: network.request_timeout: `15` is not a duration; write a number and its unit, such as 2s or 500ms",
-            "peerscope.yaml:6:12: storage.backend: `sql` is not known here; write one of local, redis",
+            "peerscope.yaml:6:12: storage.backend: unknown value `sql`; expected one of local, redis",
             "peerscope.yaml:7:17: storage.max_key_size: `1MB` is not a size; write a number of bytes, or one with the unit KiB, MiB or GiB, such as 64KiB",
-            "peerscope.yaml:8:19: storage.max_value_size: found a mapping; a size such as 1MiB, 64KiB or a number of bytes is needed",
-            "peerscope.yaml:9:10: storage.local: found `3`; a mapping with one `key: value` a line is needed",
+            "peerscope.yaml:8:19: storage.max_value_size: found a mapping; expected a size such as 1MiB, 64KiB or a number of bytes",
+            "peerscope.yaml:9:10: storage.local: found `3`; expected a mapping with one `key: value` per line",
         ],
     );
 }
@@ -75,15 +76,15 @@ fn addresses_and_peers_are_parsed() {
         "network:\n  listen: [/ip4/0.0.0.0/udp/1, /memory/1]\n  bootstrap:\n    - /ip4/1.2.3.4/tcp/1\n    - /ip4/1.2.3.4/tcp/0/p2p/{PEER}\n    - /ip4/1.2.3.4/p2p/{PEER}\n    - /ip4/1.2.3.4/udp/1/quic-v1/p2p/{PEER}\n  allow_peers: [{bad_peer}]\naccess:\n  - {{ peer: {bad_peer}, allow: [get] }}\n  - {{ peer: '*', allow: [read] }}\n  - {{ peer: {PEER} }}\n  - {{}}\n"
     );
     let mut expected = vec![
-        "peerscope.yaml:2:12: network.listen[0]: `/ip4/0.0.0.0/udp/1` is not an address to listen on, such as /ip4/0.0.0.0/tcp/4001 or /ip6/::/tcp/4001".to_owned(),
-        "peerscope.yaml:2:32: network.listen[1]: `/memory/1` is not an address to listen on, such as /ip4/0.0.0.0/tcp/4001 or /ip6/::/tcp/4001".into(),
+        "peerscope.yaml:2:12: network.listen[0]: `/ip4/0.0.0.0/udp/1` is not a valid listen address; write it like /ip4/0.0.0.0/tcp/4001 or /ip6/::/tcp/4001".to_owned(),
+        "peerscope.yaml:2:32: network.listen[1]: `/memory/1` is not a valid listen address; write it like /ip4/0.0.0.0/tcp/4001 or /ip6/::/tcp/4001".into(),
         format!("peerscope.yaml:4:7: network.bootstrap[0]: `/ip4/1.2.3.4/tcp/1` does not end in /p2p/PEER_ID; write it like /ip4/203.0.113.1/tcp/4001/p2p/{PEER}"),
-        format!("peerscope.yaml:5:7: network.bootstrap[1]: `/ip4/1.2.3.4/tcp/0/p2p/{PEER}` has the port 0, which nobody listens on"),
-        format!("peerscope.yaml:6:7: network.bootstrap[2]: `/ip4/1.2.3.4/p2p/{PEER}` is not an address to dial; write it like /ip4/203.0.113.1/tcp/4001/p2p/{PEER}"),
+        format!("peerscope.yaml:5:7: network.bootstrap[1]: `/ip4/1.2.3.4/tcp/0/p2p/{PEER}` has port 0, which cannot be dialed"),
+        format!("peerscope.yaml:6:7: network.bootstrap[2]: `/ip4/1.2.3.4/p2p/{PEER}` is not an address that can be dialed; write it like /ip4/203.0.113.1/tcp/4001/p2p/{PEER}"),
         format!("peerscope.yaml:7:7: network.bootstrap[3]: `/ip4/1.2.3.4/udp/1/quic-v1/p2p/{PEER}` needs a build with the cargo feature `quic`"),
-        format!("peerscope.yaml:8:17: network.allow_peers[0]: `{bad_peer}` is not a PeerId, such as {PEER}; `peerscope id` prints the one of an agent"),
-        format!("peerscope.yaml:10:13: access[0].peer: `{bad_peer}` is not a PeerId, such as {PEER}; `peerscope id` prints the one of an agent; \"*\" stands for any peer"),
-        "peerscope.yaml:11:26: access[1].allow[0]: `read` is not known here; write one of get, put, delete, scrape".into(),
+        format!("peerscope.yaml:8:17: network.allow_peers[0]: `{bad_peer}` is not a PeerId; write it like {PEER} (`peerscope id` prints an agent's PeerId)"),
+        format!("peerscope.yaml:10:13: access[0].peer: `{bad_peer}` is not a PeerId; write it like {PEER} (`peerscope id` prints an agent's PeerId); \"*\" means any peer"),
+        "peerscope.yaml:11:26: access[1].allow[0]: unknown value `read`; expected one of get, put, delete, scrape".into(),
         "peerscope.yaml:12:5: access[2]: `allow` is missing".into(),
         "peerscope.yaml:13:5: access[3]: `peer` is missing".into(),
     ];
@@ -101,7 +102,7 @@ fn addresses_and_peers_are_parsed() {
 }
 
 #[test]
-fn log_levels_are_checked_beyond_what_the_filter_does() {
+fn log_levels_are_checked_more_strictly_than_by_the_filter() {
     for good in [
         "trace",
         "WARN",
@@ -132,30 +133,29 @@ fn exporters_have_a_name_and_a_url() {
         "x".repeat(33),
         "x".repeat(1008),
     );
-    let name = |text: &str| {
-        format!("`{text}` is not a name for an exporter; write 1 to 32 of a-z, 0-9, _ and -, such as node")
-    };
-    let host = "has no valid host; write an IP address (IPv6 in brackets: [::1]) or a host's name";
+    let name =
+        |text: &str| format!("`{text}` is not a valid exporter name; use 1 to 32 of a-z, 0-9, _ and -, such as node");
+    let host = "has no valid host; use an IP address (IPv6 in brackets: [::1]) or a host name";
     assert_eq!(
         refused(&yaml),
         [
             format!("peerscope.yaml:2:13: expose[0].name: {}", name("Node")),
-            "peerscope.yaml:2:24: expose[0].url: only http:// is supported, which exporters on the same machine speak; the way to the peer is encrypted in any case".into(),
+            "peerscope.yaml:2:24: expose[0].url: only http:// is supported; it is enough on the same machine, and the connection to the peer is encrypted".into(),
             format!("peerscope.yaml:3:13: expose[1].name: {}", name("")),
             "peerscope.yaml:3:22: expose[1].url: does not begin with http://; write it like http://127.0.0.1:9100/metrics".into(),
             format!("peerscope.yaml:4:13: expose[2].name: {}", name(&"x".repeat(33))),
-            "peerscope.yaml:4:53: expose[2].url: has a user or password before `@`; exporters are only fetched without".into(),
+            "peerscope.yaml:4:53: expose[2].url: has a user or password before `@`, which is not supported; remove it".into(),
             format!("peerscope.yaml:5:13: expose[3].name: {}", name("a.b")),
-            "peerscope.yaml:5:23: expose[3].url: has a part after `#`, which is never sent; remove it".into(),
-            "peerscope.yaml:6:21: expose[4].url: has no path after its host; most exporters answer at /metrics".into(),
-            "peerscope.yaml:7:21: expose[5].url: has no valid port after its host; 1 to 65535 is allowed".into(),
-            "peerscope.yaml:7:57: expose[5].remote: found `perhaps`; true or false is needed".into(),
+            "peerscope.yaml:5:23: expose[3].url: has a fragment (`#`), which is never sent; remove it".into(),
+            "peerscope.yaml:6:21: expose[4].url: has no path after the host; most exporters use /metrics".into(),
+            "peerscope.yaml:7:21: expose[5].url: has no valid port after the host; use 1 to 65535".into(),
+            "peerscope.yaml:7:57: expose[5].remote: found `perhaps`; expected true or false".into(),
             format!("peerscope.yaml:8:21: expose[6].url: {host}"),
-            "peerscope.yaml:9:21: expose[7].url: contains a space or a character that is no visible ASCII; percent-encode it (%20)".into(),
+            "peerscope.yaml:9:21: expose[7].url: contains a space or a character that is not visible ASCII; percent-encode it (%20)".into(),
             "peerscope.yaml:10:21: expose[8].url: has 1025 bytes; at most 1024 are allowed".into(),
             "peerscope.yaml:11:5: expose[9]: `url` is missing".into(),
             "peerscope.yaml:12:5: expose[10]: `name` is missing".into(),
-            "peerscope.yaml:13:47: expose[11].job: unknown key; known here: name, url, remote".into(),
+            "peerscope.yaml:13:47: expose[11].job: unknown key; expected one of name, url, remote".into(),
         ]
     );
     let good = "expose:\n  - { name: node, url: 'http://127.0.0.1:9100/metrics' }\n  - { name: 9100, url: 'HTTP://[::1]/m?target=a@b', remote: false }\n  - { name: a_b-c, url: 'http://exporter.example:80/', remote: true }\n";

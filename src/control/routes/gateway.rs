@@ -1,4 +1,4 @@
-//! What the control API says of a gateway's peers.
+//! What the control API reports about a gateway's peers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,14 +17,14 @@ use crate::network::ScrapeRequest;
 /// How long the command line waits for a peer's page.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A peer's page.
+/// A query for a peer's page.
 pub(super) struct PageQuery {
     peer: PeerId,
     exposed: Option<String>,
 }
 
 impl PageQuery {
-    /// What a query asks for; `None` when it names no peer.
+    /// Parses a query string; `None` if it names no peer.
     pub(super) fn from_query(query: Option<&str>) -> Result<Option<Self>, ApiError> {
         let mut pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
         let pairs: BTreeMap<&str, &str> = pairs.by_ref().collect();
@@ -44,7 +44,7 @@ pub(super) async fn metrics(
     accept: &str,
 ) -> Result<ApiResponse, ApiError> {
     let Some(gateway) = gateway else {
-        let error = "this agent is no gateway (gateway.enabled), so it fetches nobody's metrics";
+        let error = "this agent is not a gateway and cannot fetch a peer's metrics; set gateway.enabled to true";
         return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, "no_gateway", error));
     };
     let PageQuery { peer, exposed } = query;
@@ -65,7 +65,7 @@ pub(super) async fn metrics(
     Ok(with_type(body, content_type.unwrap_or_else(|| HeaderValue::from_static("text/plain"))))
 }
 
-/// The connected peers with what the gateway knows of them, and then those that it knows besides.
+/// The connected peers with what the gateway knows about them, followed by the other peers that it knows.
 pub(super) fn with_members(mut peers: Vec<Peer>, gateway: Option<&Scraper>) -> Vec<Peer> {
     let Some(gateway) = gateway else { return peers };
     let members = gateway.fleet().members().into_iter();

@@ -1,8 +1,8 @@
-//! How much an exporter may send, and for how long.
+//! How much an exporter may send, and how long it may take.
 
 use super::*;
 
-const TOO_LARGE: &str = "answered with more than 1000 bytes, the most that is passed on";
+const TOO_LARGE: &str = "answered with more than the 1000 bytes that are allowed";
 
 const SHORT: FetchOptions<'static> = FetchOptions { timeout: Duration::from_millis(200), ..OPTIONS };
 
@@ -21,7 +21,7 @@ async fn the_body_may_be_as_large_as_allowed_and_no_larger() {
     assert_eq!(refused(typed("", &[b'x'; 1001])).await, TOO_LARGE);
 }
 
-/// The length alone is enough: nothing of the body is waited for.
+/// The announced length is enough: the body is not waited for.
 #[tokio::test]
 async fn a_length_that_is_too_large_is_refused_at_once() {
     for length in ["1001", "18446744073709551613"] {
@@ -50,17 +50,17 @@ async fn a_drip_that_never_ends_is_cut_off() {
 }
 
 #[tokio::test]
-async fn the_head_has_a_limit() {
+async fn the_size_of_the_head_is_limited() {
     let long = format!("X: {}\r\n", "x".repeat(MAX_HEAD));
-    assert_eq!(refused(typed(&long, b"")).await, "answered with too large a head");
-    assert_eq!(refused(typed(&"X: x\r\n".repeat(101), b"")).await, "answered with too large a head");
+    assert_eq!(refused(typed(&long, b"")).await, "answered with headers that are too large");
+    assert_eq!(refused(typed(&"X: x\r\n".repeat(101), b"")).await, "answered with headers that are too large");
     assert!(fetched(typed(&format!("X: {}\r\n", "x".repeat(MAX_HEAD / 2)), b"")).await.is_ok());
 }
 
-/// One time for everything, whatever the exporter is slow at.
+/// One deadline for everything, whatever the exporter is slow at.
 #[tokio::test]
 async fn the_deadline_holds_in_every_phase() {
-    let late = "did not answer completely within 200ms";
+    let late = "did not send a complete answer within 200ms";
     for beginning in [Vec::new(), b"HTTP/1.1 200".to_vec(), typed("Content-Length: 9\r\n", b""), typed("", b"up")] {
         let (listener, address) = listener().await;
         let silent = async {
@@ -72,7 +72,7 @@ async fn the_deadline_holds_in_every_phase() {
         let (fetched, ()) = tokio::join!(fetch(&target, SHORT, MAX_BODY), silent);
         assert_eq!(told(fetched), late);
     }
-    // One that always sends a little more has no more time than one that sends nothing.
+    // An exporter that keeps sending a little gets no more time than a silent one.
     let (listener, address) = listener().await;
     let drip = async {
         let (_, mut stream) = asked(&listener).await;
@@ -87,12 +87,12 @@ async fn the_deadline_holds_in_every_phase() {
 }
 
 #[tokio::test]
-async fn an_accept_that_cannot_be_sent_never_leaves() {
+async fn an_invalid_accept_header_is_never_sent() {
     let (listener, address) = listener().await;
     let long = "x".repeat(MAX_ACCEPT + 1);
     for accept in ["a\r\nX-Evil: 1", "a\0", long.as_str()] {
         let fetched = fetch(&exposed(address), FetchOptions { accept, ..OPTIONS }, MAX_BODY).await;
-        assert_eq!(told(fetched), "was not asked: the Accept header of the scrape is too long or not valid");
+        assert_eq!(told(fetched), "was not asked: the scrape's Accept header is too long or not valid");
     }
     let ours = TcpStream::connect(address).await.unwrap();
     assert_eq!(listener.accept().await.unwrap().1, ours.local_addr().unwrap());

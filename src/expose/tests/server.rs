@@ -1,4 +1,4 @@
-//! An exporter made by hand, which sends exactly the bytes that a test says.
+//! A hand-written exporter, which sends exactly the bytes that a test gives it.
 
 use std::net::SocketAddr;
 
@@ -8,14 +8,14 @@ use tokio::task::JoinHandle;
 
 use super::*;
 
-/// A listener that no other test has.
+/// A listener on a free port.
 pub(super) async fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
 }
 
-/// Answers one request with these bytes and closes. Gives the request's head.
+/// Answers one request with these bytes and closes the connection. Returns the head of the request.
 pub(super) async fn answering(answer: impl Into<Vec<u8>>) -> (SocketAddr, JoinHandle<String>) {
     let (listener, address) = listener().await;
     let answer = answer.into();
@@ -42,7 +42,7 @@ pub(super) async fn asked(listener: &TcpListener) -> (String, TcpStream) {
 /// Waits until the client has closed the connection.
 pub(super) async fn closed(mut stream: TcpStream) {
     let mut rest = Vec::new();
-    // A reset ends it, too.
+    // A reset also closes it.
     let _ = stream.read_to_end(&mut rest).await;
     assert!(rest.is_empty());
 }
@@ -57,7 +57,7 @@ pub(super) const OPTIONS: FetchOptions<'static> =
 
 pub(super) const MAX_BODY: usize = 1000;
 
-/// What comes of an exporter that answers so.
+/// The result of a fetch from an exporter that sends this answer.
 pub(super) async fn fetched(answer: impl Into<Vec<u8>>) -> Result<Page, FetchError> {
     let (address, served) = answering(answer).await;
     let fetched = fetch(&exposed(address), OPTIONS, MAX_BODY).await;
@@ -65,7 +65,7 @@ pub(super) async fn fetched(answer: impl Into<Vec<u8>>) -> Result<Page, FetchErr
     fetched
 }
 
-/// The sentence about an exporter that answers so, without its beginning. It gives nothing away.
+/// The error for this answer, without its prefix. Checks that it reveals nothing.
 pub(super) async fn refused(answer: impl Into<Vec<u8>>) -> String {
     told(fetched(answer).await)
 }

@@ -1,4 +1,4 @@
-//! What is a URL to fetch, and what of it is this machine.
+//! Which URLs are accepted, and which of them are on this machine.
 
 use proptest::prelude::*;
 
@@ -9,7 +9,7 @@ fn url(text: &str) -> ExposedUrl {
 }
 
 #[test]
-fn urls_are_taken_apart() {
+fn urls_are_parsed() {
     let name = |name: &str| Host::Name(name.into());
     let ip = |ip: &str| Host::Ip(ip.parse().unwrap());
     for (text, host, port, authority, target) in [
@@ -27,7 +27,7 @@ fn urls_are_taken_apart() {
 }
 
 #[test]
-fn only_what_can_be_no_other_machine_is_local() {
+fn only_hosts_that_must_be_this_machine_are_local() {
     for text in
         ["http://127.0.0.1/", "http://127.255.255.254/", "http://[::1]/", "http://[0:0::1]/", "http://localhost/"]
     {
@@ -47,7 +47,7 @@ fn only_what_can_be_no_other_machine_is_local() {
 }
 
 #[test]
-fn hosts_that_programs_read_differently_are_refused() {
+fn hosts_that_programs_read_differently_are_rejected() {
     for host in [
         "",
         "127.1",
@@ -89,7 +89,7 @@ fn hosts_that_programs_read_differently_are_refused() {
 }
 
 proptest! {
-    /// No URL can end the request's line or head, and each one loads again as it is shown.
+    /// No URL can break out of the request line or the head, and each one parses again from its own text.
     #[test]
     fn no_url_breaks_out_of_its_request(text in "(http://)?[\\PC\r\n\t]{0,20}(/[\\PC\r\n]{0,20})?") {
         if let Ok(url) = text.parse::<ExposedUrl>() {
@@ -101,7 +101,7 @@ proptest! {
     }
 
     #[test]
-    fn a_name_is_what_it_says(text in "\\PC{0,40}") {
+    fn a_valid_name_is_kept_unchanged(text in "\\PC{0,40}") {
         if let Ok(name) = text.parse::<ExposedName>() {
             prop_assert_eq!(name.as_str(), text.as_str());
             prop_assert!((1..=32).contains(&text.len()));

@@ -7,7 +7,7 @@ use crate::network::PeerInfo;
 use crate::network::protocol::Introduction;
 
 #[test]
-fn every_target_says_how_prometheus_reaches_it_through_the_gateway() {
+fn every_target_tells_prometheus_how_to_reach_it_through_the_gateway() {
     let now = Instant::now();
     let mut members = Members::new(&Config::default(), now);
     let peer: PeerId = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN".parse().unwrap();
@@ -53,7 +53,7 @@ fn every_target_says_how_prometheus_reaches_it_through_the_gateway() {
 }
 
 #[test]
-fn only_an_address_by_number_has_an_ip() {
+fn only_a_numeric_address_has_an_ip() {
     assert_eq!(ip("/ip4/192.0.2.1/tcp/4001"), Some("192.0.2.1"));
     assert_eq!(ip("/dns4/example.org/tcp/4001"), None);
     assert_eq!(ip(""), None);

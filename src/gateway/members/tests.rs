@@ -56,12 +56,12 @@ fn a_peer_that_comes_back_is_the_same_target() {
 }
 
 #[test]
-fn who_does_not_let_itself_be_scraped_is_no_target() {
+fn a_peer_that_does_not_allow_scrapes_is_not_a_target() {
     let start = Instant::now();
     let (mut members, peer) = (open(10, start), PeerId::random());
     members.up(&info(peer, None), start);
     assert_eq!((targets(&members), members.count(PeerState::Refusing)), (vec![], 1));
-    // The introduction comes behind the hello.
+    // The introduction follows the hello.
     members.up(&info(peer, Some("edge")), start);
     assert_eq!(targets(&members), [peer]);
     members.down(&peer, "restarted with other rules", start + second(1));
@@ -75,7 +75,7 @@ fn who_does_not_let_itself_be_scraped_is_no_target() {
 }
 
 #[test]
-fn named_peers_are_targets_from_the_start_and_for_ever_and_others_never() {
+fn named_peers_are_always_targets_and_others_never_are() {
     let start = Instant::now();
     let (named, stranger) = (PeerId::random(), PeerId::random());
     let config = Config { peers: PeerList::These(vec![PeerIdText(named)]), max_peers: 1, ..Config::default() };
@@ -84,7 +84,7 @@ fn named_peers_are_targets_from_the_start_and_for_ever_and_others_never() {
     assert!(members.settling(start).is_some());
     members.up(&info(stranger, Some("stranger")), start);
     members.up(&info(named, Some("named")), start);
-    assert_eq!(members.settling(start), None, "everybody was heard of");
+    assert_eq!(members.settling(start), None, "every named peer has connected");
     members.down(&named, "gone", start);
     members.tick(start + second(1_000_000));
     assert_eq!(targets(&members), [named]);
@@ -92,7 +92,7 @@ fn named_peers_are_targets_from_the_start_and_for_ever_and_others_never() {
 }
 
 #[test]
-fn an_open_fleet_settles_with_time_alone() {
+fn an_open_fleet_settles_only_with_time() {
     let start = Instant::now();
     let members = open(10, start);
     assert_eq!(members.settling(start + second(10)), Some(second(20)));
@@ -100,14 +100,14 @@ fn an_open_fleet_settles_with_time_alone() {
 }
 
 #[test]
-fn newcomers_are_admitted_in_the_order_of_coming_so_many_a_second() {
+fn newcomers_are_admitted_in_order_of_arrival_at_a_limited_rate() {
     let start = Instant::now();
     let mut members = open(10_000, start);
     let peers: Vec<PeerId> = (0..1200).map(|_| PeerId::random()).collect();
     for (index, &peer) in peers.iter().enumerate() {
         members.up(&info(peer, Some("x")), start + Duration::from_micros(index as u64));
     }
-    // How many of the first are targets, and that none behind them is.
+    // Counts the targets, and checks that they are the peers that came first.
     let admitted = |members: &Members| {
         let admitted = peers.iter().map(|peer| members.get(peer).unwrap().admitted);
         assert!(admitted.clone().is_sorted_by(|earlier, later| earlier >= later));
@@ -120,9 +120,9 @@ fn newcomers_are_admitted_in_the_order_of_coming_so_many_a_second() {
     assert_eq!((admitted(&members), members.count(PeerState::Waiting)), (1200, 0));
 }
 
-/// A flood that fills the table and leaves must not keep others out for the whole grace period.
+/// A flood that fills the table and leaves must not keep other peers out for the whole grace period.
 #[test]
-fn a_full_table_gives_up_the_departed_peer_that_was_there_for_the_shortest_time() {
+fn a_full_table_drops_the_departed_peer_that_was_connected_for_the_shortest_time() {
     let start = Instant::now();
     let mut members = open(2, start);
     let [old, brief, new, last] = [(); 4].map(|()| PeerId::random());
@@ -136,11 +136,11 @@ fn a_full_table_gives_up_the_departed_peer_that_was_there_for_the_shortest_time(
     assert_eq!(targets(&members), expected);
     members.up(&info(old, Some("old")), start + second(104));
     members.up(&info(last, Some("last")), start + second(104));
-    assert_eq!((targets(&members), members.count(PeerState::Waiting)), (expected, 1), "nobody who is there gives way");
+    assert_eq!((targets(&members), members.count(PeerState::Waiting)), (expected, 1), "connected peers stay");
 }
 
 #[test]
-fn what_a_peer_says_of_itself_is_cleaned_and_cut() {
+fn what_a_peer_says_about_itself_is_sanitized_and_truncated() {
     assert_eq!(clean("\u{200b} a\u{61c}b\u{2060}\u{202e} \u{feff}\n"), Some("ab".into()));
     assert_eq!(clean("\u{200f} \u{feff}\r\n"), None);
     assert_eq!(clean(&format!("{} {}", "x".repeat(63), "y")), Some("x".repeat(63)));
@@ -152,7 +152,7 @@ fn what_a_peer_says_of_itself_is_cleaned_and_cut() {
     members.up(&said, start);
     let member = members.get(&peer).unwrap();
     assert_eq!(member.name.as_deref(), Some("ab[31mc"));
-    assert_eq!(member.exposed.len(), 15, "sixteen good ones, of which two are the same");
+    assert_eq!(member.exposed.len(), 15, "sixteen valid names, two of them the same");
     assert_eq!(member.exposed[..2], ["a-1_b", "n0"]);
     said.introduction.as_mut().unwrap().name = "\u{e4}".repeat(1000);
     members.up(&said, start);
@@ -162,10 +162,9 @@ fn what_a_peer_says_of_itself_is_cleaned_and_cut() {
     assert_eq!(members.get(&peer).unwrap().name, None);
 }
 
-/// A peer that is away while the gateway is restarted must not vanish from the list: its alert would end.
-/// A flood of newcomers that wait for a place once had the whole list written anew every second.
+/// A flood of newcomers that waited for a place once caused the whole list to be written every second.
 #[test]
-fn only_what_is_told_to_the_next_run_is_a_change() {
+fn only_what_the_next_run_needs_counts_as_a_change() {
     let start = Instant::now();
     let (mut members, peer, stranger) = (open(1, start), PeerId::random(), PeerId::random());
     members.up(&info(peer, Some("edge")), start);
@@ -180,14 +179,14 @@ fn only_what_is_told_to_the_next_run_is_a_change() {
     assert!(members.take_changed().is_some());
 }
 
-/// Being turned away for want of a place was once taken for an answer, and so was whatever came a moment before the
-/// time was up: then half of the places was not kept for anybody.
+/// A scrape that was rejected for want of a place once counted as an answer, and so did anything that came just before
+/// the deadline. Slow pages could then take the places that are kept for prompt ones.
 #[test]
-fn only_a_quick_answer_makes_a_peer_prompt() {
+fn only_a_quick_answer_makes_a_page_prompt() {
     let start = Instant::now();
     let (mut members, peer) = (open(10, start), PeerId::random());
     members.up(&info(peer, Some("edge")), start);
-    let outcome = ScrapeOutcome::Failed; // whatever it is
+    let outcome = ScrapeOutcome::Failed; // any outcome
     let last = || LastScrape { at: start, duration: second(9), bytes: 0, outcome, problem: None };
     let mut after = |exposed: Option<&str>, took: Option<u64>| {
         let of = second(10);
@@ -195,19 +194,19 @@ fn only_a_quick_answer_makes_a_peer_prompt() {
         let member = members.get(&peer).unwrap();
         (member.is_slow(None), member.is_slow(Some("node")))
     };
-    assert_eq!(after(None, None), (true, true), "nothing is known of it yet");
+    assert_eq!(after(None, None), (true, true), "nothing is known about it yet");
     assert_eq!(after(None, Some(1000)), (false, true));
     assert_eq!(after(Some("node"), Some(3)), (false, false));
-    assert_eq!(after(Some("node"), Some(1001)), (false, true), "an exporter that hangs is not the peer");
+    assert_eq!(after(Some("node"), Some(1001)), (false, true), "an exporter that hangs does not make the peer slow");
     assert_eq!(after(None, Some(9000)), (true, true));
     assert_eq!(after(None, None), (true, true));
-    // A place that it waited for left it less than a second, and it took all of that.
+    // Waiting for a place left the peer less than a second. The second answer uses up all of that.
     let quick = Took { took: Duration::from_millis(300), of: Duration::from_millis(600) };
     for (took, is_slow) in [(quick, false), (Took { took: Duration::from_millis(599), ..quick }, true)] {
         members.scraped(&peer, None, Some(took), last());
         assert_eq!(members.get(&peer).unwrap().is_slow(None), is_slow);
     }
-    // What it does not offer any more is forgotten.
+    // Exporters that it no longer exposes are forgotten.
     members.scraped(&peer, Some("node"), Some(Took { took: second(0), of: second(1) }), last());
     let mut other = info(peer, Some("edge"));
     other.introduction.as_mut().unwrap().exposed = vec!["other".into()];
@@ -215,8 +214,9 @@ fn only_a_quick_answer_makes_a_peer_prompt() {
     assert!(members.get(&peer).unwrap().is_slow(Some("node")));
 }
 
+/// A peer that is away while the gateway is restarted must not vanish from the list: its alert would resolve.
 #[test]
-fn what_one_run_knew_the_next_one_knows() {
+fn the_next_run_knows_the_peers_of_the_last_one() {
     let start = Instant::now();
     let mut members = open(10, start);
     let [there, away, refusing] = [(); 3].map(|()| PeerId::random());
@@ -241,7 +241,7 @@ fn what_one_run_knew_the_next_one_knows() {
     next.tick(start + second(3600));
     assert_eq!(targets(&next), [there], "the grace period goes on");
 
-    // Whom the configuration does not name any more is none, and no more than it allows are.
+    // Peers that the configuration no longer names are not restored, and never more than it allows.
     let named = PeerList::These(vec![PeerIdText(there)]);
     let mut closed = Members::new(&Config { peers: named, ..Config::default() }, start);
     closed.restore(known.clone(), start);
@@ -252,9 +252,9 @@ fn what_one_run_knew_the_next_one_knows() {
 }
 
 proptest! {
-    /// Whatever comes in whatever order: the bound holds, and who is there is counted in one state.
+    /// Whatever happens in whatever order: the limit holds, and every peer is counted in exactly one state.
     #[test]
-    fn the_bound_holds_and_everybody_has_a_state(steps in proptest::collection::vec((0usize..12, 0u8..4), 1..200)) {
+    fn the_limit_holds_and_every_peer_has_a_state(steps in proptest::collection::vec((0usize..12, 0u8..4), 1..200)) {
         let start = Instant::now();
         let mut members = open(4, start);
         let peers: Vec<PeerId> = (0..12).map(|_| PeerId::random()).collect();

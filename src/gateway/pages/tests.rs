@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn paths_lead_to_the_list_a_peer_or_an_exporter_behind_it() {
+fn a_path_names_the_target_list_a_peer_or_an_exporter() {
     assert_eq!(route("/sd"), Some(Route::Discovery));
     assert_eq!(route("/peers/12D3/metrics"), Some(Route::Peer("12D3", None)));
     assert_eq!(route("/peers/12D3/exposed/node/metrics"), Some(Route::Peer("12D3", Some("node"))));
@@ -39,7 +39,7 @@ fn a_scraper_gets_its_answer_before_it_gives_up() {
 }
 
 #[test]
-fn a_host_that_prometheus_would_refuse_as_a_target_is_none() {
+fn a_host_that_prometheus_would_reject_as_a_target_is_not_used() {
     for good in ["gw:8080", "192.0.2.1", "[2001:db8::1]:8080", "gw.example.org:80"] {
         assert!(is_address(good), "{good}");
     }

@@ -1,4 +1,4 @@
-//! What is known of a family and its series before any value is: written once, when they are registered.
+//! The metadata of families and the labels of series, encoded once, when they are registered.
 
 use super::protobuf;
 use super::text::push_escaped;
@@ -8,20 +8,20 @@ use crate::metrics::catalogue::{Kind, OF_PROMETHEUS};
 #[derive(Debug)]
 pub(crate) struct Metadata {
     pub(crate) kind: Kind,
-    /// The name as OpenMetrics has it: without `_total` or `_info`.
+    /// The name in OpenMetrics: without `_total` or `_info`.
     pub(super) name: Box<str>,
-    /// The name of the samples, and of the family in the classic text; a histogram's get more behind it.
+    /// The name of the samples, and of the family in the classic text; the samples of a histogram add a suffix.
     pub(super) sample: Box<str>,
-    /// Whether a histogram of this name can have native buckets: it would bear one of Prometheus's own names.
+    /// Whether a histogram with this name can have native buckets: not if Prometheus itself uses the name.
     pub(super) native: bool,
     pub(super) classic: Box<str>,
     pub(super) openmetrics: Box<str>,
-    /// The fields of `MetricFamily` but for its metrics.
+    /// The fields of `MetricFamily` except its metrics.
     pub(super) protobuf: Box<[u8]>,
 }
 
 impl Metadata {
-    /// `name` is the one that OpenMetrics has, with its unit.
+    /// `name` is the name in OpenMetrics, including the unit.
     pub(crate) fn new(kind: Kind, name: &str, unit: Option<&str>, help: &str) -> Self {
         let sample = match kind {
             Kind::Counter => format!("{name}_total"),
@@ -48,7 +48,7 @@ impl Metadata {
         }
     }
 
-    /// Every name that this family takes from all others, as a family or as a sample, in any format.
+    /// Every name that no other family may use, because this one uses it for itself or a sample in some format.
     pub(crate) fn names(&self) -> Vec<String> {
         let name = &self.name;
         match self.kind {
@@ -93,7 +93,7 @@ pub(crate) fn is_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b':'))
 }
 
-/// `[a-zA-Z_][a-zA-Z0-9_]*`, and not one of those that Prometheus keeps for itself.
+/// `[a-zA-Z_][a-zA-Z0-9_]*`, and not one of those that Prometheus reserves for itself.
 pub(crate) fn is_label_name(name: &str) -> bool {
     is_name(name) && !name.contains(':') && !name.starts_with("__")
 }

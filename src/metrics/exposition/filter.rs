@@ -2,10 +2,10 @@
 
 use super::family::Metadata;
 
-/// The most names that a client may give.
+/// The most names that are read from a query.
 const MAX_NAMES: usize = 256;
 
-/// All families, or those that `name[]` parameters name, as client_golang's endpoint has it.
+/// All families, or those that `name[]` parameters select, as in client_golang's endpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FamilyFilter(Option<Vec<String>>);
 
@@ -15,11 +15,11 @@ impl FamilyFilter {
         Self(None)
     }
 
-    /// What the query of a URL asks for: the families that its `name[]` parameters name, or all of them when it
-    /// has none. Other parameters are passed over, and so are names after the 256th.
+    /// What the query of a URL selects: the families named by its `name[]` parameters, or all families if it has
+    /// none. Other parameters are ignored, and so are names after the 256th.
     ///
-    /// A family is named as the classic text (`messages_received_total`) or as OpenMetrics
-    /// (`messages_received`) has it.
+    /// A family is named as in the classic text (`messages_received_total`) or as in OpenMetrics
+    /// (`messages_received`).
     pub fn from_query(query: Option<&str>) -> Self {
         let pairs = query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
         let names = pairs.filter(|(key, _)| decoded(key) == "name[]").map(|(_, name)| decoded(name));

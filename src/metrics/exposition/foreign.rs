@@ -1,19 +1,18 @@
-//! The families of others, read from the OpenMetrics text that prometheus-client's encoder writes.
+//! The families of others, parsed from the OpenMetrics text that prometheus-client's encoder writes.
 //!
-//! That encoder writes what it was given: a family that was registered twice comes twice, one without
-//! series comes as metadata alone, help texts are not escaped, and names are not checked. One bad line
-//! costs a scraper the whole scrape. So what is written on is only what every reader takes:
+//! That encoder writes whatever it is given: a family that was registered twice appears twice, one without
+//! series appears as metadata alone, help texts are not escaped, and names are not checked. One bad line
+//! costs a scraper the whole scrape. So only what every scraper accepts is passed on:
 //!
-//! - families of one name and type are joined; one whose name a family before it has taken is left out;
-//! - samples that are no samples (a name or a label name that is none, the same label twice, a value that
-//!   is no number), and those that came already, are left out;
+//! - families with the same name and type are joined; a family with a name that is already taken is left out;
+//! - invalid samples (an invalid name or label name, the same label twice, a value that is not a number) and
+//!   repeated samples are left out;
 //! - a family without samples is left out.
 
 mod parse;
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use prometheus_client::encoding::text::encode_registry;
@@ -22,9 +21,11 @@ use prometheus_client::registry::Registry;
 use self::parse::{Items, Sample, unescaped};
 use super::Format;
 use super::family::{Metadata, Series, is_name};
-use super::page::{FamilyWriter, Number, PageWriter};
+use super::number::Number;
+use super::page::{FamilyWriter, PageWriter};
 use crate::metrics::catalogue::Kind;
 use crate::metrics::instruments::le;
+use crate::panics;
 
 /// A family with all samples of its name.
 struct Family<'a> {
@@ -35,12 +36,12 @@ struct Family<'a> {
     samples: Vec<Sample<'a>>,
 }
 
-/// A registry of prometheus-client, and what it is called in the log.
+/// A registry of prometheus-client, and its name in the log.
 #[derive(Debug)]
 pub(crate) struct ForeignRegistry {
     name: String,
     registry: Registry,
-    /// Whether its last page could not be made.
+    /// Whether encoding it failed the last time.
     is_failing: AtomicBool,
 }
 
@@ -49,32 +50,38 @@ impl ForeignRegistry {
         Self { name, registry, is_failing: AtomicBool::new(false) }
     }
 
-    /// Writes the families whose names are not among `taken`, and adds them there.
-    pub(crate) fn expose(&self, taken: &mut HashSet<String>, page: &mut PageWriter<'_>) {
-        let encoded = catch_unwind(AssertUnwindSafe(|| {
+    /// Its families as text; `None` if it fails, which is logged when it begins and when it ends.
+    pub(crate) fn encode(&self) -> Option<String> {
+        let encoded = panics::caught(|| {
             let mut text = String::new();
             encode_registry(&mut text, &self.registry).map(|()| text)
-        }));
-        let was_failing = self.is_failing.swap(!matches!(encoded, Ok(Ok(_))), Ordering::Relaxed);
-        match encoded {
-            Ok(Ok(text)) => write(&text, taken, page),
-            // The panic hook has logged a panic.
-            _ if !was_failing => {
-                tracing::error!("the metrics of `{}` are not shown: one of them cannot be encoded", self.name);
+        });
+        let encoded = match encoded {
+            Ok(encoded) => encoded.map_err(|_| "one of them cannot be encoded".to_owned()),
+            Err(panic) => Err(panics::text(&*panic)),
+        };
+        let was_failing = self.is_failing.swap(encoded.is_err(), Ordering::Relaxed);
+        match &encoded {
+            Ok(_) if was_failing => tracing::info!("the metrics of `{}` are on the page again", self.name),
+            Err(reason) if !was_failing => {
+                tracing::error!("the metrics of `{}` are missing from the page: {reason}", self.name);
             }
             _ => {}
         }
+        encoded.ok()
     }
 }
 
-fn write(text: &str, taken: &mut HashSet<String>, page: &mut PageWriter<'_>) {
-    for family in families(text) {
+/// Writes the families of `texts` with names that are not in `taken`.
+pub(crate) fn write(texts: &[String], taken: &HashSet<String>, page: &mut PageWriter<'_>) {
+    let mut taken_here = HashSet::new();
+    for family in families(texts) {
         let metadata = Metadata::new(family.kind, family.name, family.unit, family.help);
         let names = metadata.names();
-        if family.samples.is_empty() || names.iter().any(|name| taken.contains(name)) {
+        if family.samples.is_empty() || names.iter().any(|name| taken.contains(name) || taken_here.contains(name)) {
             continue;
         }
-        taken.extend(names);
+        taken_here.extend(names);
         let format = page.format();
         let Some(mut out) = page.family(&metadata) else { continue };
         match format {
@@ -84,31 +91,33 @@ fn write(text: &str, taken: &mut HashSet<String>, page: &mut PageWriter<'_>) {
     }
 }
 
-/// All families, each once, in the order in which they come first.
-fn families(text: &str) -> Vec<Family<'_>> {
+/// All families, each once, in the order of their first appearance.
+fn families(texts: &[String]) -> Vec<Family<'_>> {
     let mut families: Vec<Family<'_>> = Vec::new();
     let mut positions = HashMap::new();
-    let mut items = Items::new(text);
-    while let Some(head) = items.next() {
-        let position = *positions.entry((head.name, head.kind)).or_insert(families.len());
-        if position == families.len() {
-            let (name, kind, help, unit) = (head.name, head.kind, head.help, head.unit);
-            families.push(Family { name, kind, help, unit, samples: Vec::new() });
-        }
-        if let Some(family) = families.get_mut(position) {
-            family.samples.extend(items.samples(head.name, head.kind));
+    for text in texts {
+        let mut items = Items::new(text);
+        while let Some(head) = items.next() {
+            let position = *positions.entry((head.name, head.kind)).or_insert(families.len());
+            if position == families.len() {
+                let (name, kind, help, unit) = (head.name, head.kind, head.help, head.unit);
+                families.push(Family { name, kind, help, unit, samples: Vec::new() });
+            }
+            if let Some(family) = families.get_mut(position) {
+                family.samples.extend(items.samples(head.name, head.kind));
+            }
         }
     }
     for family in &mut families {
         family.leave_out_repeated();
     }
-    // What is no name of a family has no samples either.
+    // A family with an invalid name is left out together with its samples.
     families.retain(|family| is_name(family.name));
     families
 }
 
 impl Family<'_> {
-    /// Two samples are the same when they have the same labels, in whatever order, and bounds that are the same number.
+    /// Two samples are the same if they have the same labels, in any order, and bounds that are the same number.
     fn leave_out_repeated(&mut self) {
         let mut seen = HashSet::with_capacity(self.samples.len());
         let bounded = self.kind == Kind::Histogram;
@@ -116,7 +125,7 @@ impl Family<'_> {
     }
 }
 
-/// The labels in an order that does not depend on who wrote them.
+/// The labels in a fixed order, whatever the order in which they were written.
 fn sorted<'a>(sample: &Sample<'a>, bounded: bool) -> Vec<(&'a str, Cow<'a, str>)> {
     let labels = sample.labels().map(|(name, value)| match value.parse() {
         Ok(bound) if bounded && name == "le" => (name, le(bound).into()),
@@ -127,7 +136,7 @@ fn sorted<'a>(sample: &Sample<'a>, bounded: bool) -> Vec<(&'a str, Cow<'a, str>)
     labels
 }
 
-/// The samples as they came, in one of the text formats.
+/// Writes the samples in one of the text formats.
 fn lines(out: &mut FamilyWriter<'_, '_>, family: &Family<'_>, format: Format) {
     for sample in &family.samples {
         let value = match sample.value {
@@ -146,7 +155,7 @@ fn lines(out: &mut FamilyWriter<'_, '_>, family: &Family<'_>, format: Format) {
     }
 }
 
-/// The labels, with the bound of a bucket written as ours are. prometheus-client has a form of its own.
+/// The labels, with the bound of a bucket written like ours; prometheus-client writes it differently.
 fn with_usual_bound<'a>(sample: &Sample<'a>, kind: Kind) -> Cow<'a, str> {
     if kind != Kind::Histogram || sample.suffix != "_bucket" {
         return sample.labels.into();
@@ -158,7 +167,7 @@ fn with_usual_bound<'a>(sample: &Sample<'a>, kind: Kind) -> Cow<'a, str> {
     labels.collect::<Vec<_>>().join(",").into()
 }
 
-/// The samples as messages.
+/// Writes the samples as messages.
 fn protobuf(out: &mut FamilyWriter<'_, '_>, family: &Family<'_>) {
     if out.kind() == Kind::Histogram {
         return histograms(out, family);
@@ -168,7 +177,7 @@ fn protobuf(out: &mut FamilyWriter<'_, '_>, family: &Family<'_>) {
     }
 }
 
-/// The series with these labels, whose values are still escaped.
+/// The series with these labels; their values are still escaped.
 fn series<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>) -> Series {
     let labels: Vec<_> = labels.map(|(name, value)| (name, unescaped(value))).collect();
     let labels: Vec<_> = labels.iter().map(|(name, value)| (*name, &**value)).collect();
@@ -184,7 +193,7 @@ struct Histogram {
 }
 
 fn histograms(out: &mut FamilyWriter<'_, '_>, family: &Family<'_>) {
-    // By labels without `le`, in the order in which they come first.
+    // By labels without `le`, in the order of their first appearance.
     let mut positions = HashMap::new();
     let mut histograms: Vec<(Vec<(&str, &str)>, Histogram)> = Vec::new();
     for sample in &family.samples {

@@ -3,16 +3,16 @@
 use super::Format;
 use crate::metrics::accept::{Choice, parameter, split};
 
-/// The format for a client with this `Accept`, chosen as client_golang does: the highest q first, the
-/// first that we speak wins, and the text format when there is none. `q=0` excludes.
+/// The format for a client with this `Accept`, chosen as client_golang does: of the formats that we support,
+/// the first with the highest q, or the text format if there is none. `q=0` excludes a format.
 pub fn negotiate(accept: &str) -> Format {
     let mut choices: Vec<_> = split(accept, ',').map(Choice::parse).filter(|choice| choice.quality > 0).collect();
-    // A stable sort: among equals the client's own order decides.
+    // A stable sort: among equals, the client's order decides.
     choices.sort_by_key(|choice| std::cmp::Reverse(choice.quality));
     choices.iter().find_map(format).unwrap_or(Format::Text)
 }
 
-/// Whether a client names JSON and likes it at least as much as plain text.
+/// Whether a client names JSON and does not prefer plain text.
 pub fn prefers_json(accept: &str) -> bool {
     let best = |names: [&str; 2]| {
         let choices = split(accept, ',').map(Choice::parse).filter(|c| names.iter().any(|name| c.is(name)));

@@ -3,46 +3,28 @@
 use bytes::Bytes;
 
 use super::family::{Metadata, Series};
+use super::number::Number;
 use super::{FamilyFilter, Format, protobuf, text};
 use crate::metrics::catalogue::Kind;
 use crate::metrics::instruments::{Buckets, Snapshot};
 
-/// Room for the families of one agent, so that the page rarely has to move while it grows.
+/// Room for the families of one agent, so that the page rarely has to be moved while it grows.
 const USUAL_SIZE: usize = 64 * 1024;
 
-/// The page while it is written.
+/// A page that is being written.
 pub(crate) struct PageWriter<'a> {
     format: Format,
     wanted: &'a FamilyFilter,
     out: Vec<u8>,
-    /// The metrics of the family that is being written, whose length has to stand before them.
+    /// The metrics of the family that is being written. Their length has to be written before them.
     metrics: Vec<u8>,
 }
 
-/// One family of the page. What is written about it before its first sample waits for that one.
+/// One family of the page. Its metadata is written with its first sample, if it has one.
 pub(crate) struct FamilyWriter<'p, 'a> {
     page: &'p mut PageWriter<'a>,
     family: &'p Metadata,
     empty: bool,
-}
-
-/// A sample's value.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Number {
-    Unsigned(u64),
-    Signed(i64),
-    Float(f64),
-}
-
-impl Number {
-    #[allow(clippy::cast_precision_loss, reason = "Prometheus's samples are floats")]
-    pub(super) fn float(self) -> f64 {
-        match self {
-            Self::Unsigned(value) => value as f64,
-            Self::Signed(value) => value as f64,
-            Self::Float(value) => value,
-        }
-    }
 }
 
 impl<'a> PageWriter<'a> {
@@ -54,17 +36,17 @@ impl<'a> PageWriter<'a> {
         self.format
     }
 
-    /// Whether anybody wants one of these.
+    /// Whether the client wants one of these families.
     pub(crate) fn wants<'f>(&self, families: impl IntoIterator<Item = &'f Metadata>) -> bool {
         families.into_iter().any(|family| self.wanted.includes(family))
     }
 
-    /// Begins a family; `None` when nobody wants it.
+    /// Begins a family; `None` if the client does not want it.
     pub(crate) fn family<'p>(&'p mut self, family: &'p Metadata) -> Option<FamilyWriter<'p, 'a>> {
         self.wanted.includes(family).then_some(FamilyWriter { page: self, family, empty: true })
     }
 
-    pub(super) fn finish(mut self) -> Bytes {
+    pub(crate) fn finish(mut self) -> Bytes {
         if matches!(self.format, Format::OpenMetrics | Format::OpenMetricsDraft) {
             self.out.extend_from_slice(b"# EOF\n");
         }
@@ -73,7 +55,7 @@ impl<'a> PageWriter<'a> {
 }
 
 impl FamilyWriter<'_, '_> {
-    /// A sample of a counter, a gauge, an info or something unknown.
+    /// Writes a sample of a counter, gauge, info or unknown family.
     pub(crate) fn number(&mut self, series: &Series, value: Number) {
         self.begin();
         match self.page.format {
@@ -82,7 +64,7 @@ impl FamilyWriter<'_, '_> {
         }
     }
 
-    /// The samples of a histogram.
+    /// Writes the samples of a histogram.
     pub(crate) fn histogram(&mut self, series: &Series, snapshot: &Snapshot, buckets: &Buckets) {
         self.begin();
         match self.page.format {
@@ -97,7 +79,7 @@ impl FamilyWriter<'_, '_> {
         }
     }
 
-    /// A line of text, in the text formats; without its line end.
+    /// Writes a line, in the text formats. `parts` do not include the line end.
     pub(super) fn line(&mut self, parts: &[&str]) {
         self.begin();
         for part in parts {
@@ -106,7 +88,7 @@ impl FamilyWriter<'_, '_> {
         self.page.out.push(b'\n');
     }
 
-    /// The samples of a histogram that somebody else kept, in protobuf.
+    /// Writes the samples of somebody else's histogram, in protobuf.
     pub(super) fn foreign_histogram(&mut self, series: &Series, count: u64, sum: f64, classic: &[(f64, u64)]) {
         self.begin();
         let classic = classic.iter().copied();

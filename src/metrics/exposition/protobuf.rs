@@ -1,12 +1,12 @@
-//! The messages of `io.prometheus.client` (`metrics.proto` of Prometheus's client_model), written field by
-//! field: they are few, and written this way they take a quarter of what building them as structures takes (`encode` in
+//! The messages of `io.prometheus.client` (`metrics.proto` of Prometheus's client_model), written field by field:
+//! there are few of them, and this takes a quarter of the time of building them as structures first (`encode` in
 //! `bench/README.md`).
 
-use super::page::Number;
+use super::number::Number;
 use crate::metrics::catalogue::Kind;
 use crate::metrics::instruments::{NativeSnapshot, ZERO_THRESHOLD};
 
-/// A field's number and how its value is written.
+/// The tag of a field: its number and its wire type.
 const fn tag(field: u8, wire: u8) -> u8 {
     field << 3 | wire
 }
@@ -15,14 +15,14 @@ const VARINT: u8 = 0;
 const FIXED: u8 = 1;
 const BYTES: u8 = 2;
 
-/// One `MetricFamily`, behind its length.
+/// Writes one `MetricFamily`, preceded by its length.
 pub(super) fn family(out: &mut Vec<u8>, metadata: &[u8], metrics: &[u8]) {
     varint(out, (metadata.len() + metrics.len()) as u64);
     out.extend_from_slice(metadata);
     out.extend_from_slice(metrics);
 }
 
-/// The fields of `MetricFamily` but for its metrics.
+/// The fields of `MetricFamily` except its metrics.
 pub(super) fn metadata(name: &str, kind: Kind, unit: Option<&str>, help: &str) -> Vec<u8> {
     let mut out = Vec::new();
     bytes(&mut out, 1, name.as_bytes());
@@ -40,7 +40,7 @@ pub(super) fn metadata(name: &str, kind: Kind, unit: Option<&str>, help: &str) -
     out
 }
 
-/// A `LabelPair` of a `Metric`.
+/// Writes a `LabelPair` of a `Metric`.
 pub(super) fn label(out: &mut Vec<u8>, name: &str, value: &str) {
     message(out, 1, |out| {
         bytes(out, 1, name.as_bytes());
@@ -48,14 +48,14 @@ pub(super) fn label(out: &mut Vec<u8>, name: &str, value: &str) {
     });
 }
 
-/// The `Metric` of a counter, a gauge, an info or something unknown.
+/// Writes the `Metric` of a counter, gauge, info or unknown family.
 pub(super) fn number(out: &mut Vec<u8>, kind: Kind, labels: &[u8], value: Number) {
     let field = match kind {
         Kind::Gauge | Kind::Info => 2,
         Kind::Counter => 3,
         Kind::Unknown | Kind::Histogram => 5,
     };
-    // A message with one float: a tag and eight bytes, behind a tag and the length.
+    // The length of a message with one float: a tag and eight bytes. Its own tag and length come before it.
     const VALUE: u8 = 9;
     out.push(tag(4, BYTES));
     varint(out, labels.len() as u64 + 2 + u64::from(VALUE));
@@ -65,7 +65,7 @@ pub(super) fn number(out: &mut Vec<u8>, kind: Kind, labels: &[u8], value: Number
     double(out, 1, value.float());
 }
 
-/// The `Metric` of a histogram. `classic` is cumulative and ends with +Inf.
+/// Writes the `Metric` of a histogram. `classic` is cumulative and ends with +Inf.
 pub(super) fn histogram(
     out: &mut Vec<u8>,
     labels: &[u8],
@@ -96,7 +96,7 @@ pub(super) fn histogram(
 fn native_buckets(out: &mut Vec<u8>, native: &NativeSnapshot) {
     let (spans, deltas) = native.spans_and_deltas();
     unsigned(out, 5, zigzag(native.schema.into()));
-    // By this one a reader sees that the histogram is native, also before its first observation.
+    // This tells a reader that the histogram is native, even before its first observation.
     double(out, 6, ZERO_THRESHOLD);
     unsigned(out, 7, native.zero_count);
     for &(offset, length) in &spans {
@@ -110,7 +110,7 @@ fn native_buckets(out: &mut Vec<u8>, native: &NativeSnapshot) {
     }
 }
 
-/// A field whose length is known only when it is written.
+/// Writes a field whose length is known only afterwards.
 fn message(out: &mut Vec<u8>, field: u8, write: impl FnOnce(&mut Vec<u8>)) {
     out.push(tag(field, BYTES));
     let start = out.len();
@@ -143,7 +143,7 @@ fn double(out: &mut Vec<u8>, field: u8, value: f64) {
     out.extend_from_slice(&value.to_le_bytes());
 }
 
-/// The longest varint of 64 bits.
+/// The length of the longest varint of 64 bits.
 const MAX_VARINT: usize = 10;
 
 fn varint(out: &mut Vec<u8>, mut value: u64) {
@@ -164,8 +164,8 @@ fn varint_length(value: u64) -> u8 {
     (64 - (value | 1).leading_zeros()).div_ceil(7) as u8
 }
 
-/// A signed number, small whichever its sign.
-#[allow(clippy::cast_sign_loss, reason = "the bits are what counts")]
+/// A signed number, encoded so that numbers close to zero are small whatever their sign.
+#[allow(clippy::cast_sign_loss, reason = "only the bits matter")]
 fn zigzag(value: i64) -> u64 {
     (value << 1 ^ value >> 63) as u64
 }

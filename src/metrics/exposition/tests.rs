@@ -1,4 +1,4 @@
-//! The formats against a strict reader, and the negotiation against what real clients send.
+//! The formats, checked by a strict parser, and the negotiation, with the headers of real clients.
 
 mod others;
 mod own;
@@ -13,10 +13,11 @@ use prometheus_client::registry::{Registry as Others, Unit};
 use proptest::prelude::*;
 
 use super::*;
+use crate::metrics::Registry;
 use crate::metrics::accept::accepts_gzip;
 
 fn text(registry: &Registry, format: Format) -> String {
-    String::from_utf8(render(registry, format, &FamilyFilter::all()).to_vec()).unwrap()
+    String::from_utf8(registry.render(format, &FamilyFilter::all()).to_vec()).unwrap()
 }
 
 #[test]
@@ -68,13 +69,13 @@ latency_seconds_bucket{le="+Inf"} 1
 }
 
 #[test]
-fn an_empty_registry_is_an_empty_text() {
+fn an_empty_registry_makes_an_empty_page() {
     assert_eq!(text(&Registry::default(), Format::Text), "");
     assert_eq!(text(&Registry::default(), Format::OpenMetrics), "# EOF\n");
 }
 
 #[test]
-fn real_clients_get_the_format_that_they_like_best() {
+fn real_clients_get_the_format_that_they_prefer() {
     let prometheus_3 = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
     let prometheus_3_native = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6,application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1";
     let prometheus_2 = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
@@ -91,7 +92,7 @@ fn real_clients_get_the_format_that_they_like_best() {
             "application/vnd.google.protobuf; proto=\"io.prometheus.client.MetricFamily\"; encoding=\"delimited\"",
             Format::Protobuf,
         ),
-        // Not the message, or not the encoding, that we speak.
+        // A message or an encoding that we do not support.
         ("application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=text", Format::Text),
         ("application/vnd.google.protobuf;encoding=delimited", Format::Text),
         ("application/vnd.google.protobuf", Format::Text),
@@ -108,7 +109,7 @@ fn real_clients_get_the_format_that_they_like_best() {
         ("application/openmetrics-text;version=1.0.0;q=0.0, text/plain;q=0.1", Format::Text),
         ("text/plain;q=0, application/openmetrics-text;version=1.0.0;q=0.001", Format::OpenMetrics),
         ("text/plain;version=1.0.0, application/openmetrics-text;version=1.0.0;q=0.1", Format::OpenMetrics),
-        // Not what a header looks like.
+        // Malformed headers.
         (",,;;q==,application/openmetrics-text;version=1.0.0;q=nonsense", Format::OpenMetrics),
         ("\"unclosed, application/openmetrics-text;version=1.0.0", Format::Text),
         ("x;y=\"a,b;q=1\", application/openmetrics-text;version=1.0.0;q=1e-9", Format::Text),
@@ -119,7 +120,7 @@ fn real_clients_get_the_format_that_they_like_best() {
 }
 
 #[test]
-fn gzip_when_it_is_at_least_as_welcome_as_plain_bytes() {
+fn gzip_is_used_unless_the_client_prefers_plain_bytes() {
     for (accept_encoding, gzip) in [
         ("", false),
         ("gzip", true),
@@ -145,7 +146,7 @@ fn gzip_when_it_is_at_least_as_welcome_as_plain_bytes() {
 }
 
 #[test]
-fn json_only_for_those_who_name_it() {
+fn json_is_only_for_clients_that_name_it() {
     for (accept, json) in [
         ("", false),
         ("*/*", false),
@@ -163,7 +164,7 @@ fn json_only_for_those_who_name_it() {
 /// A series as a scraper understands it: the sample's name and its labels.
 type Series = (String, BTreeMap<String, String>);
 
-/// What a strict reader of the classic text understands.
+/// What a strict parser reads from the classic text.
 #[derive(Debug, Default, PartialEq)]
 struct Understood {
     /// By name: kind and help.
@@ -171,7 +172,7 @@ struct Understood {
     samples: BTreeMap<Series, f64>,
 }
 
-/// Reads the classic format as its documentation states it, and panics at everything else.
+/// Parses the classic format as documented, and panics on anything else.
 fn understand(text: &str) -> Understood {
     let mut understood = Understood::default();
     let mut family = (String::new(), String::new());
@@ -184,17 +185,17 @@ fn understand(text: &str) -> Understood {
             assert!(["counter", "gauge", "histogram", "untyped"].contains(&kind), "{kind}");
             family = (name.to_owned(), kind.to_owned());
             let known = understood.families.insert(name.to_owned(), (kind.to_owned(), unescape(help)));
-            assert!(known.is_none(), "two families of one name");
+            assert!(known.is_none(), "two families with the same name");
             continue;
         }
         assert!(!line.starts_with('#'), "{line}");
         let (name, labels, value) = sample(line);
-        let suffix = name.strip_prefix(&family.0).expect("a sample stands below its family");
+        let suffix = name.strip_prefix(&family.0).expect("a sample follows its family's metadata");
         match family.1.as_str() {
             "histogram" => assert!(["_bucket", "_sum", "_count"].contains(&suffix), "{line}"),
             _ => assert_eq!(suffix, "", "{line}"),
         }
-        assert!(understood.samples.insert((name, labels), value).is_none(), "two samples of one series: {line}");
+        assert!(understood.samples.insert((name, labels), value).is_none(), "two samples of the same series: {line}");
     }
     understood
 }
@@ -241,7 +242,7 @@ fn unescape(text: &str) -> String {
     out
 }
 
-/// Text with everything in it that could mislead a reader.
+/// Text with anything that could mislead a parser.
 fn hostile() -> impl Strategy<Value = String> {
     let part = prop_oneof![
         Just(" # {".to_owned()),
@@ -273,7 +274,7 @@ enum Kind {
 struct Spec {
     kind: Kind,
     help: String,
-    /// One row a series.
+    /// One row per series.
     values: Vec<(String, u32)>,
     exemplar: Option<String>,
 }
@@ -291,7 +292,7 @@ fn spec() -> impl Strategy<Value = Spec> {
 
 type Labels = Vec<(&'static str, String)>;
 
-/// Registers `spec` and notes what a reader has to understand.
+/// Registers `spec` and adds to `expected` what a parser has to read.
 fn register(others: &mut Others, expected: &mut Understood, name: &str, spec: &Spec) {
     let exemplar = || spec.exemplar.clone().map(|value| vec![("trace", value)]);
     let mut sample = |suffix: &str, labels: &[(&str, &str)], value: f64| {
@@ -344,7 +345,7 @@ fn register(others: &mut Others, expected: &mut Understood, name: &str, spec: &S
 
 proptest! {
     #[test]
-    fn a_strict_reader_understands_any_registry(specs in proptest::collection::vec(spec(), 0..5)) {
+    fn a_strict_parser_accepts_the_page_of_any_registry(specs in proptest::collection::vec(spec(), 0..5)) {
         let (registry, mut others) = (Registry::default(), Others::default());
         let mut expected = Understood::default();
         for (position, spec) in specs.iter().enumerate() {

@@ -3,7 +3,7 @@
 //!
 //! Sources: the exposition formats page of Prometheus's documentation, and OpenMetrics 1.0.0.
 
-use super::page::Number;
+use super::number::Number;
 use crate::metrics::instruments::{Buckets, Snapshot};
 
 pub(super) fn number(out: &mut Vec<u8>, name: &str, labels: &str, value: Number) {
@@ -49,7 +49,7 @@ fn push(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(text.as_bytes());
 }
 
-/// A float in the shortest form that reads back as the same one.
+/// A float in the shortest form that parses back to the same value.
 fn float(value: f64) -> String {
     match value {
         value if value.is_nan() => "NaN".into(),
@@ -59,8 +59,8 @@ fn float(value: f64) -> String {
     }
 }
 
-/// A help text or a label's value: backslashes and line breaks are escaped everywhere, quotes everywhere but in the
-/// help texts of the classic format.
+/// Appends a help text or a label value. Backslashes and line breaks are escaped everywhere, quotes everywhere except
+/// in the help texts of the classic format.
 pub(super) fn push_escaped(out: &mut String, text: &str, quotes: bool) {
     for c in text.chars() {
         match c {
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn floats_read_back_as_what_they_are() {
+    fn floats_are_written_in_their_shortest_form() {
         for (value, text) in [
             (0.25, "0.25"),
             (3.0, "3.0"),

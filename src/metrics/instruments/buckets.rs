@@ -1,65 +1,63 @@
-//! Where the buckets of a histogram end, and how to find the one that a value falls into.
+//! Where the buckets of a histogram end, and how to find the bucket of a value.
 //!
-//! A value is a whole number: nanoseconds for durations. Classic bounds, which are whole as well, and the bounds of the
-//! native (exponential) schema are merged into one list of *fine* bounds. The native ones are rounded down to whole
-//! numbers, which is exact: a whole number is at most 2.5 when it is at most 2. So one observation goes into one fine bucket,
-//! and both kinds of buckets are sums of fine ones.
+//! A value is a whole number: nanoseconds for durations. The classic bounds, which are whole as well, and the
+//! bounds of the native (exponential) schema are merged into one list of *fine* bounds. The native bounds are
+//! rounded down to whole numbers, which changes nothing: a whole number is at most 2.5 exactly if it is at most 2.
+//! So an observation goes into one fine bucket, and both kinds of buckets are sums of fine ones.
 //!
-//! To find the fine bucket, the value's exponent and its leading mantissa bits choose an entry of a table.
-//! That divides the numbers so finely that at most two fine bounds lie within one entry: two comparisons
-//! settle the rest. The table ends at [`PACKED_BELOW`]; larger values are searched for.
+//! To find the fine bucket, the exponent and the leading mantissa bits of the value select an entry of a table. The
+//! entries are so narrow that at most two fine bounds lie within one, so two comparisons settle the rest. The table
+//! ends at [`PACKED_BELOW`]; for larger values the bounds are searched.
 
 use super::native::{self, Native};
 use crate::metrics::NativeHistograms;
 
-/// Values below this one are counted in packed cells (see `histogram.rs`): 4.3 s of nanoseconds.
+/// Values below this one are counted in packed cells (see `packed.rs`): 4.3 s in nanoseconds.
 pub(super) const PACKED_BELOW: u64 = 1 << 32;
 
 /// The most classic bounds of a histogram.
 const MAX_CLASSIC: usize = 256;
 
-/// Why buckets cannot be made of these bounds.
+/// Why buckets cannot be made from these bounds.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 pub enum BucketsError {
     /// A bound is not a number, not above zero, not finite or not above the one before it.
-    #[error("bucket bound {0} is not a finite number above zero and above the bound before it")]
+    #[error("bucket bound {0} is not finite, not above zero, or not above the bound before it")]
     Bound(f64),
-    /// A bound is no whole number of the unit that values are counted in, or more than any value.
-    #[error(
-        "bucket bound {0} is not a whole number of the unit that values are counted in (nanoseconds, for durations)"
-    )]
+    /// A bound is not a whole number in the unit of the values, or is larger than any value.
+    #[error("bucket bound {0} is not a whole number in the unit of the values (nanoseconds for durations)")]
     NotWhole(f64),
-    /// Three bounds, those of the native buckets included, lie within 1.6 %.
-    #[error("bucket bound {0} is too close to its neighbours: bounds have to be 1.6 % apart")]
+    /// Three bounds, including those of the native buckets, lie within 1.6 %.
+    #[error("bucket bound {0} is too close to its neighbours: bounds have to be at least 1.6 % apart")]
     TooClose(f64),
     /// There are too many bounds.
-    #[error("{0} bucket bounds are more than 256")]
+    #[error("there are {0} bucket bounds; at most 256 are allowed")]
     TooMany(usize),
 }
 
-/// The buckets of one or more histograms. Made once and shared, behind an `Arc`: they take 32 KiB.
+/// The buckets of one or more histograms. Made once and shared behind an `Arc`: they take 32 KiB.
 #[derive(Debug)]
 pub struct Buckets {
     /// The upper bound of each fine bucket, inclusive, ascending; the last one is `u64::MAX`.
     bounds: Box<[u64]>,
     /// How many fine buckets begin below [`PACKED_BELOW`].
     packed: usize,
-    /// Not behind a pointer of its own: that would be one more load for each observation.
+    /// Not behind its own pointer: that would be one more load for each observation.
     table: [Entry; ENTRIES],
     classic: Box<[Classic]>,
     native: Native,
-    /// How many of the values' units make one base unit: 10^9 for nanoseconds and seconds.
+    /// How many units of the values make one base unit: 10^9 for nanoseconds and seconds.
     per_unit: u64,
 }
 
-/// One entry of the table: what is known of the values that fall into it. Values are one larger here than
-/// they are, so that 0 has a logarithm.
+/// One entry of the table: what is known about the values that fall into it. All values are increased by
+/// one here, so that 0 has a logarithm.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(16))] // no entry lies across two cache lines
 struct Entry {
     /// How many fine bounds lie below all of its values.
     below: u32,
-    /// The bounds among its values, one larger as well; `u32::MAX` where there is none.
+    /// The bounds among its values, also increased by one; `u32::MAX` for none.
     bounds: [u32; 2],
 }
 
@@ -68,7 +66,7 @@ struct Entry {
 pub(crate) struct Classic {
     /// The bound in base units.
     pub(crate) bound: f64,
-    /// The bound as it stands in `le`.
+    /// The bound as written in `le`.
     pub(crate) text: Box<str>,
     /// How many fine buckets it includes.
     pub(crate) fine: usize,
@@ -79,8 +77,8 @@ impl Buckets {
     ///
     /// # Errors
     ///
-    /// When the bounds are not finite, above zero and ascending, no whole numbers of nanoseconds, or three of them lie
-    /// within 1.6 %, a bound of the native buckets included.
+    /// If the bounds are not finite, above zero and ascending, if they are not whole numbers of nanoseconds, if there
+    /// are more than 256, or if three bounds, including those of the native buckets, lie within 1.6 %.
     pub fn durations(bounds: &[f64], native: NativeHistograms) -> Result<Self, BucketsError> {
         Self::try_new(1_000_000_000, bounds, native)
     }
@@ -125,7 +123,7 @@ impl Buckets {
         clippy::cast_possible_wrap,
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
-        reason = "a value that this changes gives an index past the table's end"
+        reason = "a value that the casts change gets an index past the end of the table"
     )]
     pub(super) fn packed_index(&self, value: u64) -> Option<usize> {
         let above = value.wrapping_add(1);
@@ -149,7 +147,7 @@ impl Buckets {
         self.packed
     }
 
-    /// The bytes of what all histograms with these buckets share.
+    /// The bytes that all histograms with these buckets share.
     #[cfg(test)]
     pub(crate) fn footprint(&self) -> usize {
         size_of_val(&*self.bounds) + size_of_val(&self.table) + self.bounds.len() * size_of::<i32>()
@@ -167,29 +165,29 @@ impl Buckets {
         self.per_unit
     }
 
-    /// `value`, in base units, as the whole number to observe; `None` when it is not a number. Halves are
-    /// rounded away from zero, what is negative becomes 0 and what is too large the largest number.
+    /// `value`, in base units, as the whole number to observe; `None` if it is not a number. Halves are
+    /// rounded away from zero, negative values become 0, and values that are too large become `u64::MAX`.
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         clippy::cast_precision_loss,
-        reason = "the cast saturates, which is what is promised"
+        reason = "the cast saturates, as documented"
     )]
     pub(super) fn whole(&self, value: f64) -> Option<u64> {
         (!value.is_nan()).then(|| (value * self.per_unit as f64).round() as u64)
     }
 }
 
-/// The leading mantissa bits that choose an entry: 64 entries for each power of two, 1.6 % wide at most, where
-/// even the finest schema's bounds are 2.2 % apart.
+/// The leading mantissa bits that select an entry: 64 entries for each power of two, at most 1.6 % wide, while even
+/// the finest schema's bounds are 2.2 % apart.
 const BITS: u32 = 6;
 const ENTRIES: usize = (PACKED_BELOW.trailing_zeros() as usize) << BITS;
-/// How far the bits of a value as a float are shifted to choose an entry.
+/// How far the bits of a value, as a float, are shifted to select an entry.
 const SHIFT: u32 = f64::MANTISSA_DIGITS - 1 - BITS;
-/// What is taken off then, so that the value 1 has the first entry.
+/// What is subtracted after that, so that the value 1 has the first entry.
 const OFFSET: u64 = 1023 << BITS;
 
-/// The table; `None` when more than two bounds lie in one entry.
+/// The table; `None` if more than two bounds lie in one entry.
 fn table(bounds: &[u64]) -> Option<Box<[Entry; ENTRIES]>> {
     let first_of = |entry: u64| {
         let (exponent, mantissa) = (entry >> BITS, entry & ((1 << BITS) - 1));
@@ -210,7 +208,7 @@ fn table(bounds: &[u64]) -> Option<Box<[Entry; ENTRIES]>> {
     entries?.try_into().ok()
 }
 
-/// Classic bounds in the whole units of the values.
+/// Classic bounds as whole numbers in the unit of the values.
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -230,7 +228,7 @@ fn whole(bounds: &[f64], per_unit: u64) -> Result<Vec<u64>, BucketsError> {
             }
             let scaled = bound * per_unit as f64;
             let whole = scaled.round();
-            // 0.07 s are 70,000,000.00000001 ns to a float: what is meant is the whole number beside it.
+            // As floats, 0.07 s are 70,000,000.00000001 ns; the nearest whole number is meant.
             if (scaled - whole).abs() > scaled * 1e-12 || whole < 1.0 || whole >= u64::MAX as f64 {
                 return Err(BucketsError::NotWhole(bound));
             }
@@ -247,16 +245,16 @@ fn whole(bounds: &[f64], per_unit: u64) -> Result<Vec<u64>, BucketsError> {
 /// The bound that is closest to the one before it, by their ratio.
 fn closest(bounds: &[u64]) -> u64 {
     let pairs = bounds.iter().zip(bounds.iter().skip(1));
-    #[allow(clippy::cast_precision_loss, reason = "a ratio needs no last digit")]
+    #[allow(clippy::cast_precision_loss, reason = "a ratio does not need the last digit")]
     let closest = pairs.min_by(|a, b| (*a.1 as f64 / *a.0 as f64).total_cmp(&(*b.1 as f64 / *b.0 as f64)));
     closest.map_or(0, |(_, &bound)| bound)
 }
 
-/// A bound as the value of `le`: as Go writes a float, and with `.0` where it would pass for a whole number.
+/// A bound as the value of `le`: as Go writes a float, with `.0` added if it would look like an integer.
 ///
-/// So does client_golang in OpenMetrics, and so does Prometheus itself with a bound that comes by protobuf, or, from
-/// version 3 on, in any format. In another form the same bucket would be another series for a scraper that changes the
-/// format, or for one of its versions.
+/// client_golang does so in OpenMetrics, and Prometheus itself does so with bounds that arrive by protobuf or, from
+/// version 3 on, in any format. Written differently, the same bucket would become another series when a scraper changes
+/// its format or its version.
 pub(crate) fn le(bound: f64) -> String {
     let scientific = format!("{bound:e}");
     let Some((digits, exponent)) = scientific.split_once('e') else { return "+Inf".into() };
@@ -281,7 +279,7 @@ mod tests {
         NativeHistograms { schema, ..NativeHistograms::default() }
     }
 
-    /// On the heap one by one: a table is large for a stack.
+    /// Boxed one by one: a table is large for the stack.
     fn all() -> Vec<Box<Buckets>> {
         let mut all = Vec::new();
         for s in 0..=5 {
@@ -306,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_agrees_with_a_search_at_and_beside_every_bound() {
+    fn the_table_agrees_with_a_search_at_and_next_to_every_bound() {
         for buckets in all() {
             for &bound in &buckets.bounds {
                 for value in [bound.saturating_sub(1), bound, bound.saturating_add(1)] {
@@ -340,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_that_make_no_buckets_are_refused() {
+    fn invalid_bounds_are_rejected() {
         let native = NativeHistograms::default();
         for (bounds, error) in [
             (&[1.0, f64::NAN][..], "NaN"),

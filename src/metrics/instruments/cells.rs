@@ -1,16 +1,16 @@
-//! Rows of cells: one row for each slot, written by the slot's owner alone.
+//! Rows of cells: one row for each slot, written only by the slot's owner.
 
 use std::sync::OnceLock;
 
 use super::slots;
 use super::sync::AtomicU64;
 
-/// Cells before and after a row that nobody uses: a cache line of each. So what one thread writes shares no
-/// line with what another one writes, and lies two lines apart from it, since processors fetch lines in pairs.
+/// Unused cells before and after a row, a cache line each. What one thread writes therefore shares no cache line with
+/// what another thread writes, and is two lines away from it, since processors fetch lines in pairs.
 const GUARD: usize = 8;
 
-/// A row of `width` cells for each slot. A row is made when its slot's owner records for the first time, so
-/// that only threads which record cost memory.
+/// A row of `width` cells for each slot. A row is allocated when its slot's owner first records, so only
+/// threads that record take memory.
 #[derive(Debug)]
 pub(super) struct Cells {
     rows: Box<[OnceLock<Row>]>,
@@ -42,25 +42,25 @@ impl Cells {
         Self { rows: (0..slots::capacity()).map(|_| OnceLock::new()).collect(), width }
     }
 
-    /// The row of the running thread, if it has one already.
+    /// The running thread's row, if it already has one.
     #[inline]
     pub(super) fn own(&self) -> Option<&Row> {
         self.rows.get(slots::current())?.get()
     }
 
-    /// The row of the running thread, which is made now if there is none; `None` when it has no slot.
+    /// The running thread's row, allocated now if needed; `None` if the thread has no slot.
     #[cold]
     pub(super) fn claim(&self) -> Option<&Row> {
         Some(self.rows.get(slots::claim()?)?.get_or_init(|| Row::new(self.width)))
     }
 
-    /// All rows that there are.
+    /// All rows allocated so far.
     pub(super) fn rows(&self) -> impl Iterator<Item = &Row> {
         self.rows.iter().filter_map(OnceLock::get)
     }
 
     #[cfg(test)]
-    /// The memory of everything that could be allocated, in bytes.
+    /// The most memory that can be allocated, in bytes.
     pub(super) const fn footprint(width: usize, slots: usize) -> usize {
         slots * (size_of::<OnceLock<Row>>() + (GUARD + width + GUARD) * size_of::<AtomicU64>())
     }

@@ -1,13 +1,13 @@
-//! When something began, and how long ago that is, as cheaply as the machine can tell.
+//! Measures durations as cheaply as the machine allows.
 //!
-//! On x86-64 the time stamp counter of the processor is read, which costs a third of asking the system's
-//! clock, where the Linux kernel itself keeps time by it: then it runs at one speed, in step on all cores.
-//! Everywhere else the standard clock is read.
+//! On x86-64, the time stamp counter of the processor is read, which costs a third of reading the system's
+//! clock, provided that the Linux kernel itself keeps time by it: then it runs at a constant speed, in step on
+//! all cores. Everywhere else the standard clock is read.
 //!
-//! How long a tick is, is found out on the way (`calibration.rs`): the counter and the standard clock are read
-//! together when the first timer starts, 20 us later, for which it waits, and again after twice as long each time,
-//! up to every quarter of an hour. Two clocks cannot be read at the same instant; what lies between the readings
-//! (about 0.1 us) is the error of a stretch between two comparisons, and a duration has its share of it.
+//! The length of a tick is determined at run time (`calibration.rs`). The counter and the standard clock are read
+//! together when the first timer starts, again 20 us later (the first timer waits for that), and then at intervals
+//! that double each time, up to a quarter of an hour. Two clocks cannot be read at the same instant; the time between
+//! the two readings (about 0.1 us) is the error of an interval, and a duration has its share of that error.
 
 mod calibration;
 mod tsc;
@@ -18,11 +18,11 @@ use std::time::Instant;
 
 use self::calibration::{Calibration, FIRST_STRETCH, FRACTION, Reading};
 
-/// When something that is measured began.
+/// The start of a measurement.
 ///
-/// It is a mere moment: one that is dropped, or never asked, records nothing.
+/// It is only a point in time: dropping it records nothing.
 #[derive(Debug, Clone, Copy)]
-#[must_use = "a timer that nobody asks measures nothing"]
+#[must_use = "a timer measures nothing until it is read"]
 pub struct Timer(u64);
 
 impl Timer {
@@ -46,16 +46,16 @@ fn clock() -> &'static Clock {
     CLOCK.get_or_init(|| Clock::new(tsc::is_reliable()))
 }
 
-/// How often both clocks are read to find the closest pair: a thread may be set aside between two readings.
+/// How often both clocks are read to find the closest pair: the thread may be preempted between two readings.
 const TRIES: usize = 5;
 
 #[derive(Debug)]
 struct Clock {
-    /// Whether ticks are those of the time stamp counter; otherwise they are nanoseconds since the start.
+    /// Whether ticks are those of the time stamp counter; otherwise they are nanoseconds since `start`.
     tsc: bool,
     start: Instant,
-    /// What [`Calibration`] found last: the length of a tick, where the last comparison was, and how many ticks
-    /// behind it the next one is.
+    /// The last result of [`Calibration`]: the length of a tick, the counter at the last comparison, and the number
+    /// of ticks until the next one.
     tick: AtomicU64,
     compared_at: AtomicU64,
     stretch: AtomicU64,
@@ -88,19 +88,19 @@ impl Clock {
             return self.elapsed();
         }
         let now = tsc::read();
-        // A counter that stepped back seems to be very far ahead, and is compared at once.
+        // A counter that stepped back looks very far ahead, and is compared at once.
         if now.wrapping_sub(self.compared_at.load(Ordering::Relaxed)) >= self.stretch.load(Ordering::Relaxed) {
             self.compare();
         }
         now
     }
 
-    /// Nanoseconds of the standard clock since the start.
+    /// Nanoseconds of the standard clock since `start`.
     fn elapsed(&self) -> u64 {
         nanos_since(self.start)
     }
 
-    /// Finds out how long a tick is. Does nothing while another thread does it.
+    /// Updates the length of a tick. Does nothing while another thread is doing so.
     #[cold]
     fn compare(&self) {
         let Ok(mut calibration) = self.calibration.try_lock() else { return };
@@ -126,7 +126,7 @@ fn nanos_since(start: Instant) -> u64 {
     u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The closest of a few pairs of readings.
+/// The closest of [`TRIES`] pairs of readings.
 fn read_both(start: Instant) -> Reading {
     let read = |_| {
         let before = tsc::read();
@@ -137,8 +137,7 @@ fn read_both(start: Instant) -> Reading {
     (0..TRIES).map(read).min_by_key(|(apart, _)| *apart).map(|(_, reading)| reading).unwrap_or_default()
 }
 
-/// Lets the clock compare itself with the standard one when the program starts, and not when the first event
-/// is timed.
+/// Calibrates the clock when the program starts, not when the first event is timed.
 pub(crate) fn warm_up() {
     let _ = Timer::start().nanos();
 }
@@ -162,7 +161,7 @@ mod tests {
                 let least = inside.elapsed();
                 let measured = Duration::from_nanos(clock.nanos(clock.now().saturating_sub(ticks)));
                 let most = outside.elapsed();
-                // A microsecond for reading the clocks one after the other, and a hundredth for the first stretches.
+                // A microsecond for reading the clocks one after the other, and 1 % for the first intervals.
                 let slack = Duration::from_micros(1) + most / 100;
                 assert!(measured + slack >= least && measured <= most + slack, "{least:?} {measured:?} {most:?} {tsc}");
             }
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_steps_back_measures_nothing() {
+    fn a_clock_that_steps_back_measures_zero() {
         assert_eq!(Timer(u64::MAX).nanos(), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! Counters, and gauges of what is under way.
+//! Counters, and gauges of what is in progress.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use super::cells::Cells;
 use super::family::LabelSet;
 use super::sync::{AtomicU64, Ordering};
 
-/// Sums that are added to by many threads, each in cells of its own.
+/// Sums to which many threads add, each in its own cells.
 #[derive(Debug)]
 pub(super) struct Sums {
     cells: Cells,
@@ -33,7 +33,7 @@ impl Sums {
         if let Some(cell) = self.cells.claim().and_then(|row| row.cell(index)) {
             bump(cell, n);
         } else if let Some(cell) = self.shared.get(index) {
-            // Release, and acquire when it is read: who sees the end of something under way has to see its
+            // Release here and acquire in the reader: a reader that sees the end of something must also see its
             // beginning, which another thread may have counted.
             cell.fetch_add(n, Ordering::Release);
         }
@@ -51,17 +51,17 @@ impl Sums {
     }
 }
 
-/// Adds to a cell that only the running thread writes: no locked instruction is needed. On x86-64 both are
-/// plain moves; the release is for [`InFlight`], as above.
+/// Adds to a cell that only the running thread writes, so no locked instruction is needed. On x86-64 both
+/// accesses are plain moves; the release is for [`InFlight`], as above.
 #[inline]
 fn bump(cell: &AtomicU64, n: u64) {
     cell.store(cell.load(Ordering::Relaxed).wrapping_add(n), Ordering::Release);
 }
 
-/// A family of counters over the closed label set `L`; `()` for a single one. Cloning shares the numbers.
+/// A family of counters over the closed label set `L`; `()` for a single one. Clones share the numbers.
 ///
-/// Every event is counted exactly once, whichever thread counts it, and two readings one after the other
-/// never go backwards. A counter wraps around at 2^64, as Prometheus expects of a counter that restarts.
+/// Every event is counted exactly once, whichever thread counts it, and successive readings never go
+/// backwards. A counter wraps around at 2^64, which Prometheus treats as a restart.
 #[derive(Debug)]
 pub struct Counter<L> {
     sums: Arc<Sums>,
@@ -114,10 +114,11 @@ impl<L: LabelSet> Counter<L> {
     }
 }
 
-/// A family of gauges that say how many things are under way. Cloning shares the numbers.
+/// A family of gauges of how many things are in progress. Clones share the numbers.
 ///
-/// A thing may end on another thread than it began on. Beginnings and ends are counted apart, and the ends
-/// are read first, so that a reading is never negative: at most it includes what began while it was taken.
+/// A thing may end on a different thread from the one on which it began. Beginnings and ends are counted
+/// separately, and the ends are read first. A reading is therefore never negative, but may include what
+/// began while it was taken.
 #[derive(Debug)]
 pub struct InFlight<L> {
     began: Counter<L>,
@@ -137,12 +138,12 @@ impl<L: LabelSet> Default for InFlight<L> {
 }
 
 impl<L: LabelSet> InFlight<L> {
-    /// Nothing is under way.
+    /// Nothing is in progress.
     pub fn new() -> Self {
         Self { began: Counter::new(), ended: Counter::new() }
     }
 
-    /// One more, until the guard is dropped.
+    /// Counts one more until the guard is dropped.
     #[inline]
     pub fn enter(&self, labels: L) -> UnderWay<'_> {
         let index = labels.index();
@@ -150,7 +151,7 @@ impl<L: LabelSet> InFlight<L> {
         UnderWay { ended: &self.ended.sums, index }
     }
 
-    /// How many are under way.
+    /// How many are in progress.
     pub fn get(&self, labels: L) -> u64 {
         self.at(labels.index())
     }
@@ -161,7 +162,7 @@ impl<L: LabelSet> InFlight<L> {
     }
 }
 
-/// One thing under way; it ends when this is dropped.
+/// One thing in progress; it ends when this is dropped.
 #[derive(Debug)]
 #[must_use = "the gauge falls again when this is dropped"]
 pub struct UnderWay<'a> {

@@ -1,4 +1,4 @@
-//! Closed label sets: every combination of labels has a place in an array.
+//! Closed label sets: every combination of labels has an index into an array.
 
 use std::fmt::Debug;
 
@@ -7,7 +7,7 @@ use crate::metrics::labels::Label;
 /// Names and values of the labels of one series.
 type Labels = Vec<(&'static str, &'static str)>;
 
-/// No label (`()`), one [`Label`], or two or three of them together.
+/// No label (`()`), one [`Label`], or a tuple of two or three.
 pub trait LabelSet: Copy + Debug + Send + Sync + 'static {
     /// How many combinations there are.
     const COUNT: usize;
@@ -76,7 +76,7 @@ mod tests {
     use crate::metrics::labels::{Backend, Operation, StorageErrorReason};
 
     #[test]
-    fn every_combination_has_a_place_of_its_own_and_finds_its_labels() {
+    fn every_combination_has_its_own_index_and_its_labels() {
         let mut seen = Vec::new();
         for &operation in Operation::ALL {
             for &backend in Backend::ALL {

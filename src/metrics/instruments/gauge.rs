@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::family::LabelSet;
 
-/// A family of gauges that somebody sets. Cloning shares the values.
+/// A family of gauges that are set to a value. Clones share the values.
 ///
-/// For what one place knows and says now and then; what many threads move is an
+/// For values that one part of the program knows and sets. For values that many threads change, use
 /// [`InFlight`](super::InFlight).
 #[derive(Debug)]
 pub struct Gauge<L> {

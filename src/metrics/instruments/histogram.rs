@@ -1,4 +1,4 @@
-//! Histograms with classic and native buckets, and events that are counted and timed at once.
+//! Histograms with classic and native buckets, and events that are both counted and timed.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use super::packed::WideCell;
 use super::packed::{Total, Wide, add};
 use super::sync::AtomicU64;
 
-/// A family of histograms over the closed label set `L`; `()` for a single one. Cloning shares the numbers.
+/// A family of histograms over the closed label set `L`; `()` for a single one. Clones share the numbers.
 ///
-/// Values are whole numbers, of nanoseconds for durations. They are added up exactly, up to 2^64 of them
-/// and to a sum of 2^128. A value that equals a bound is in that bound's bucket; zero is in every classic
-/// bucket and in the native zero bucket; no value is too large.
+/// Values are whole numbers: nanoseconds for durations. Counts are exact up to 2^64 and sums up to 2^128.
+/// A value that equals a bound is in that bound's bucket, zero is in every classic bucket and in the native
+/// zero bucket, and no value is too large.
 #[derive(Debug)]
 pub struct Histogram<L> {
     shared: Arc<HistogramCells>,
@@ -30,14 +30,14 @@ struct HistogramCells {
     wide: Wide,
 }
 
-/// The counts of one series, all of the same moment.
+/// The counts of one series, all from the same point in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// How many values were observed.
     pub count: u64,
     /// Their sum, in whole units: nanoseconds for durations.
     pub sum: u128,
-    /// How many in each fine bucket.
+    /// How many are in each fine bucket.
     pub(crate) fine: Vec<u64>,
 }
 
@@ -54,14 +54,14 @@ impl Snapshot {
         classic.chain([(f64::INFINITY, self.count)])
     }
 
-    /// The sum in base units: the float that is closest to it.
+    /// The sum in base units, rounded to the nearest float.
     pub(crate) fn sum_in_base_units(&self, buckets: &Buckets) -> f64 {
         if buckets.per_unit() == 1 || self.sum < 1 << f64::MANTISSA_DIGITS {
-            // Both are exact, so that the quotient is rounded once.
+            // Both are exact, so only the quotient is rounded.
             #[allow(clippy::cast_precision_loss, reason = "see above")]
             return self.sum as f64 / buckets.per_unit() as f64;
         }
-        // Its decimal digits say it exactly, and reading them rounds once.
+        // Its decimal digits are exact, so only parsing them rounds.
         self.decimal(buckets).parse().unwrap_or(f64::INFINITY)
     }
 
@@ -100,8 +100,8 @@ impl<L: LabelSet> Histogram<L> {
     }
 
     /// Records a value in base units: seconds for durations. It is rounded to the nearest whole number
-    /// (nanosecond); what is below zero counts as zero, and what is too large as the largest. What is not a
-    /// number is no observation: nothing is recorded.
+    /// (nanosecond). A negative value counts as zero, and one that is too large as the largest number. NaN is
+    /// not recorded.
     pub fn observe_f64(&self, labels: L, value: f64) {
         if let Some(value) = self.shared.buckets.whole(value) {
             self.observe(labels, value);
@@ -122,8 +122,8 @@ impl<L: LabelSet> Histogram<L> {
     }
 
     #[cfg(test)]
-    /// The bytes of one family when every one of `slots` threads has recorded, without what values that are
-    /// not packed need, and that: 24 for each fine bucket of a series that has such values.
+    /// The bytes of one family when every one of `slots` threads has recorded: those of the packed cells, and
+    /// those for values that are not packed (24 for each fine bucket of a series with such values).
     pub(crate) fn footprint(buckets: &Buckets, slots: usize) -> (usize, usize) {
         (Cells::footprint(L::COUNT * buckets.packed_len(), slots), L::COUNT * buckets.len() * size_of::<WideCell>())
     }
@@ -138,7 +138,7 @@ impl HistogramCells {
         }
     }
 
-    /// The cell for `value`; `None` when it is not packed, or there is no row.
+    /// The cell for `value`; `None` if it is not packed or there is no row.
     #[inline]
     fn packed_cell<'a>(&self, row: Option<&'a Row>, series: usize, value: u64) -> Option<&'a AtomicU64> {
         let bucket = self.buckets.packed_index(value)?;
@@ -182,8 +182,8 @@ impl HistogramCells {
 
 /// A family of events that are counted and timed: a counter and a histogram of durations in one.
 ///
-/// An event is recorded once, and the counter is the histogram's count. So the two families that show it
-/// agree in every scrape, and counting costs nothing besides timing.
+/// An event is recorded once, and the counter is the histogram's count. The two families that show it
+/// therefore agree in every scrape, and counting costs nothing in addition to timing.
 #[derive(Debug)]
 pub struct Events<L>(Histogram<L>);
 
@@ -194,18 +194,18 @@ impl<L> Clone for Events<L> {
 }
 
 impl<L: LabelSet> Events<L> {
-    /// None yet. `buckets` are of durations.
+    /// No events yet. `buckets` are for durations.
     pub fn new(buckets: &Arc<Buckets>) -> Self {
         Self(Histogram::new(buckets))
     }
 
-    /// Records one event that took so many nanoseconds.
+    /// Records one event that took `nanos` nanoseconds.
     #[inline]
     pub fn record(&self, labels: L, nanos: u64) {
         self.0.observe(labels, nanos);
     }
 
-    /// Records one event that began when `timer` was started and ends now.
+    /// Records one event that began when `timer` started and ends now.
     #[inline]
     pub fn record_since(&self, labels: L, timer: Timer) {
         self.0.observe(labels, timer.nanos());

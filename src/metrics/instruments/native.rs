@@ -1,8 +1,8 @@
 //! Native histograms: exponential buckets as Prometheus stores them.
 //!
 //! With schema `s`, bucket `i` holds the values above 2^((i-1)/2^s) and at most 2^(i/2^s), in base units.
-//! Going to the next coarser schema merges pairs of neighbours, `i` into the half of `i` rounded up. The
-//! source is the description of native histograms in Prometheus's documentation, and the message
+//! The next coarser schema merges pairs of neighbours: bucket `i` becomes part of bucket `i / 2`, rounded up.
+//! The sources are the description of native histograms in Prometheus's documentation and the message
 //! `Histogram` of its `metrics.proto`.
 
 use crate::metrics::NativeHistograms;
@@ -10,11 +10,11 @@ use crate::metrics::NativeHistograms;
 /// The coarsest schema that Prometheus knows: each bucket spans a factor of 65,536.
 const COARSEST: i32 = -4;
 
-/// Values at most this far from zero are in the zero bucket, as client_golang has it: 2^-128. Of whole
-/// numbers of nanoseconds that is only zero itself.
+/// Values at most this far from zero are in the zero bucket, as in client_golang: 2^-128. Among whole numbers
+/// of nanoseconds, that is only zero itself.
 pub(crate) const ZERO_THRESHOLD: f64 = 2.938_735_877_055_719e-39;
 
-/// For each fine bucket, which native bucket it is part of.
+/// For each fine bucket, the native bucket that it is part of.
 #[derive(Debug)]
 pub(crate) struct Native {
     schema: i32,
@@ -36,7 +36,7 @@ impl Native {
     pub(super) fn new(settings: NativeHistograms, fine: &[u64], native: &[(i32, u64)]) -> Self {
         let index = fine.iter().skip(1).map(|&bound| {
             let at = native.partition_point(|&(_, native)| native < bound);
-            // Past the last bound that a whole number can reach, one bucket more holds the rest.
+            // Beyond the last bound that a whole number can reach, one more bucket holds the rest.
             native.get(at).or(native.last()).map_or(0, |&(index, native)| index + i32::from(native < bound))
         });
         Self {
@@ -46,7 +46,7 @@ impl Native {
         }
     }
 
-    /// The native buckets of these counts of fine buckets.
+    /// The native buckets for these counts of the fine buckets.
     pub(crate) fn snapshot(&self, fine: &[u64]) -> NativeSnapshot {
         let mut fine = fine.iter().copied();
         let zero_count = fine.next().unwrap_or(0);
@@ -59,7 +59,7 @@ impl Native {
             schema -= 1;
             let finer = std::mem::take(&mut buckets);
             for (index, count) in finer {
-                // Halved and rounded up, for negative numbers as well.
+                // Half, rounded up, also for negative numbers.
                 add(&mut buckets, (index + 1) >> 1, count);
             }
         }
@@ -75,9 +75,9 @@ fn add(buckets: &mut Vec<(i32, u64)>, index: i32, count: u64) {
 }
 
 impl NativeSnapshot {
-    /// Runs of neighbouring buckets, as (distance from the end of the run before, or for the first one its
-    /// index; length), and the difference of each count to the one before it. A gap of up to two empty
-    /// buckets costs less as zeros than as a new run.
+    /// Runs of neighbouring buckets as (offset, length), and the difference of each count from the one before
+    /// it. The offset is the distance from the end of the previous run; for the first run, it is the index. A
+    /// gap of up to two empty buckets costs less as zeros than as a new run.
     pub(crate) fn spans_and_deltas(&self) -> (Vec<(i32, u32)>, Vec<i64>) {
         let mut spans: Vec<(i32, u32)> = Vec::new();
         let mut deltas = Vec::with_capacity(self.buckets.len());
@@ -102,8 +102,8 @@ impl NativeSnapshot {
     }
 }
 
-/// Index and upper bound, rounded down to whole units, of each native bucket that can hold a whole number
-/// of units above zero.
+/// The index and the upper bound, rounded down to whole units, of each native bucket that can hold a whole
+/// number of units above zero.
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -137,12 +137,12 @@ mod tests {
             snapshot(&[(-2, 3), (-1, 5), (2, 4), (6, 1), (7, 1)]).spans_and_deltas(),
             (vec![(-2, 5), (3, 2)], vec![3, 2, -5, 0, 4, -3, 0])
         );
-        // A gap to the first bucket is no gap.
+        // The distance to the first bucket is not a gap.
         assert_eq!(snapshot(&[(2, 1)]).spans_and_deltas(), (vec![(2, 1)], vec![1]));
     }
 
     #[test]
-    fn every_bound_is_the_power_that_the_schema_says() {
+    fn every_bound_is_the_power_of_two_that_the_schema_defines() {
         let bounds = bounds(3, 1_000_000_000);
         assert_eq!(bounds.first(), Some(&(-239, 1)));
         assert!(bounds.contains(&(0, 1_000_000_000)) && bounds.contains(&(8, 2_000_000_000)));

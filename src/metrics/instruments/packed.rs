@@ -1,25 +1,25 @@
 //! Counts and sums that belong together, in one word.
 //!
-//! # One word an observation
+//! # One word per observation
 //!
 //! A cell holds the count and the sum of the observations in one fine bucket, packed into 64 bits: 16 bits
 //! of count above 48 bits of sum. Recording is one load, one addition and one store of a cell that only the
-//! running thread writes. Whoever reads the cell reads a count and a sum that belong together, so in every
-//! reading count, sum and buckets speak of the very same observations, without a lock and without the
-//! recording thread waiting for anybody.
+//! running thread writes. A reader of the cell gets a count and a sum that belong together. In every reading,
+//! count, sum and buckets therefore cover exactly the same observations, without a lock and without making
+//! the recording thread wait.
 //!
 //! Values below 2^32 are packed, so that 65,535 of them fit. When the count would overflow, the cell is
 //! emptied into wide cells, which all threads share, under a lock. Larger values (durations of more than
-//! 4.3 s), and the values of threads without a slot, go there straight away: the lock costs them less than
-//! they took.
+//! 4.3 s, compared with which the lock costs nothing) go there directly, as do the values of threads without
+//! a slot.
 //!
 //! # Emptying a cell while it is read
 //!
-//! Moving a cell's content touches two places, so it happens between two steps of a version number (a
-//! sequence lock): a reading during which the version was odd or changed is taken again. The fences are
-//! those of H. Boehm, "Can seqlocks get along with programming language memory models?" (2012). A cell
-//! is emptied once in 65,536 observations, so hardly any reading meets it. To be bounded all the same, a
-//! reading that has failed [`READINGS`] times takes the lock, for as long as copying takes.
+//! Moving a cell's content writes to two cells, so it happens between two steps of a version number (a
+//! sequence lock): a reading during which the version was odd or changed is repeated. The fences are those
+//! of H. Boehm, "Can seqlocks get along with programming language memory models?" (2012). A cell is emptied
+//! once in 65,536 observations, so hardly any reading is affected. To bound the repetitions all the same, a
+//! reading that has failed [`READINGS`] times takes the lock while it copies.
 //!
 //! `loom/` checks this with a model checker.
 
@@ -32,21 +32,21 @@ const SUM_BITS: u32 = 48;
 /// One observation, without its value.
 pub(super) const ONE: u64 = 1 << SUM_BITS;
 
-/// Readings without the lock before one with it.
+/// How many readings are tried without the lock.
 const READINGS: usize = if cfg!(loom) { 1 } else { 64 };
 
-/// Adds an observation to a packed cell that only the running thread writes. `None`, and nothing is added,
-/// when the count is full. `value` is below 2^32.
+/// Adds an observation to a packed cell that only the running thread writes. Returns `None`, and adds nothing,
+/// if the count is full. `value` is below 2^32.
 #[inline]
 pub(super) fn add(cell: &AtomicU64, value: u64) -> Option<()> {
     let packed = cell.load(Ordering::Relaxed).checked_add(ONE + value)?;
-    // Release, which costs nothing on x86-64: who reads what a slot's owner stored has to see, too, that the owner
-    // before it emptied the cell.
+    // Release, which costs nothing on x86-64: a reader that sees this store must also see that a previous owner of
+    // the slot emptied the cell.
     cell.store(packed, Ordering::Release);
     Some(())
 }
 
-/// How many values, and their sum.
+/// A number of values, and their sum.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Total {
     pub(super) count: u64,
@@ -54,7 +54,7 @@ pub(super) struct Total {
 }
 
 impl Total {
-    /// What a packed cell holds.
+    /// The content of a packed cell.
     #[inline]
     pub(super) fn of(cell: &AtomicU64) -> Self {
         let word = cell.load(Ordering::Relaxed);
@@ -70,7 +70,7 @@ impl std::ops::AddAssign for Total {
     }
 }
 
-/// What is not packed: for each series a cell a fine bucket, shared by all threads, written under a lock.
+/// What is not packed: for each series, one cell per fine bucket, shared by all threads and written under a lock.
 #[derive(Debug)]
 pub(super) struct Wide {
     series: Box<[OnceLock<Box<[WideCell]>>]>,
@@ -109,18 +109,18 @@ impl Wide {
         }
     }
 
-    /// The cells of one series, which are made now if there are none.
+    /// The cells of one series, allocated now if needed.
     pub(super) fn cells(&self, series: usize, buckets: usize) -> &[WideCell] {
         let cells = self.series.get(series);
         cells.map_or(&[], |cells| cells.get_or_init(|| (0..buckets).map(|_| WideCell::default()).collect()))
     }
 
-    /// The cells of one series; none when nothing was added to it yet.
+    /// The cells of one series; empty if nothing was added to it yet.
     pub(super) fn made(&self, series: usize) -> &[WideCell] {
         self.series.get(series).and_then(OnceLock::get).map_or(&[], |cells| cells)
     }
 
-    /// Adds `value` to `wide`, and with it what is in the packed cell `full`, which is the running thread's.
+    /// Adds `value` to `wide`, and moves the content of `full`, a packed cell of the running thread, there.
     pub(super) fn add(&self, wide: &WideCell, value: u64, full: Option<&AtomicU64>) {
         let _one_at_a_time = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let version = self.version.load(Ordering::Relaxed);
@@ -136,7 +136,7 @@ impl Wide {
         self.version.store(version.wrapping_add(2), Ordering::Release);
     }
 
-    /// Runs `reading` until nothing was moved meanwhile.
+    /// Repeats `reading` until nothing was moved while it ran.
     pub(super) fn read<T>(&self, mut reading: impl FnMut() -> T) -> T {
         for _ in 0..READINGS {
             let before = self.version.load(Ordering::Acquire);

@@ -1,5 +1,5 @@
-//! The instruments as prometheus-client's: they can be put into any of its registries, and its encoders write
-//! them, native buckets included.
+//! The instruments as metrics of prometheus-client: they can be added to any of its registries, and its encoders
+//! write them, native buckets included.
 
 use std::fmt;
 
@@ -80,7 +80,7 @@ impl<L: LabelSet> EncodeMetric for Histogram<L> {
     }
 }
 
-/// As the histogram of durations, whose count is the counter.
+/// Encoded as the histogram of durations; its count is the counter.
 impl<L: LabelSet> EncodeMetric for Events<L> {
     fn encode(&self, encoder: MetricEncoder<'_>) -> fmt::Result {
         self.durations().encode(encoder)

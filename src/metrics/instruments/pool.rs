@@ -1,21 +1,21 @@
-//! The numbers that are given to threads, and taken back.
+//! The numbers that threads get and return.
 
 use std::collections::BTreeSet;
 
 use super::sync::Mutex;
 
-/// Numbers from 0 on, each held by at most one holder at a time.
+/// Numbers from 0 on, each with at most one holder at a time.
 ///
-/// The lock is also what hands a number's cells over: everything that the last holder did before it gave
-/// the number back happened before everything that the next holder does after it was given it.
+/// The lock also hands over the cells of a number: everything that the last holder did before it returned
+/// the number happens before everything that the next holder does after it gets the number.
 #[derive(Debug)]
 pub(super) struct Pool(Mutex<Numbers>);
 
 #[derive(Debug)]
 struct Numbers {
-    /// Given back, and to be given out again, the lowest first: rows stay few.
+    /// Returned numbers. The lowest is handed out first, which keeps rows few.
     free: BTreeSet<usize>,
-    /// The lowest number that nobody ever had.
+    /// The lowest number that was never handed out.
     next: usize,
 }
 
@@ -25,7 +25,7 @@ impl Pool {
         Self(Mutex::new(Numbers { free: BTreeSet::new(), next: 0 }))
     }
 
-    // Loom's lock cannot be made in a constant.
+    // Loom's lock cannot be created in a constant.
     #[cfg(loom)]
     pub(super) fn new() -> Self {
         Self(Mutex::new(Numbers { free: BTreeSet::new(), next: 0 }))
@@ -50,13 +50,13 @@ impl Pool {
     }
 }
 
-// Loom's locks work in its models only.
+// Loom's locks work only in its models.
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_lowest_free_number_is_given_and_no_more_than_there_are() {
+    fn the_lowest_free_number_is_handed_out_until_none_is_left() {
         let pool = Pool::new();
         assert_eq!([pool.take(3), pool.take(3), pool.take(3), pool.take(3)], [Some(0), Some(1), Some(2), None]);
         pool.give_back(2);

@@ -1,5 +1,5 @@
-//! The atomics and locks of this folder, by one name: the model checker in `loom/` compiles the files that use
-//! them with its own.
+//! The atomics and locks of this folder: the model checker in `loom/` compiles the files that use them with its
+//! own instead.
 
 #[cfg(loom)]
 pub(super) use loom::sync::Mutex;

@@ -1,4 +1,4 @@
-//! The recording types under threads that come and go, and against a naive reference.
+//! The recording types with threads that come and go, and against a naive reference.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::metrics::labels::{Backend, MessageType, Operation};
 
-/// How often things are done: little under an interpreter that checks every access.
+/// How often things are repeated: rarely under an interpreter that checks every access.
 const fn times(many: usize) -> usize {
     if cfg!(miri) { many / 200 } else { many }
 }
@@ -46,7 +46,7 @@ fn nothing_is_lost_when_thousands_of_short_lived_threads_record() {
 }
 
 #[test]
-fn threads_that_all_record_at_the_same_time_are_counted_also_without_a_slot() {
+fn nothing_is_lost_when_more_threads_record_at_once_than_there_are_slots() {
     let threads = slots::capacity() + 5;
     let counter = Counter::<()>::new();
     let histogram = Histogram::<()>::new(&durations());
@@ -54,7 +54,7 @@ fn threads_that_all_record_at_the_same_time_are_counted_also_without_a_slot() {
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                // All are alive and have recorded before the first one ends.
+                // All have recorded before the first one ends.
                 counter.inc(());
                 barrier.wait();
                 for _ in 0..times(10_000) {
@@ -71,10 +71,10 @@ fn threads_that_all_record_at_the_same_time_are_counted_also_without_a_slot() {
     assert_eq!((snapshot.count, snapshot.sum), (threads * each, u128::from(threads * each * 1_000)));
 }
 
-/// Readers run while writers record one value a bucket, so that the sum tells which observations it is of.
+/// Readers run while writers record one value per bucket, so that the sum shows which observations it includes.
 #[test]
-fn in_every_reading_count_sum_and_buckets_are_of_the_same_observations() {
-    // Two are packed, one is not, and with the first one the count of a packed cell overflows again and again.
+fn in_every_reading_count_sum_and_buckets_cover_the_same_observations() {
+    // Two are packed and one is not; the first one overflows the count of its packed cell again and again.
     const VALUES: [u64; 3] = [1_000, 70_000_000, 60_000_000_000];
     let events = Events::<()>::new(&durations());
     let done = AtomicBool::new(false);
@@ -103,7 +103,7 @@ fn in_every_reading_count_sum_and_buckets_are_of_the_same_observations() {
                     assert_eq!(reading.count, reading.fine.iter().sum::<u64>());
                     assert_eq!(reading.sum, VALUES.iter().map(|&v| u128::from(v) * u128::from(of(v))).sum::<u128>());
                     assert_eq!(reading.cumulative(buckets).last(), Some((f64::INFINITY, reading.count)));
-                    assert!(reading.count >= last.0, "a count that went backwards");
+                    assert!(reading.count >= last.0, "the count went backwards");
                     assert!(reading.fine.iter().zip(&last.1).all(|(now, before)| now >= before));
                     last = (reading.count, reading.fine);
                     readings.fetch_add(1, Ordering::Relaxed);
@@ -143,7 +143,7 @@ fn a_counter_never_goes_backwards_between_two_readings() {
 }
 
 #[test]
-fn what_is_under_way_is_never_negative_and_is_nothing_in_the_end() {
+fn the_number_in_progress_is_never_negative_and_returns_to_zero() {
     let gauge = InFlight::<Backend>::new();
     let done = AtomicBool::new(false);
     let (sender, receiver) = std::sync::mpsc::sync_channel(64);
@@ -151,12 +151,12 @@ fn what_is_under_way_is_never_negative_and_is_nothing_in_the_end() {
         let done = &done;
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                // It may include what began while it was read, but what a reading cannot be is negative.
+                // A reading may include what began while it was taken, but it is never negative.
                 assert!(gauge.get(Backend::Local) < 1 << 40);
             }
         });
         scope.spawn(move || {
-            // They end on another thread than they began on.
+            // They end on a different thread from the one on which they began.
             receiver.iter().for_each(drop::<UnderWay<'_>>);
             done.store(true, Ordering::Relaxed);
         });
@@ -182,14 +182,14 @@ thread_local! {
     static SECOND: RefCell<Option<RecordsWhenItEnds>> = const { RefCell::new(None) };
 }
 
-/// Thread-locals are destroyed in the order in which they were made, so one of the two is destroyed before the
-/// slot is given back and one after.
+/// Thread-locals are destroyed in the order in which they were created, so one of the two is destroyed before the
+/// slot is returned and one after.
 #[test]
 fn destructors_of_thread_locals_can_record() {
     let (counter, events) = (Counter::<()>::new(), Events::<()>::new(&durations()));
     let records = || Some(RecordsWhenItEnds(counter.clone(), events.clone()));
     for recorded_before in [true, false] {
-        // Joined by hand: a scope ends when its threads' closures do, before their thread-locals are destroyed.
+        // Joined explicitly: a scope ends when its threads' closures do, before their thread-locals are destroyed.
         let (records, counter, events) = (&records, &counter, &events);
         let work = move || {
             FIRST.set(records());
@@ -205,18 +205,18 @@ fn destructors_of_thread_locals_can_record() {
 }
 
 #[test]
-fn slots_are_given_back() {
+fn slots_are_returned() {
     let mut seen = Vec::new();
     for _ in 0..slots::capacity() * 3 {
         seen.push(thread::spawn(slots::claim).join().unwrap());
     }
-    // Other tests run beside this one and may hold all slots for a moment, but never as many threads' long.
+    // Other tests run at the same time and may hold all slots briefly, but not for as long as this takes.
     assert!(seen.iter().flatten().count() > slots::capacity(), "{seen:?}");
     assert!(seen.iter().flatten().all(|slot| *slot < slots::capacity()));
 }
 
 #[test]
-fn a_thread_that_got_no_slot_gets_one_when_there_is_one_again() {
+fn a_thread_that_got_no_slot_gets_one_when_one_is_free_again() {
     let counter = Counter::<()>::new();
     let (all_taken, missed) = (Barrier::new(slots::capacity() + 1), Barrier::new(slots::capacity() + 1));
     thread::scope(|scope| {
@@ -229,7 +229,7 @@ fn a_thread_that_got_no_slot_gets_one_when_there_is_one_again() {
         }
         scope.spawn(|| {
             all_taken.wait();
-            // There is none, unless a thread of another test has just ended.
+            // No slot is free, unless a thread of another test has just ended.
             counter.inc(());
             missed.wait();
             let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
@@ -244,7 +244,7 @@ fn a_thread_that_got_no_slot_gets_one_when_there_is_one_again() {
 }
 
 #[test]
-fn a_timer_that_nobody_asks_records_nothing() {
+fn a_timer_that_is_never_read_records_nothing() {
     let events = Events::<MessageType>::new(&durations());
     let _ = Timer::start();
     assert!(MessageType::ALL.iter().all(|&kind| events.get(kind).count == 0));
@@ -258,7 +258,7 @@ fn a_timer_that_nobody_asks_records_nothing() {
 use crate::metrics::labels::Label;
 
 #[test]
-fn values_that_are_none_or_out_of_range_do_as_documented() {
+fn nan_and_values_out_of_range_are_handled_as_documented() {
     let histogram = Histogram::<()>::new(&durations());
     let after = |value: f64| {
         let before = histogram.get(());
@@ -286,7 +286,7 @@ fn values_that_are_none_or_out_of_range_do_as_documented() {
 }
 
 #[test]
-fn sums_are_shown_with_every_digit_and_as_the_closest_float() {
+fn sums_are_shown_with_every_digit_and_as_the_nearest_float() {
     let histogram = Histogram::<()>::new(&durations());
     for (value, text, float) in [
         (0, "0.0", 0.0),
@@ -303,7 +303,7 @@ fn sums_are_shown_with_every_digit_and_as_the_closest_float() {
     }
 }
 
-/// What a histogram should say of these values, computed as plainly as can be.
+/// What a histogram of these values should contain, computed as simply as possible.
 struct Naive<'a>(&'a [u64]);
 
 impl Naive<'_> {
@@ -316,7 +316,7 @@ impl Naive<'_> {
         DURATION_BOUNDS.iter().map(|&bound| up_to(bound)).chain([self.0.len() as u64]).collect()
     }
 
-    /// By the definition: the smallest index whose bound is not below the value.
+    /// By definition, the smallest index whose bound is not below the value.
     fn native(&self, schema: i32) -> BTreeMap<i32, u64> {
         let mut buckets = BTreeMap::new();
         for &value in self.0.iter().filter(|&&value| value > 0) {
@@ -347,7 +347,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 256 }))]
 
     #[test]
-    fn a_histogram_says_what_a_naive_one_says(values in proptest::collection::vec(value(), 0..200)) {
+    fn a_histogram_agrees_with_a_naive_one(values in proptest::collection::vec(value(), 0..200)) {
         let histogram = Histogram::<(Operation, Backend)>::new(&durations());
         let series = (Operation::Put, Backend::Redis);
         values.iter().for_each(|&value| histogram.observe(series, value));
@@ -363,7 +363,7 @@ proptest! {
     }
 
     #[test]
-    fn native_buckets_stay_within_their_number_and_merge_as_a_coarser_schema_has_them(
+    fn native_buckets_stay_within_their_limit_and_merge_into_a_coarser_schema(
         values in proptest::collection::vec(value(), 0..200),
         schema in 0..=5,
         max_buckets in 8..40_u32,
@@ -382,7 +382,7 @@ proptest! {
     }
 }
 
-/// What a reader makes of spans and deltas; empty buckets are left out.
+/// The buckets that a reader gets from spans and deltas, without the empty ones.
 fn from_spans(spans: &[(i32, u32)], deltas: &[i64]) -> BTreeMap<i32, u64> {
     let (mut index, mut count, mut deltas) = (0, 0, deltas.iter());
     let mut buckets = BTreeMap::new();
@@ -400,14 +400,14 @@ fn from_spans(spans: &[(i32, u32)], deltas: &[i64]) -> BTreeMap<i32, u64> {
 }
 
 #[test]
-fn two_instruments_of_one_kind_share_no_number() {
+fn two_instruments_of_the_same_type_share_no_numbers() {
     let (one, other) = (Counter::<()>::new(), Counter::<()>::new());
     one.inc(());
     assert_eq!((one.get(()), other.get(())), (1, 0));
 }
 
 #[test]
-fn memory_is_what_the_documentation_says() {
+fn memory_is_as_documented() {
     let figures = |cores| {
         let slots = slots::capacity_for(cores);
         let (histogram, wide) = Histogram::<()>::footprint(&durations(), slots);

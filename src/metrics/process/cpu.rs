@@ -1,15 +1,15 @@
-//! CPU use in percent, right with several scrapers at once. Pure arithmetic.
+//! CPU usage in percent, correct even with several scrapers. Pure arithmetic.
 
 use std::time::Duration;
 
-/// The shortest stretch of time that a percentage may speak of. Two scrapers that happen to come within
-/// a millisecond of each other would otherwise get noise.
+/// The shortest time over which a percentage is computed. Otherwise, two scrapers that come within a
+/// millisecond of each other would get noise.
 const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
 
-/// How much CPU time the process had used at one moment.
+/// The CPU time that the process had used at a point in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sample {
-    /// The moment, by a clock that never steps.
+    /// That point in time, on a clock that never steps.
     pub(super) at: Duration,
     /// User and system time of all threads.
     pub(super) cpu: Duration,
@@ -19,18 +19,18 @@ pub(super) struct Sample {
 #[derive(Debug)]
 pub(super) struct CpuUsage {
     last: Sample,
-    /// At least [`SHORTEST_WINDOW`] before `last`; the same as `last` until there are two.
+    /// At least [`SHORTEST_WINDOW`] before `last`; equal to `last` until there are two samples.
     previous: Sample,
 }
 
 impl CpuUsage {
-    /// Starts counting with `first`: the start of the process.
+    /// Starts with `first`, the sample at the start of the process.
     pub(super) fn new(first: Sample) -> Self {
         Self { last: first, previous: first }
     }
 
-    /// Percent of one core since the last sample, or, when that is less than a second old, since the one
-    /// before it. Only in the process's first second is the stretch shorter.
+    /// Percent of one core since the last sample or, if that is less than a second old, since the one before
+    /// it. Only in the first second of the process is the window shorter.
     pub(super) fn at(&mut self, now: Sample) -> f64 {
         if now.at.saturating_sub(self.last.at) >= SHORTEST_WINDOW {
             self.previous = self.last;
@@ -65,18 +65,18 @@ mod tests {
     }
 
     #[test]
-    fn a_second_scraper_close_behind_gets_a_whole_window_and_does_not_shorten_the_first_ones() {
+    fn two_scrapers_right_after_each_other_both_get_a_full_window() {
         let mut usage = CpuUsage::new(sample(0, 0));
         usage.at(sample(15_000, 0));
-        // Half a core for 15 s; the second scraper comes 1 ms later, in which the core was fully busy.
+        // Half a core for 15 s; the second scraper comes 1 ms later, after a fully busy millisecond.
         assert_percent(usage.at(sample(30_000, 7_500)), 50.0);
         assert_percent(usage.at(sample(30_001, 7_501)), 7_501.0 / 15_001.0 * 100.0);
-        // The first scraper's next window starts at its own last sample, not at the intruder's.
+        // The first scraper's next window starts at its own last sample, not at the second scraper's.
         assert_percent(usage.at(sample(45_000, 7_500)), 0.0);
     }
 
     #[test]
-    fn the_first_scrape_compares_with_the_start_of_the_process() {
+    fn the_first_scrape_covers_the_time_since_the_start_of_the_process() {
         let mut usage = CpuUsage::new(sample(5_000, 0));
         assert_percent(usage.at(sample(5_000, 0)), 0.0);
         assert_percent(usage.at(sample(5_100, 50)), 50.0);
@@ -84,9 +84,9 @@ mod tests {
     }
 
     #[test]
-    fn no_window_is_shorter_than_a_second_however_often_it_is_asked() {
+    fn no_window_is_shorter_than_a_second_however_frequent_the_scrapes() {
         let mut usage = CpuUsage::new(sample(0, 0));
-        // One millisecond in ten, busy at the very end of each second only: short windows would see 100 %.
+        // A steady 10 %, scraped every 100 ms.
         for tick in 10..1_000_u64 {
             let at = tick * 100;
             let percent = usage.at(sample(at, at / 10));

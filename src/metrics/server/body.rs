@@ -1,4 +1,4 @@
-//! What an answer is followed by: bytes that are there, or bytes that come.
+//! The body of a response: complete or streamed.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,14 +9,14 @@ use hyper::body::{Frame, SizeHint};
 use super::places::Answering;
 use crate::metrics::{Broken, GuestBody, GuestStream};
 
-/// The body of an answer. Its length is always known, and so said in front: what is cut short looks cut to every reader.
+/// The body of a response. Its length is always known and sent ahead of it, so every client notices if it is cut short.
 pub(super) enum Body {
-    /// `None` once it was taken.
+    /// `None` once taken.
     Whole(Option<Bytes>),
     Stream(Box<Streamed>),
 }
 
-/// A body that is on its way, and who is to know that it is.
+/// A body that is still arriving, and the guard that keeps its client's place until it is complete.
 pub(super) struct Streamed {
     stream: GuestStream,
     left: u64,
@@ -34,7 +34,7 @@ impl Body {
         }
     }
 
-    /// Nobody takes the client's place while there is more to come.
+    /// Keeps the client's place while the body is streamed.
     pub(super) fn keep(&mut self, answering: Answering) {
         if let Self::Stream(streamed) = self {
             answering.stream_until(streamed.stream.until);

@@ -23,31 +23,32 @@ use super::places::Place;
 use super::routes::Routes;
 use super::{Limits, stopped};
 
-/// The most that the head of a request may hold: Prometheus sends about 500 bytes.
+/// The largest head of a request, in bytes: Prometheus sends about 500.
 const MAX_HEAD: usize = 16 * 1024;
 
 /// The most headers that a request may have: Prometheus sends about 6, a browser about 20. hyper's own
-/// bound is 100.
+/// limit is 100.
 const MAX_HEADERS: usize = 64;
 
-/// How much longer than an answer comes a client may take for the rest of it.
+/// How long a client may take to fetch the rest of a streamed response after the stream's latest end.
 const AFTERWARDS: Duration = Duration::from_secs(1);
 
-/// How long a client may take nothing of an answer that comes bit by bit: it holds what others wait for.
+/// How long a client may stop reading a streamed response: it holds resources that others wait for.
 const STALLED: Duration = Duration::from_secs(5);
 
-/// What the kernel may take of an answer that the client has not: much more would hide for seconds that it reads.
+/// How much of a response the kernel may buffer, in bytes: with much more, a client that is reading could look stalled
+/// for seconds.
 const SEND_BUFFER: usize = 256 * 1024;
 
-/// Serves one connection until the client leaves, a deadline passes, or `stop` says so.
+/// Serves one connection until the client leaves, a deadline passes, or the server stops.
 pub(super) async fn serve(stream: TcpStream, routes: Arc<Routes>, place: Arc<Place>, mut stop: watch::Receiver<bool>) {
     prepare(&stream, routes.limits.answer);
     let disputable = Arc::new(AtomicBool::new(false));
     let io = TokioIo::new(Guarded::new(stream, routes.limits, Arc::clone(&place), Arc::clone(&disputable)));
     let service = service_fn(move |request: Request<Incoming>| {
         let (routes, place) = (Arc::clone(&routes), Arc::clone(&place));
-        // hyper reads no body that nobody asks it for. What follows a head with a body, or with lines that
-        // others may read otherwise, is not taken for a request: this answer is the connection's last.
+        // hyper does not read a body that nobody asks for. What follows a head with a body, or with line ends that
+        // others may parse differently, is not treated as a request: this response is the connection's last.
         let last = !request.body().is_end_stream() || disputable.load(Ordering::Relaxed);
         async move {
             // From here on the client waits for us.
@@ -75,18 +76,18 @@ pub(super) async fn serve(stream: TcpStream, routes: Arc<Routes>, place: Arc<Pla
         }
     };
     if let Err(error) = ended {
-        // The client's doing, all of it: it went away, was too slow, or does not speak HTTP.
+        // Always the client's doing: it went away, was too slow, or does not speak HTTP.
         tracing::debug!("a connection to the metrics endpoint ended: {error}");
     }
 }
 
-/// Sets the options of a new socket. One that refuses them is served all the same.
+/// Sets the options of a new socket. If that fails, the connection is served all the same.
 fn prepare(stream: &TcpStream, patience: Duration) {
-    // Without it a scrape can wait 40 ms for the other side's delayed acknowledgement.
+    // Without this, a scrape can wait 40 ms for the client's delayed acknowledgement.
     let _ = stream.set_nodelay(true);
     let _ = socket2::SockRef::from(stream).set_send_buffer_size(SEND_BUFFER);
-    // What was written when a connection is closed stays with the kernel, which otherwise goes on for
-    // minutes with a client that takes none of it: as many answers as clients came and went.
+    // When a connection is closed, the kernel keeps what it has not sent yet. Without a timeout it would try
+    // for minutes to send it to a client that does not read, and such responses would pile up.
     let _ = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(patience));
 }
 
@@ -95,23 +96,23 @@ fn prepare(stream: &TcpStream, patience: Duration) {
 enum Phase {
     /// The rest of a request's head.
     Head,
-    /// The answer, which is being made.
+    /// The response, which is being made.
     Answer,
-    /// The client, to fetch the answer.
+    /// The client, which has to fetch the response.
     Fetch,
     /// The next request.
     Idle,
 }
 
-/// A stream that fails with `TimedOut` when the phase it is in takes too long. The phase's deadline
-/// stands from its start: a client that sends or fetches one byte at a time gains nothing.
+/// A stream that fails with `TimedOut` if its current phase takes too long. The deadline of a phase is set
+/// at its start: a client that sends or fetches one byte at a time gains nothing.
 struct Guarded<S> {
     stream: S,
     limits: Limits,
     phase: Phase,
     place: Arc<Place>,
     framing: Framing,
-    /// Set when the client's lines can be read in more than one way.
+    /// Set if the client's lines can be parsed in more than one way.
     disputable: Arc<AtomicBool>,
     deadline: Pin<Box<Sleep>>,
 }
@@ -129,7 +130,7 @@ impl<S> Guarded<S> {
         self.phase = phase;
         let time = match phase {
             Phase::Head => self.limits.head,
-            // The service bounds its making.
+            // The service bounds this phase itself.
             Phase::Answer => return,
             Phase::Fetch => return self.fetch(),
             Phase::Idle => self.limits.idle,
@@ -137,8 +138,8 @@ impl<S> Guarded<S> {
         self.deadline.as_mut().reset(Instant::now() + time);
     }
 
-    /// The client has to take all of an answer in time. Of one that comes bit by bit it has to take some all the time, until
-    /// that ends: who has it come is there no longer then.
+    /// Sets the deadline for fetching a response. A complete one has to be fetched within a fixed time. A streamed one
+    /// has to be fetched without stalling, and its rest soon after the stream's latest end, when the source is gone.
     fn fetch(&mut self) {
         let now = Instant::now();
         let deadline = match self.place.streams_until() {
@@ -148,22 +149,22 @@ impl<S> Guarded<S> {
         self.deadline.as_mut().reset(deadline);
     }
 
-    /// Takes note of an answer that is being made. It does not stop the clock of an earlier answer that is
-    /// still being fetched: sending requests without reading buys no time.
+    /// Notes that a response is being made. This does not stop the clock of an earlier response that is still
+    /// being fetched: sending requests without reading gains no time.
     fn update(&mut self) {
         if self.place.is_answering() && self.phase != Phase::Fetch {
             self.enter(Phase::Answer);
         }
     }
 
-    /// What to return in place of `Pending`: an error once the deadline has passed.
+    /// `Pending`, or an error once the deadline has passed.
     fn pending<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         if self.phase == Phase::Answer || self.deadline.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
         let what = match self.phase {
             Phase::Head => "the client did not complete its request in time",
-            Phase::Answer | Phase::Fetch => "the client did not fetch its answer in time",
+            Phase::Answer | Phase::Fetch => "the client did not fetch the response in time",
             Phase::Idle => "the connection was idle for too long",
         };
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, what)))
@@ -235,13 +236,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         if poll.is_pending() {
             return this.pending(cx);
         }
-        // hyper flushes when it has handed over everything that it has: the answer is fetched, or more of it is to come.
+        // hyper flushes once it has written all that it has: the response is complete, or more of it is still to come.
         if this.phase == Phase::Fetch && this.place.is_answering() {
             this.enter(Phase::Answer);
         } else if this.phase == Phase::Fetch {
             // The next request may have begun to arrive with this one.
             this.enter(if this.framing.between_requests() { Phase::Idle } else { Phase::Head });
-            // hyper has read before it flushed and may not come back by itself: the clock has to wake it.
+            // hyper read before it flushed and may not poll again by itself: the deadline has to wake it.
             if this.deadline.as_mut().poll(cx).is_ready() {
                 cx.waker().wake_by_ref();
             }

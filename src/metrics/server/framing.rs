@@ -1,4 +1,4 @@
-//! Where requests begin and end, as far as that can be seen without reading them.
+//! Where requests begin and end, as far as that can be seen without parsing them.
 
 /// Follows the lines that a client sends.
 #[derive(Debug)]
@@ -29,13 +29,13 @@ impl Framing {
         }
     }
 
-    /// Whether what came last was an empty line, the end of a request without a body.
+    /// Whether the input so far ends with an empty line, the end of a request without a body.
     pub(super) fn between_requests(&self) -> bool {
         self.between_requests
     }
 
-    /// Whether a line ended without a carriage return. hyper takes that for the end of a line, as RFC 9112
-    /// (2.2) allows; a proxy in front of us may not, and so see other requests than we do.
+    /// Whether a line ended without a carriage return. hyper accepts that as the end of a line, as RFC 9112
+    /// (2.2) allows; a proxy in front of us may not, and may therefore see different requests.
     pub(super) fn is_disputable(&self) -> bool {
         self.bare_line_feed
     }
@@ -46,7 +46,7 @@ mod tests {
     use super::Framing;
 
     fn followed(bytes: &[u8]) -> (bool, bool) {
-        // However the bytes arrive.
+        // The result is the same however the bytes arrive.
         let mut one_by_one = Framing::new();
         bytes.chunks(1).for_each(|byte| one_by_one.follow(byte));
         let mut at_once = Framing::new();
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_feed_alone_is_disputable() {
+    fn a_bare_line_feed_is_disputable() {
         assert_eq!(followed(b"GET / HTTP/1.1\n\n"), (true, true));
         assert_eq!(followed(b"GET / HTTP/1.1\r\nHost: x\r\n\nGET / HTTP/1.1\r\n\r\n"), (true, true));
         assert_eq!(followed(b"\n"), (true, true));

@@ -1,4 +1,4 @@
-//! Listens, keeps trying when it cannot, and hands out connections.
+//! Listens, keeps trying if that fails, and hands out connections.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -19,24 +19,24 @@ use super::{Limits, connection, stopped};
 use crate::metrics::labels::Component;
 use crate::metrics::{Health, MetricsConfig};
 
-/// How many connections the kernel holds for us until we accept them. When they are more, it drops attempts to
-/// connect, which are made again after a second: `std`'s 128 are a burst.
+/// How many connections the kernel queues until we accept them. When the queue is full, it drops connection
+/// attempts, which are repeated only after a second. `std`'s 128 can be exceeded by a burst.
 const BACKLOG: i32 = 1024;
 
-/// The pause after a failed accept that nothing but time can heal.
+/// The pause after a failed accept, unless closing idle connections has freed descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long the log is silent about failed accepts after it said so: clients must not fill it.
+/// How long further failed accepts are not logged, so that clients cannot fill the log.
 const ACCEPT_SILENCE: Duration = Duration::from_secs(60);
 
-/// Where the endpoint shall listen, and whom to tell how that goes.
+/// Where the endpoint is to listen, and where its state is reported.
 pub(super) struct Listener {
     wanted: SocketAddr,
     path: String,
     health: Health,
     address: Arc<OnceLock<SocketAddr>>,
     limits: Limits,
-    /// What the log said last about why it does not listen.
+    /// The last logged reason why it does not listen.
     problem: Option<String>,
 }
 
@@ -51,15 +51,15 @@ impl Listener {
         Self { wanted, path: config.path.clone(), health, address, limits, problem: None }
     }
 
-    /// Tries once to listen, and says in the log and on the board of health what changed.
+    /// Tries to listen, once. Changes are logged and reported to `health`.
     pub(super) fn try_listen(&mut self) -> Option<StdListener> {
         match bind(self.wanted) {
             Ok((listener, address)) => {
                 self.health.ready(Component::Metrics);
-                // Set once: a listener that works is kept until the end.
+                // Set only once: a listener after a panic has the same address.
                 let _ = self.address.set(address);
                 if self.problem.take().is_some() {
-                    tracing::info!("Metrics at http://{address}{} (the address is free now)", self.path);
+                    tracing::info!("Metrics at http://{address}{} (the address is available now)", self.path);
                 }
                 Some(listener)
             }
@@ -67,7 +67,7 @@ impl Listener {
                 let problem = reason(self.wanted, &error);
                 if self.problem.as_ref() != Some(&problem) {
                     tracing::warn!(
-                        "no metrics endpoint yet: {problem}; {}. Trying again every {:?}",
+                        "no metrics endpoint yet: {problem}; {}. Retrying every {:?}",
                         advice(&error),
                         self.limits.retry
                     );
@@ -79,13 +79,13 @@ impl Listener {
         }
     }
 
-    /// Serving has panicked. What listens next does so where it did before.
+    /// Notes that serving has panicked. The next listener uses the same address.
     pub(super) fn failed(&mut self) {
         self.wanted = self.address.get().copied().unwrap_or(self.wanted);
-        self.health.not_ready(Component::Metrics, "its thread has failed, and is started again");
+        self.health.not_ready(Component::Metrics, "its thread panicked and is being restarted");
     }
 
-    /// Serves until `stop` says so.
+    /// Serves until `stop` is set.
     pub(super) async fn serve(
         &mut self,
         first: Option<StdListener>,
@@ -119,15 +119,15 @@ impl Listener {
         let _ = tokio::time::timeout(self.limits.shutdown, drained).await;
     }
 
-    /// The listener, as soon as there is one; `None` when it is time to stop.
+    /// Waits for a listener; `None` if the server stops first or cannot use the socket.
     async fn listen(&mut self, first: Option<StdListener>, stop: &mut watch::Receiver<bool>) -> Option<TcpListener> {
         let mut listener = first;
         loop {
             match listener.map(TcpListener::from_std) {
                 Some(Ok(listener)) => return Some(listener),
                 Some(Err(error)) => {
-                    tracing::error!("the metrics endpoint cannot watch its socket: {error}");
-                    self.health.not_ready(Component::Metrics, format!("cannot watch its socket: {error}"));
+                    tracing::error!("the metrics endpoint cannot use its socket: {error}; the agent runs without it");
+                    self.health.not_ready(Component::Metrics, format!("cannot use its socket: {error}"));
                     return None;
                 }
                 None => {}
@@ -141,9 +141,9 @@ impl Listener {
     }
 }
 
-/// Does what helps after an accept that failed. `said` is when the log told of one last.
+/// Recovers from a failed accept. `said` is when one was last logged.
 async fn not_accepted(error: &io::Error, places: &mut Places, said: &mut Option<Instant>) {
-    // A client that was gone before its turn came.
+    // The client left before it was accepted.
     if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
         return;
     }
@@ -151,18 +151,18 @@ async fn not_accepted(error: &io::Error, places: &mut Places, said: &mut Option<
         tracing::warn!("the metrics endpoint cannot accept connections: {error}");
         *said = Some(Instant::now());
     }
-    // Out of descriptors: idle clients give theirs back. Half of them and not one, since the agent and
-    // the answer to the next scrape need some, too.
+    // Out of descriptors: idle connections are closed. Half of them and not just one, since the agent and the
+    // next scrape need some too.
     let out_of_descriptors = matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE));
     if !(out_of_descriptors && places.close_half().await) {
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 }
 
-/// Like `std`'s, but for the length of the queue.
+/// Like `StdListener::bind`, but with a longer queue.
 fn bind(address: SocketAddr) -> io::Result<(StdListener, SocketAddr)> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    // A restart must not wait for the connections of the agent before it.
+    // A restarted agent must not wait for the connections of its predecessor.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -176,7 +176,7 @@ fn reason(wanted: SocketAddr, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => format!("{wanted} is already in use by another program"),
         io::ErrorKind::AddrNotAvailable => format!("this machine does not have the address {}", wanted.ip()),
-        io::ErrorKind::PermissionDenied => format!("port {} needs more privileges", wanted.port()),
+        io::ErrorKind::PermissionDenied => format!("no permission to listen on port {}", wanted.port()),
         _ => format!("cannot listen on {wanted}: {error}"),
     }
 }
@@ -184,7 +184,7 @@ fn reason(wanted: SocketAddr, error: &io::Error) -> String {
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => "stop that program or set `metrics.port` to a free port",
-        io::ErrorKind::AddrNotAvailable => "set `metrics.address` to one that it has",
+        io::ErrorKind::AddrNotAvailable => "set `metrics.address` to an address of this machine",
         io::ErrorKind::PermissionDenied => "set `metrics.port` to 1024 or above",
         _ => "check `metrics.address` and `metrics.port`",
     }

@@ -1,4 +1,4 @@
-//! The small pages. Pure functions.
+//! The pages other than the metrics. Pure functions.
 
 use std::fmt::Write as _;
 
@@ -25,7 +25,7 @@ pub(super) fn index(path: &str, agent: &AgentInfo, links: &[(&str, &str)]) -> St
          <p>Peerscope {version}, PeerId <code>{peer_id}</code></p>\n\
          <ul>\n\
          <li><a href=\"{path}\">Metrics</a></li>\n\
-         <li><a href=\"/ready\">Readiness</a>: whether every component works</li>\n\
+         <li><a href=\"/ready\">Readiness</a>: whether every component is ready</li>\n\
          <li><a href=\"/live\">Liveness</a>: whether the process answers</li>\n\
          {links}</ul>\n\
          </body>\n\
@@ -35,16 +35,16 @@ pub(super) fn index(path: &str, agent: &AgentInfo, links: &[(&str, &str)]) -> St
 
 pub(super) fn not_found(path: &str, links: &[(&str, &str)]) -> String {
     let links = links.iter().fold(String::new(), |out, (path, _)| out + ", " + path);
-    format!("There is no such page. There are {path}{links}, /ready, /live and /.\n")
+    format!("Page not found. The pages are {path}{links}, /ready, /live and /.\n")
 }
 
-/// One line for the whole, then one a component.
+/// One line for the agent, then one for each component.
 pub(super) fn ready_text(ready: bool, states: &[ComponentState]) -> String {
     let mut out = String::from(if ready { "ready\n" } else { "not ready\n" });
     for ComponentState { component, problem } in states {
         let _infallible = match problem {
             None => writeln!(out, "{component}: ready"),
-            // A reason is one line by its contract; a line break in it would pass for another component.
+            // A reason has to be one line; a line break in it could pass for another component.
             Some(reason) => writeln!(out, "{component}: not ready: {}", reason.replace(char::is_control, " ")),
         };
     }
@@ -84,7 +84,7 @@ mod tests {
     use crate::metrics::labels::Component;
 
     #[test]
-    fn the_index_escapes_what_the_configuration_says() {
+    fn the_index_escapes_text_from_the_configuration() {
         let agent = AgentInfo { peer_id: "12D3".into(), name: "<script>alert('1')</script> & \"co\"".into() };
         let page = index("/metrics\"><b>", &agent, &[]);
         assert!(!page.contains("<script>") && !page.contains("<b>"), "{page}");

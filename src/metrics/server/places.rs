@@ -1,8 +1,9 @@
-//! The places for connections: who has one, and who gives his up when somebody new comes.
+//! The places for connections: which clients have one, and which of them loses it to a new client.
 //!
-//! A place is lost by waiting. Silence is cheap, so whoever only connects must not be able to keep others
-//! out; and whoever asks at once is answered before it is his turn to go, because all who are silent go
-//! first. Who holds every other place by asking without pause can still make him wait again.
+//! The connection that has waited longest for its client is closed first. Silence costs a client nothing,
+//! so clients that only connect must not keep others out. A client that sends its request at once is
+//! answered before its turn to be closed comes, because all silent ones are closed first. Only clients that
+//! hold every other place by sending requests without pause can still push it out.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -13,15 +14,15 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
-/// What the accept loop may know of a connection.
+/// What the accept loop knows about a connection.
 #[derive(Debug)]
 pub(super) struct Place {
-    /// Counts what useful clients do, all of them: an order in time that two of them cannot share.
+    /// Counts the useful events of all clients, which puts them in order: no two have the same turn.
     turns: Arc<AtomicU64>,
-    /// The turn from which on the client has been waited for.
+    /// The turn since which the connection has waited for its client.
     waiting_since: AtomicU64,
     answering: AtomicBool,
-    /// When an answer that comes bit by bit ends at the latest.
+    /// The latest end of a streamed response.
     streams_until: Mutex<Option<Instant>>,
 }
 
@@ -37,13 +38,13 @@ impl Place {
         Arc::new(place)
     }
 
-    /// The client has taken some of its answer. (Some of a request is nothing yet: bytes that come one by
-    /// one would keep a place for the price of one packet each.)
+    /// Notes that the client has read some of its response. (Sending part of a request does not count:
+    /// otherwise single bytes would keep a place at the price of one packet each.)
     pub(super) fn useful(&self) {
         self.waiting_since.store(self.turns.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Until the guard is dropped an answer is being made, and nobody takes the place.
+    /// Until the guard is dropped, a response is being made and the place cannot be taken.
     pub(super) fn answering(self: &Arc<Self>) -> Answering {
         self.answering.store(true, Ordering::Relaxed);
         Answering(Arc::clone(self))
@@ -53,7 +54,7 @@ impl Place {
         self.answering.load(Ordering::Relaxed)
     }
 
-    /// When the answer that is under way ends at the latest, if it comes bit by bit.
+    /// The latest end of the response in progress, if it is streamed.
     pub(super) fn streams_until(&self) -> Option<Instant> {
         *self.streams_until.lock()
     }
@@ -68,11 +69,11 @@ impl Place {
     }
 }
 
-/// An answer is being made.
+/// A response is being made.
 pub(super) struct Answering(Arc<Place>);
 
 impl Answering {
-    /// It comes bit by bit.
+    /// The response is streamed, and ends at `until` at the latest.
     pub(super) fn stream_until(&self, until: Instant) {
         self.0.set_streams_until(Some(until));
     }
@@ -86,7 +87,7 @@ impl Drop for Answering {
     }
 }
 
-/// The table of connections, owned by the accept loop. Never more than `limit` of them are open.
+/// The table of connections, owned by the accept loop. At most `limit` of them are open.
 pub(super) struct Places {
     limit: usize,
     turns: Arc<AtomicU64>,
@@ -103,8 +104,9 @@ impl Places {
         self.table.is_empty()
     }
 
-    /// Runs what `serve` makes of a place, in the place of the longest waiting one if there is no other.
-    /// When nobody waits it is not run: what it holds, the new connection, is closed.
+    /// Runs the future that `serve` makes from a place. If no place is free, the connection that has waited
+    /// longest for its client loses its own. If none is waiting for its client, `serve` is dropped, which
+    /// closes the new connection.
     pub(super) async fn admit<F>(&mut self, serve: impl FnOnce(Arc<Place>) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -122,7 +124,7 @@ impl Places {
         self.table.insert(task.id(), (place, task));
     }
 
-    /// Closes the half that has waited longer; `false` when there was nobody to close.
+    /// Closes half of the connections, those that have waited longest for their clients; `false` if it closed none.
     pub(super) async fn close_half(&mut self) -> bool {
         let before = self.table.len();
         while self.table.len() > before / 2 && self.close_one().await {}
@@ -136,9 +138,9 @@ impl Places {
         }
     }
 
-    /// Has every connection notice what its client has sent, and what has ended by itself: a request that is
-    /// here already must not be taken for silence. After the first turn of the runtime it has asked the
-    /// kernel, after the second one the connections that this woke have run.
+    /// Lets every connection notice what its client has sent, and removes those that have ended: a request
+    /// that has already arrived must not be mistaken for silence. In its first turn, the runtime polls the
+    /// kernel; in its second, it runs the connections that this woke.
     async fn look(&mut self) {
         for _ in 0..2 {
             tokio::task::yield_now().await;
@@ -148,7 +150,8 @@ impl Places {
         }
     }
 
-    /// Closes the connection that has waited for its client the longest, and waits until it is closed.
+    /// Closes the connection that has waited longest for its client, and waits until it is closed; `false` if
+    /// none is waiting.
     async fn close_one(&mut self) -> bool {
         let waiting = self.table.values().filter_map(|(place, task)| Some((place.waiting_since()?, task)));
         let Some((_, longest)) = waiting.min_by_key(|(since, _)| *since) else { return false };
@@ -162,7 +165,7 @@ impl Places {
             Ok((id, ())) => id,
             Err(error) => {
                 if !error.is_cancelled() {
-                    tracing::error!("a connection of the metrics endpoint ended in a defect: {error}");
+                    tracing::error!("a bug ended a connection to the metrics endpoint: {error}");
                 }
                 error.id()
             }

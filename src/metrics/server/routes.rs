@@ -1,4 +1,4 @@
-//! Who asks for what, and what they get.
+//! Routes requests to pages.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub(super) struct Routes {
     pub(super) index: String,
     pub(super) exposer: Exposer,
     pub(super) guest: Option<Arc<dyn GuestPages>>,
-    /// What is said where there is no page.
+    /// The response for a path without a page.
     pub(super) not_found: String,
     pub(super) collector: MetricsCollector,
     pub(super) health: Health,
@@ -67,14 +67,14 @@ impl From<GuestAnswer> for EndpointAnswer {
 }
 
 impl Routes {
-    /// Answers one request. A HEAD is answered like a GET; hyper leaves out the body.
+    /// Answers one request. HEAD is answered like GET; hyper leaves out the body.
     pub(super) async fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
         let handler = self.handler(request.uri().path());
         let in_flight = self.collector.http_started(handler);
         let answer = match (handler, request.method()) {
             (HttpHandler::Other, _) => EndpointAnswer::text(HttpCode::NotFound, self.not_found.clone()),
             (_, &Method::GET | &Method::HEAD) => self.page(handler, request).await,
-            _ => EndpointAnswer::text(HttpCode::MethodNotAllowed, "Only GET and HEAD are answered here.\n")
+            _ => EndpointAnswer::text(HttpCode::MethodNotAllowed, "Only GET and HEAD are allowed here.\n")
                 .with(header::ALLOW, "GET, HEAD"),
         };
         drop(in_flight);
@@ -112,7 +112,7 @@ impl Routes {
 
     fn ready(&self, headers: &HeaderMap) -> EndpointAnswer {
         let states = self.health.snapshot();
-        // Of one reading: a 200 must not list a problem.
+        // From the same snapshot: a 200 must not list a problem.
         let ready = all_ready(&states);
         let code = if ready { HttpCode::Ok } else { HttpCode::ServiceUnavailable };
         if exposition::prefers_json(&accept::joined(headers, &header::ACCEPT)) {
@@ -130,7 +130,7 @@ impl Routes {
             Ok(page) => EndpointAnswer::page(HttpCode::Ok, page),
             Err(error) => {
                 if let ExposeError::Late(limit) = error {
-                    tracing::warn!("a scrape had no answer after {limit:?}: some collector hangs");
+                    tracing::warn!("a scrape was not answered within {limit:?}: a collector is hanging");
                 }
                 let code = match error {
                     ExposeError::Busy(_) | ExposeError::Late(_) => HttpCode::ServiceUnavailable,
@@ -146,7 +146,7 @@ fn response(answer: EndpointAnswer) -> Response<Body> {
     let mut response = Response::new(Body::new(answer.body));
     *response.status_mut() = status(answer.code);
     let headers = response.headers_mut();
-    // A cached exposition, or a cached "ready", is a lie.
+    // A cached metrics page, or a cached "ready", would be out of date.
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     for (name, value) in answer.headers {
@@ -158,7 +158,7 @@ fn response(answer: EndpointAnswer) -> Response<Body> {
     response
 }
 
-/// What may stand in a status line of it (RFC 9112, 4).
+/// `text` as a reason phrase, with only visible ASCII and spaces kept (RFC 9112, 4).
 fn reason_phrase(text: &str) -> Option<ReasonPhrase> {
     let text: Vec<u8> = text.bytes().filter(|byte| matches!(byte, b' '..=b'~')).collect();
     ReasonPhrase::try_from(text).ok()

@@ -1,4 +1,4 @@
-//! Frames over one substream: buffers in between, so that many frames share a read and a write.
+//! Frames over one substream, buffered so that many frames share a read and a write.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -12,33 +12,33 @@ use tokio::time::Instant;
 use super::LinkError;
 use crate::network::protocol::{self, FrameReader};
 
-/// Past this many bytes that wait to be written, nothing more is started for the peer: it has to read
-/// first. What was started before may still come on top: one frame where requests are answered at once
-/// (the embedded store's reads, refusals, pings), at most `max_in_flight` frames where they wait.
+/// Once this many bytes wait to be written, nothing more is started for the peer until it reads. What was started
+/// before may still be added: one frame if requests are answered at once (reads from the embedded store, refusals,
+/// pings), at most `max_in_flight` frames if they are not.
 pub(super) const HIGH_WATER: usize = 256 * 1024;
 
-/// How long what waits to be written may do so, beside what its length takes at [`SLOWEST`].
+/// How long data may wait to be written, in addition to the time that it takes at [`SLOWEST`].
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a slow but honest path carries, in bytes a second.
+/// The throughput of a slow but honest path, in bytes per second.
 const SLOWEST: f64 = 16.0 * 1024.0;
 
-/// A buffer that grew past this is given back when it is empty.
+/// A buffer that has grown past this many bytes is freed when it is empty.
 const KEPT_CAPACITY: usize = 16 * 1024;
 
 pub(super) struct Framed<S = Stream> {
     stream: S,
     reader: FrameReader,
     out: Vec<u8>,
-    /// How much of `out` the stream has taken.
+    /// How much of `out` has been written to the stream.
     written: usize,
     unflushed: bool,
-    /// Whether anything was received since it was last asked.
+    /// Whether anything has been received since [`Framed::take_received`].
     received: bool,
-    /// How many bytes were ever queued, at the end of `out`.
+    /// How many bytes have ever been queued, up to the end of `out`.
     queued: u64,
-    /// Until when the peer has to have taken what was queued up to there, the oldest first. One more each time that
-    /// [`Framed::is_overdue`] is asked, at most.
+    /// A value of `queued`, and when the bytes up to there must have been written; the oldest first. Each call of
+    /// [`Framed::is_overdue`] adds at most one.
     deadlines: VecDeque<(u64, Instant)>,
 }
 
@@ -79,8 +79,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
 
     /// Queues a frame; [`Framed::poll_write`] sends it.
     pub(super) fn push(&mut self, frame: &impl prost::Message) {
-        // A peer that takes a little at a time never lets the buffer run empty. What it has taken makes
-        // room once that is the larger part, so that each byte is moved once at most.
+        // A peer that reads a little at a time never lets the buffer become empty. So the written part is dropped once
+        // it is the larger one: fewer bytes are moved than have been written.
         if self.written > self.out.len() / 2 {
             self.out.drain(..self.written);
             self.written = 0;
@@ -90,17 +90,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
         self.queued += (self.out.len() - before) as u64;
     }
 
-    /// What of the peer's is held, in bytes.
+    /// How many bytes it holds for an incomplete frame from the peer.
     pub(super) fn held(&self) -> usize {
         self.reader.held()
     }
 
-    /// Gives back the room for a frame that has come.
+    /// Frees the memory of a frame that has been decoded.
     pub(super) fn release(&mut self) {
         self.reader.release();
     }
 
-    /// What is taken for those that wait to be written, beyond what is kept anyway, in bytes.
+    /// How many bytes the buffer of data to be written takes, beyond what is always kept.
     pub(super) fn waiting(&self) -> usize {
         self.out.capacity().saturating_sub(KEPT_CAPACITY)
     }
@@ -110,7 +110,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
         self.out.len() - self.written
     }
 
-    /// Writes and flushes all that is queued. `Ready` when nothing waits any more.
+    /// Writes and flushes everything that is queued. `Ready` when nothing is left.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
         while let Some(rest) = self.out.get(self.written..).filter(|rest| !rest.is_empty()) {
             match ready!(Pin::new(&mut self.stream).poll_write(cx, rest))? {
@@ -131,9 +131,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Whether the oldest byte that waits to be written has waited for too long: for [`PATIENCE`], and for the time that
-    /// what was before it takes at [`SLOWEST`]. It does not help to take a little now and then. What was queued since the
-    /// last call waits from now on, so this is to be asked every few seconds.
+    /// Whether the oldest data has waited too long to be written: for [`PATIENCE`], and the time that the backlog took
+    /// at [`SLOWEST`] when it was queued. Reading a little now and then does not help the peer. The wait of data queued
+    /// since the last call begins now, so this has to be called every few seconds.
     pub(super) fn is_overdue(&mut self, now: Instant) -> bool {
         let backlog = self.backlog();
         let taken = self.queued - backlog as u64;
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
     use crate::network::protocol::{ResponseBody, ResponseFrame};
 
-    /// Takes at most `window` bytes until it is granted more, as a Yamux stream does.
+    /// Accepts at most `window` bytes until it is granted more, as a Yamux stream does.
     struct Narrow {
         window: usize,
         took: Vec<u8>,
@@ -194,8 +194,8 @@ mod tests {
         }
     }
 
-    /// The buffer was emptied only once all of it was written. A peer that granted a little credit at a time
-    /// kept it from ever running empty, and it grew by everything that was ever sent.
+    /// The buffer used to be emptied only once all of it was written. A peer that granted a little credit at a time
+    /// kept it from ever becoming empty, and it grew by everything that was ever sent.
     #[test]
     fn a_peer_that_reads_slowly_does_not_make_the_buffer_grow() {
         let mut framed = Framed::new(Narrow { window: 0, took: Vec::new() }, 1024);
@@ -213,12 +213,12 @@ mod tests {
         assert!(framed.out.capacity() <= 4 * HIGH_WATER, "{}", framed.out.capacity());
         framed.stream.window = usize::MAX;
         assert!(framed.poll_write(&mut cx).is_ready());
-        assert!(framed.stream.took == pushed, "nothing was lost, doubled or put out of order");
+        assert!(framed.stream.took == pushed, "nothing was lost, duplicated or reordered");
     }
 
-    /// A byte now and then was progress enough for ever.
+    /// A byte now and then used to count as progress forever.
     #[test]
-    fn what_waits_too_long_is_overdue_whatever_trickles() {
+    fn data_that_waits_too_long_is_overdue_even_if_a_little_is_read() {
         for trickle in [0, 1] {
             let mut framed = Framed::new(Narrow { window: 0, took: Vec::new() }, 1024);
             let mut cx = Context::from_waker(noop_waker_ref());
@@ -229,13 +229,12 @@ mod tests {
                 assert!(framed.poll_write(&mut cx).is_pending());
                 after += 5;
             }
-            assert_eq!(after, 25, "20 s and a little for its length, looked at every 5 s");
+            assert_eq!(after, 25, "20 s and a little for its length, checked every 5 s");
         }
     }
 
-    /// An honest peer behind a slow line gets a megabyte, with another one behind it.
     #[test]
-    fn a_slow_path_is_waited_for() {
+    fn a_peer_on_a_slow_path_gets_enough_time() {
         let mut framed = Framed::new(Narrow { window: 0, took: Vec::new() }, 1024);
         let mut cx = Context::from_waker(noop_waker_ref());
         let mut now = Instant::now();

@@ -1,5 +1,5 @@
-//! The libp2p connection handler of the link: one on each connection, polled in that connection's own
-//! task, so that a message crosses no thread between the socket and the request handler.
+//! The libp2p connection handler of the link: one on each connection, polled in that connection's own task, so that a
+//! message crosses no thread between the socket and the request handler.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -27,64 +27,65 @@ use crate::metrics::labels::FailedMessage;
 use crate::network::muxer::Account;
 use crate::network::protocol::{Introduction, PROTOCOL};
 
-/// How often each side asks for a sign of life.
+/// How often each side asks for a heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// How long a peer may be silent. What was received is noted once a [`HEARTBEAT`], so that a dead path
-/// is noticed after 20 to 25 s.
+/// How long a peer may be silent. Whether anything was received is checked every [`HEARTBEAT`], so that a dead path is
+/// noticed after 20 to 25 s.
 const DEAD_AFTER: Duration = Duration::from_secs(20);
-/// How exactly request deadlines are kept while requests are under way.
+/// How precisely deadlines are enforced while requests are in flight.
 const DEADLINE_PRECISION: Duration = Duration::from_millis(250);
 
-/// What the swarm asks of a link.
+/// A command from the swarm to a link.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Command {
-    /// Begin no more requests, finish those under way, and say [`Event::Drained`].
+    /// Refuse the peer's new requests, finish those in flight, and report [`Event::Drained`].
     Drain,
 }
 
-/// What a link tells the swarm.
+/// What a link reports to the swarm.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// Requests can be sent.
     Up,
-    /// The peer has said who it is.
+    /// The peer has introduced itself.
     Introduced(Introduction),
-    /// The link is of no use any more; the connection should be closed.
+    /// The link cannot be used any more; the connection should be closed.
     Lost(LinkError),
-    /// The peer does not speak the link's protocol.
+    /// The peer does not support the link protocol.
     Unsupported,
-    /// Everything under way is answered.
+    /// Every request in flight has been answered.
     Drained,
 }
 
-/// The link of one connection. Over any stream, so that tests can put it on pipes of their own.
+/// The link of one connection. Generic over the stream, so that tests can use pipes.
 pub(crate) struct LinkHandler<S = Stream> {
     peer: PeerId,
     connection: ConnectionId,
     context: Arc<LinkContext>,
     outbound: Outbound<S>,
     responder: Option<Responder<S>>,
-    /// A connection carries one inbound link in its life: a second one would let a peer pile up work.
+    /// Whether there has been an inbound link. Each connection gets only one: a second one would let a peer pile up
+    /// work.
     accepted: bool,
     up: bool,
     draining: Draining,
     last_alive: Instant,
-    /// The peer's requests under way, over all of its connections.
+    /// How many requests the peer has in flight over all of its connections.
     in_flight: Arc<AtomicU32>,
-    /// What the link holds of a peer without a permission.
+    /// Accounts for what the link holds for a peer without a permission.
     held: Option<Held>,
-    /// Tells [`Places`](super::places::Places) how long the connection has been silent.
+    /// Shows [`Places`](super::places::Places) how long the connection has been silent.
     heard: Heard,
     next_heartbeat: Instant,
     timer: Pin<Box<Sleep>>,
     /// Whether the timer runs at [`DEADLINE_PRECISION`].
     precise: bool,
-    /// Events that are told one poll later than they arose, so that frames written in the same poll
-    /// reach the socket first. At most one of each kind.
+    /// Events that are reported one poll later than they arose, so that frames written in the same poll reach the
+    /// socket first. At most one of each kind.
     last_words: VecDeque<Event>,
 }
 
-/// What a link wants of its connection.
+/// What a link asks of its connection.
 #[derive(Debug)]
 pub(super) enum Step {
     /// A substream for its own requests.
@@ -94,7 +95,7 @@ pub(super) enum Step {
 
 struct Held {
     account: Arc<Account>,
-    /// What it was told last, in bytes.
+    /// What was last passed to the account, in bytes.
     told: usize,
 }
 
@@ -184,7 +185,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
 
     pub(super) fn on_inbound(&mut self, stream: S) {
         if self.accepted {
-            tracing::debug!(peer = %self.peer, connection = %self.connection, "a second link on one connection: dropped");
+            tracing::debug!(peer = %self.peer, connection = %self.connection, "dropped a second link on the connection");
             return;
         }
         self.accepted = true;
@@ -223,7 +224,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
         {
             self.responder = None;
             match error {
-                LinkError::Closed => {} // the peer asks no more; we still may
+                LinkError::Closed => {} // the peer sends no more requests; this side still may
                 error => return Poll::Ready(Event::Lost(error)),
             }
         }
@@ -250,7 +251,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
         if self.held.is_none() {
             return Poll::Pending;
         }
-        // Answers are what the peer has asked for; what this side asks is its own.
+        // Answers wait because the peer asked for them. This side's own requests do not count against the peer.
         let answers = self.responder.as_ref().map_or(0, |responder| responder.framed.waiting());
         let now = answers + self.framed().map(|framed| framed.held()).sum::<usize>();
         let Some(held) = &mut self.held else { return Poll::Pending };
@@ -259,12 +260,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
         }
         let verdict = held.account.poll_verdict(cx.waker());
         if verdict.is_ready() {
-            self.held = None; // said once
+            self.held = None; // reported once
         }
         verdict.map(|error| Event::Lost(error.into()))
     }
 
-    /// Heartbeats, deadlines and the end of a silent path.
+    /// Handles heartbeats, deadlines and silent peers.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         let wants_precision = matches!(&self.outbound, Outbound::Open(requester) if !requester.is_idle());
         if wants_precision && !self.precise {
@@ -278,7 +279,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
                 self.heard.set(now);
             }
             let has_link = self.responder.is_some() || matches!(self.outbound, Outbound::Open(_));
-            // One that has to take something first is not read from, and not heard.
+            // While a peer has to read answers first, nothing is read from it, so its silence means nothing.
             let is_heard = self.responder.as_ref().is_none_or(Responder::reads);
             if has_link && is_heard && now - self.last_alive >= DEAD_AFTER {
                 return Poll::Ready(Event::Lost(LinkError::Silent(DEAD_AFTER)));
@@ -296,7 +297,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
                     requester.heartbeat();
                 }
                 if made_room || heartbeat_due {
-                    cx.waker().wake_by_ref(); // the streams were polled before: let out what can go now
+                    cx.waker().wake_by_ref(); // the streams were polled before: send what can be sent now
                 }
             }
             self.precise = wants_precision;
@@ -306,7 +307,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
         Poll::Pending
     }
 
-    /// Bytes that were read and make no frame yet, and those that wait to be written.
+    /// How many bytes are held for an incomplete frame, and how many wait to be written.
     #[cfg(test)]
     pub(super) fn held(&mut self) -> (usize, usize) {
         self.framed().fold((0, 0), |(read, to_write), framed| (read + framed.held(), to_write + framed.backlog()))
@@ -321,11 +322,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
     }
 
     fn take_received(&mut self) -> bool {
-        // Each is asked, since each forgets it.
+        // No short-circuiting: each flag has to be reset.
         self.framed().filter_map(|framed| framed.take_received().then_some(())).count() > 0
     }
 
-    /// The streams that are open, the peer's and ours.
+    /// The open streams: the peer's and this side's.
     fn framed(&mut self) -> impl Iterator<Item = &mut Framed<S>> {
         let outbound = match &mut self.outbound {
             Outbound::Open(requester) => Some(&mut requester.framed),
@@ -375,7 +376,7 @@ impl ConnectionHandler for LinkHandler {
                 self.last_words.push_back(match error.error {
                     StreamUpgradeError::NegotiationFailed => Event::Unsupported,
                     StreamUpgradeError::Io(error) => Event::Lost(error.into()),
-                    // Too slow this time is not "does not speak it": a new connection may do better.
+                    // A timeout does not mean that the peer lacks support: a new connection may succeed.
                     StreamUpgradeError::Timeout | StreamUpgradeError::Apply(_) => Event::Lost(LinkError::NotOpened),
                 });
             }

@@ -1,4 +1,4 @@
-//! Who may be connected, and how often.
+//! Which peers may be connected, and over how many connections.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -8,26 +8,25 @@ use libp2p::PeerId;
 use libp2p::swarm::ConnectionId;
 use tokio::time::Instant;
 
-/// Connections to one peer. More than one, since two peers may dial each other at the same time, and
+/// The most connections to one peer. More than one, since two peers may dial each other at the same time, and
 /// then each has to keep what the other opened.
 const MAX_CONNECTIONS_PER_PEER: usize = 4;
 
-/// Places that a named peer has for itself: for a connection, and for the one that replaces it.
+/// The places reserved for each named peer: for a connection, and for the one that replaces it.
 const OWN_PLACES: usize = 2;
 
 /// Why a connection is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Denied {
-    #[error("{0} peers are connected already (network.max_peers)")]
+    #[error("{0} peers are already connected (network.max_peers)")]
     TooManyPeers(usize),
-    #[error("there are {0} connections already")]
+    #[error("there are already {0} connections")]
     TooManyConnections(usize),
     #[error("this agent is shutting down")]
     ShuttingDown,
 }
 
-/// The connections that there are. Named peers have [`OWN_PLACES`] each that nobody else can take, and a right to no
-/// more.
+/// The open connections. Each named peer has [`OWN_PLACES`] that nobody else can take, and no right to more.
 #[derive(Debug)]
 pub(super) struct Places {
     max_peers: usize,
@@ -35,10 +34,10 @@ pub(super) struct Places {
     named: HashSet<PeerId>,
     peers: HashMap<PeerId, HashSet<ConnectionId>>,
     heard: HashMap<ConnectionId, Heard>,
-    /// Those that were told to close and have not yet: the other side may make that take a while.
+    /// Connections that are being closed, which the other side can delay.
     closing: HashSet<ConnectionId>,
-    /// How many connections there are, and how many of them stand on a named peer's own place.
     connections: usize,
+    /// How many connections are on a place reserved for their peer.
     on_own_place: usize,
 }
 
@@ -79,20 +78,20 @@ impl Places {
         }
     }
 
-    /// Whether there is room for one more connection of `peer`.
+    /// Checks that there is room for one more connection of `peer`.
     pub(super) fn check(&self, peer: &PeerId) -> Result<(), Denied> {
         let (open, closing) = self.of(peer);
         if closing >= MAX_CONNECTIONS_PER_PEER {
             return Err(Denied::TooManyConnections(self.connections));
         }
         if self.named.contains(peer) {
-            // Where there is no room for it, the new one takes an old one's place.
+            // If there is no room, the new connection takes the place of an old one.
             return Ok(());
         }
         if self.peers.len() >= self.max_peers && !self.peers.contains_key(peer) {
             return Err(Denied::TooManyPeers(self.peers.len()));
         }
-        // One that has as many as it may gives one up.
+        // A peer that already has as many as it may gives one up.
         if self.is_full() && (open < MAX_CONNECTIONS_PER_PEER || closing > 0) {
             return Err(Denied::TooManyConnections(self.connections));
         }
@@ -106,13 +105,13 @@ impl Places {
         heard
     }
 
-    /// It failed.
+    /// The connection has failed.
     pub(super) fn forget(&mut self, connection: ConnectionId) {
         self.heard.remove(&connection);
     }
 
-    /// It is established. The connection that is to be closed for it, if any: of the same peer's, the one that has been
-    /// silent for the longest.
+    /// The connection is established. Returns the connection of the same peer that is to be closed for it, if any: the
+    /// one that has been silent for the longest.
     pub(super) fn take(&mut self, peer: PeerId, connection: ConnectionId) -> Option<ConnectionId> {
         let was_full = self.is_full();
         let connections = self.peers.entry(peer).or_default();
@@ -130,7 +129,7 @@ impl Places {
         silent
     }
 
-    /// It is closed.
+    /// The connection is closed.
     pub(super) fn give_back(&mut self, peer: &PeerId, connection: ConnectionId) {
         self.heard.remove(&connection);
         self.closing.remove(&connection);
@@ -151,7 +150,7 @@ impl Places {
         self.peers.iter().flat_map(|(peer, connections)| connections.iter().map(|connection| (*peer, *connection)))
     }
 
-    /// How many of a peer's are open, and how many are closing.
+    /// How many connections of a peer are open, and how many are being closed.
     fn of(&self, peer: &PeerId) -> (usize, usize) {
         let Some(connections) = self.peers.get(peer) else { return (0, 0) };
         let closing = connections.iter().filter(|connection| self.closing.contains(connection)).count();
@@ -184,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_silent_one_goes() {
+    fn the_connection_that_was_silent_for_the_longest_is_closed() {
         let (peer, named) = (PeerId::random(), PeerId::random());
         for who in [peer, named] {
             let mut places = Places::new(10, 100, HashSet::from([named]));
@@ -200,9 +199,8 @@ mod tests {
         }
     }
 
-    /// The other side takes its time with the closing: that is no way to more places.
     #[test]
-    fn connections_that_do_not_close_are_no_way_to_more() {
+    fn a_peer_gets_no_more_places_by_closing_slowly() {
         let (peer, named) = (PeerId::random(), PeerId::random());
         for who in [peer, named] {
             let mut places = Places::new(10, 100, HashSet::from([named]));
@@ -213,7 +211,7 @@ mod tests {
                 told.extend(places.take(who, id(number)));
                 number += 1;
             }
-            assert_eq!((number, told.len()), (8, 4), "each is told once");
+            assert_eq!((number, told.len()), (8, 4), "each is closed once");
             for closed in told {
                 places.give_back(&who, closed);
             }
@@ -229,10 +227,10 @@ mod tests {
         assert_eq!(establish(&mut places, stranger, 1), Ok(None));
         assert_eq!(establish(&mut places, late, 2), Err(Denied::TooManyConnections(2)));
         assert_eq!(establish(&mut places, stranger, 3), Err(Denied::TooManyConnections(2)));
-        // Strangers have taken all there is. What is a named peer's is left.
+        // Strangers have taken every place that is not reserved.
         assert_eq!(establish(&mut places, first, 4), Ok(None));
         assert_eq!(establish(&mut places, second, 5), Ok(None));
-        // Started anew, it is let in, and once more, when its oldest connection goes.
+        // After a restart the peer is let in, and after another one too: its oldest connection is closed.
         assert_eq!(establish(&mut places, first, 6), Ok(None));
         places.heard[&id(6)].set(Instant::now() + Duration::from_secs(1));
         assert_eq!(establish(&mut places, first, 7), Ok(Some(id(4))));

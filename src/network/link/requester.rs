@@ -1,4 +1,4 @@
-//! The side of a link that asks: takes requests from callers, matches the answers to them by id.
+//! The requesting side of a link: sends callers' requests, and matches the answers to them by id.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use super::framed::{Framed, HIGH_WATER};
 use super::{FRAMES_PER_TURN, LinkContext, LinkError};
 use crate::network::RequestError;
 use crate::network::protocol::{
-    Empty, FRAME_OVERHEAD, Hello, Introduction, RemoteError, Request, RequestBody, RequestFrame, Response,
-    ResponseBody, ResponseFrame,
+    Empty, FRAME_OVERHEAD, Hello, Introduction, Request, RequestBody, RequestFrame, Response, ResponseBody,
+    ResponseFrame,
 };
 
 /// A caller's request on its way to the peer.
@@ -22,7 +22,7 @@ use crate::network::protocol::{
 pub(crate) struct Outgoing {
     pub(crate) request: Request,
     pub(crate) reply: oneshot::Sender<Result<Response, RequestError>>,
-    /// After this the caller is told that time is up.
+    /// After this the caller gets [`RequestError::Timeout`].
     pub(crate) deadline: Instant,
 }
 
@@ -36,14 +36,14 @@ pub(super) struct Requester<S = Stream> {
     context: Arc<LinkContext>,
     queue: mpsc::Receiver<Outgoing>,
     batch: Vec<Outgoing>,
-    /// Taken from the queue and not sent yet, since the peer has to read first or since the deadline of the
-    /// first has to be watched; at most `max_in_flight`.
+    /// Taken from the queue and not sent yet, because the peer has to read first or because the deadline of the first
+    /// one has to be watched; at most `max_in_flight`.
     taken: VecDeque<Outgoing>,
     pending: HashMap<u64, Pending>,
     last_id: u64,
-    /// What the peer takes; nothing is asked before it has said so.
+    /// The peer's limits; no request is sent before they are known.
     peer: Option<Hello>,
-    /// What the peer has said of itself and nobody has taken yet. The first word counts.
+    /// The peer's introduction, until it is taken. Only the first one counts.
     introduction: Option<Introduction>,
     introduced: bool,
 }
@@ -67,7 +67,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
         }
     }
 
-    /// Does all that can be done now. It ends only with an error.
+    /// Makes all the progress that is possible now. Ready only with an error.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<LinkError> {
         let mut turn = 0;
         loop {
@@ -97,17 +97,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
         Poll::Pending
     }
 
-    /// Whether the peer has said hello, so that requests can be sent.
+    /// Whether the peer has sent its hello, so that requests can be sent.
     pub(super) fn is_up(&self) -> bool {
         self.peer.is_some()
     }
 
-    /// What the peer has said of itself, once.
+    /// The peer's introduction, the first time that this is called after it has arrived.
     pub(super) fn take_introduction(&mut self) -> Option<Introduction> {
         if self.peer.is_some() { self.introduction.take() } else { None }
     }
 
-    /// Whether nothing waits whose deadline has to be watched.
+    /// Whether no deadline has to be watched.
     pub(super) fn is_idle(&self) -> bool {
         self.pending.is_empty() && self.taken.is_empty() && (self.peer.is_none() || self.free() > 0)
     }
@@ -118,7 +118,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
         }
     }
 
-    /// Tells the callers whose time is up, and says whether that made room for others.
+    /// Fails the requests whose deadline has passed. Returns whether others may be sent now.
     pub(super) fn expire(&mut self, now: Instant) -> bool {
         let time_is_up = || Err(RequestError::Timeout(self.context.limits.request_timeout));
         let before = self.pending.len();
@@ -126,8 +126,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
             let _caller_gone = pending.reply.send(time_is_up());
         }
         let made_room = self.pending.len() < before;
-        // The queue is in the order of the deadlines, but for callers that waited for the connection or
-        // for a place in it: those may be told that much later.
+        // The queue is in the order of the deadlines, except for callers that waited for the connection or for a place
+        // in the queue. Those may get their timeout late, by as long as they waited.
         while let Some(outgoing) = self.taken.pop_front().or_else(|| self.queue.try_recv().ok()) {
             if outgoing.deadline > now && !outgoing.reply.is_closed() {
                 self.taken.push_front(outgoing);
@@ -155,7 +155,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
             }
             let free = self.free();
             if free == 0 {
-                return; // an answer, the peer's reading, or a passed deadline wakes this again
+                return; // woken again by an answer, by the peer reading, or by a deadline that passes
             }
             let Poll::Ready(1..) = self.queue.poll_recv_many(cx, &mut self.batch, free) else { return };
             self.taken.extend(self.batch.drain(..));
@@ -171,7 +171,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
             return;
         }
         if reply.is_closed() {
-            return; // the caller gave up while it waited in the queue
+            return; // the caller gave up while the request was in the queue
         }
         self.last_id += 1;
         self.framed.push(&RequestFrame { id: self.last_id, body: Some(request.into()) });
@@ -192,15 +192,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
                 return Ok(());
             }
             Some(ResponseBody::Error(body)) if frame.id == 0 => return Err(LinkError::GaveUp(body.into())),
-            Some(ResponseBody::Value(value)) => Ok(Response::Value(Some(value))),
-            Some(ResponseBody::NoValue(_)) => Ok(Response::Value(None)),
-            Some(ResponseBody::Stored(_)) => Ok(Response::Stored),
-            Some(ResponseBody::Deleted(existed)) => Ok(Response::Deleted(existed)),
-            Some(ResponseBody::Pong(payload)) => Ok(Response::Pong(payload)),
-            Some(ResponseBody::Error(body)) => Err(RequestError::Remote(RemoteError::from(body))),
-            None => Err(RequestError::Unexpected),
+            body => match body.and_then(ResponseBody::answer) {
+                Some(answer) => answer.map_err(RequestError::Remote),
+                None => Err(RequestError::Unexpected),
+            },
         };
-        // An answer to nobody came too late: its caller was told that time is up.
+        // An answer that nobody waits for is late: its caller has already timed out.
         if let Some(pending) = self.pending.remove(&frame.id) {
             let _caller_gone = pending.reply.send(result);
         }

@@ -1,4 +1,4 @@
-//! The side of a link that answers: reads requests, hands them to the handler, writes the answers.
+//! The answering side of a link: reads requests, passes them to the handler, and writes the answers.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,8 +16,7 @@ use super::framed::{Framed, HIGH_WATER};
 use super::{FRAMES_PER_TURN, LinkContext, LinkError};
 use crate::metrics::labels::{FailedMessage, FailureReason};
 use crate::network::protocol::{
-    ErrorBody, ErrorCode, FRAME_OVERHEAD, Hello, RemoteError, Request, RequestBody, RequestFrame, ResponseBody,
-    ResponseFrame,
+    ErrorBody, ErrorCode, FRAME_OVERHEAD, Hello, RemoteError, RequestBody, RequestFrame, ResponseBody, ResponseFrame,
 };
 use crate::network::{MessageAnswer, Receipt};
 
@@ -26,11 +25,11 @@ pub(super) struct Responder<S = Stream> {
     peer: PeerId,
     context: Arc<LinkContext>,
     in_flight: FuturesUnordered<InFlight>,
-    /// How many the peer has under way over all of its connections.
+    /// How many requests the peer has in flight over all of its connections.
     of_peer: Arc<AtomicU32>,
-    /// The longest frame that the peer takes; known from its hello.
+    /// The longest frame that the peer accepts; known from its hello.
     peer_max_frame: Option<usize>,
-    /// Past how many bytes that wait to be written no request is read.
+    /// Once this many bytes wait to be written, no more requests are read.
     high_water: usize,
     draining: bool,
 }
@@ -41,7 +40,7 @@ struct InFlight {
     _counted: Counted,
 }
 
-/// Counts one request of a peer for as long as it is worked on, also after its connection has gone.
+/// Counts one request of a peer for as long as it is in progress, even after its connection is closed.
 struct Counted(Arc<AtomicU32>);
 
 impl Counted {
@@ -82,13 +81,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Responder<S> {
             in_flight: FuturesUnordered::new(),
             of_peer,
             peer_max_frame: None,
-            // One answer may wait for a peer without a permission, and it has to take that before it asks on.
+            // A peer without a permission has to read each answer before its next request is read.
             high_water: if has_permission { HIGH_WATER } else { 1 },
             draining: false,
         }
     }
 
-    /// Does all that can be done now. It ends only with an error.
+    /// Makes all the progress that is possible now. Ready only with an error.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<LinkError> {
         let mut turn = 0;
         loop {
@@ -105,7 +104,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Responder<S> {
             }
             let full = self.framed.backlog() >= self.high_water;
             if full {
-                // What the request took is not kept beside its answer.
+                // Do not keep the memory of the request in addition to that of its answer.
                 self.framed.release();
             }
             match self.framed.poll_write(cx) {
@@ -115,27 +114,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Responder<S> {
             }
         }
         if turn >= FRAMES_PER_TURN {
-            cx.waker().wake_by_ref(); // the other side of the link and other tasks come first
+            cx.waker().wake_by_ref(); // the requester and other tasks get their turn first
         }
         Poll::Pending
     }
 
-    /// From now on new requests are answered with `shutting down`.
+    /// From now on, answers new requests with `shutting down`.
     pub(super) fn drain(&mut self) {
         self.draining = true;
     }
 
-    /// Whether every request that was begun has been answered and the answers are written.
+    /// Whether every request in flight has been answered and the answers have been written.
     pub(super) fn is_idle(&self) -> bool {
         self.in_flight.is_empty() && self.framed.backlog() == 0
     }
 
-    /// Whether what the peer sends is read now.
+    /// Whether requests are being read from the peer.
     pub(super) fn reads(&self) -> bool {
         self.framed.backlog() < self.high_water
     }
 
-    /// The requester keeps to the limit that our hello announced, so that this stops only one that does not.
+    /// Whether to read another request. The limit on requests in flight stops only peers that ignore this side's hello.
     fn has_room(&self) -> bool {
         self.reads() && self.in_flight.len() < self.context.limits.max_in_flight as usize
     }
@@ -151,18 +150,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Responder<S> {
                 self.framed.push(&ResponseFrame { id: 0, body: Some(ResponseBody::Heartbeat(empty)) });
                 return;
             }
-            Some(RequestBody::Get(key)) => Request::Get { key },
-            Some(RequestBody::Put(pair)) => Request::Put { key: pair.key, value: pair.value },
-            Some(RequestBody::Delete(key)) => Request::Delete { key },
-            Some(RequestBody::Ping(payload)) => Request::Ping { payload },
+            Some(body) => match body.request() {
+                Some(request) => request,
+                None => return,
+            },
             None => {
                 let receipt = Receipt::begin_unknown(self.context.metrics.clone());
                 if id == 0 {
-                    // Some newer version's word about the link itself. It wants no answer, and an error
-                    // with id 0 would mean that this side gives up on the link.
+                    // A newer version's frame about the link itself. It needs no answer, and an error with id 0 would
+                    // mean that this side gives up on the link.
                     return receipt.complete(Err(ErrorCode::Unsupported));
                 }
-                let error = RemoteError::new(ErrorCode::Unsupported, "this agent does not know a request of this type");
+                let error = RemoteError::new(ErrorCode::Unsupported, "this agent does not know this type of request");
                 return self.answer(id, MessageAnswer { result: Err(error), receipt });
             }
         };
@@ -172,13 +171,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Responder<S> {
             return self.answer(id, MessageAnswer { result: Err(error), receipt });
         }
         if self.of_peer.load(Ordering::Relaxed) >= self.context.limits.max_in_flight {
-            // On this connection there is room: it is the peer's other ones that hold the rest.
+            // There is room on this connection: the peer's other connections have taken the rest.
             let receipt = Receipt::begin(self.context.metrics.clone(), request.message_type());
-            let error = RemoteError::new(ErrorCode::Busy, "too many requests of yours are in flight");
+            let error = RemoteError::new(ErrorCode::Busy, "too many of your requests are in flight");
             return self.answer(id, MessageAnswer { result: Err(error), receipt });
         }
         let mut work = self.context.handler.handle(self.peer, request);
-        // Most requests are done at once: those need no place among the ones that wait.
+        // Most requests are answered at once, and need no place in `in_flight`.
         match work.as_mut().poll(cx) {
             Poll::Ready(answer) => self.answer(id, answer),
             Poll::Pending => self.in_flight.push(InFlight { id, work, _counted: Counted::new(&self.of_peer) }),
@@ -194,7 +193,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Responder<S> {
         let frame = ResponseFrame { id, body: Some(result.into()) };
         let limit = self.peer_max_frame.unwrap_or(FRAME_OVERHEAD);
         if frame.encoded_len() > limit {
-            let text = format!("the answer has {} bytes; you take at most {limit}", frame.encoded_len());
+            let text = format!("the answer has {} bytes; you accept at most {limit}", frame.encoded_len());
             let error = RemoteError::new(ErrorCode::TooLarge, text);
             self.framed.push(&ResponseFrame { id, body: Some(ResponseBody::Error(error.into())) });
             return receipt.complete(Err(ErrorCode::TooLarge));
@@ -203,7 +202,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Responder<S> {
         receipt.complete(outcome);
     }
 
-    /// Counts what the peer did wrong and tells it, as far as the link still takes that.
+    /// Counts what the peer did wrong, and sends it an error if the link still accepts one.
     fn on_error(&mut self, error: LinkError, cx: &mut Context<'_>) -> LinkError {
         let Some(reason) = error.reason() else { return error };
         let code = match reason {
@@ -219,8 +218,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Responder<S> {
 }
 
 impl<S> Drop for Responder<S> {
-    /// A request that was begun is finished even when its link is gone: what it does to the store is
-    /// done and counted. How long that takes is bounded by the handler.
+    /// Requests in flight are finished even if their link is gone: what they do to the store is done and counted. How
+    /// long that takes is bounded by the handler.
     fn drop(&mut self) {
         let mut in_flight = std::mem::take(&mut self.in_flight);
         if in_flight.is_empty() {

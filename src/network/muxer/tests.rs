@@ -16,7 +16,7 @@ fn data(flags: u8, stream: u32, len: usize) -> Vec<u8> {
     frame(DATA, flags, stream, u32::try_from(len).unwrap(), &vec![7; len])
 }
 
-fn is_told_to_go(account: &Account) -> bool {
+fn has_verdict(account: &Account) -> bool {
     account.poll_verdict(futures::task::noop_waker_ref()).is_ready()
 }
 
@@ -24,7 +24,8 @@ fn waiting(budget: &Budget) -> usize {
     budget.waiting.load(Ordering::Relaxed)
 }
 
-/// A connection that reads as Yamux does: frame by frame, and takes up what a frame opens before it reads the next one.
+/// A connection that reads as Yamux does: frame by frame, handing over a stream that a frame opens before reading the
+/// next.
 struct Reading {
     account: Arc<Account>,
     headers: Headers,
@@ -48,7 +49,7 @@ impl Reading {
 }
 
 #[test]
-fn what_comes_is_counted_until_it_is_read_or_thrown_away_however_it_is_cut() {
+fn received_data_is_counted_until_it_is_read_or_discarded_wherever_it_is_split() {
     for cut in [1, 2, 7, 11, 12, 13, 100, usize::MAX] {
         let budget = budget(usize::MAX);
         // The peer has dialed: its streams are the odd ones. This side is a gateway.
@@ -61,13 +62,13 @@ fn what_comes_is_counted_until_it_is_read_or_thrown_away_however_it_is_cut() {
             data(0, 1, 500),
             frame(WINDOW_UPDATE, 1, 3, 0, &[]),
             data(0, 3, 200),
-            data(0, 5, 300), // of a stream that nobody opened
-            data(0, 2, 70),  // of one of ours
+            data(0, 5, 300), // on a stream that nobody opened
+            data(0, 2, 70),  // on a stream of this side
         ] {
             reading.frame(&frame);
         }
         assert_eq!(reading.headers.body, None);
-        assert_eq!(waiting(&budget), 1700 + 3 * FRAME_COST, "cut into {cut}");
+        assert_eq!(waiting(&budget), 1700 + 3 * FRAME_COST, "split into {cut}");
         assert_eq!(account.state.lock().total, 1770 + 4 * FRAME_COST);
         account.read(1, 1500);
         assert_eq!(waiting(&budget), 200 + FRAME_COST);
@@ -79,10 +80,10 @@ fn what_comes_is_counted_until_it_is_read_or_thrown_away_however_it_is_cut() {
     }
 }
 
-/// A stream is dropped while a frame of it comes, and the frame is thrown away when it is there. Before that it waits,
-/// whoever has opened the stream.
+/// A stream is dropped while one of its frames is being received. The frame is discarded once it is complete, and
+/// counts until then, whichever side opened the stream.
 #[test]
-fn what_is_still_coming_waits_whatever_its_stream() {
+fn a_frame_being_received_counts_on_any_stream() {
     let budget = budget(usize::MAX);
     let account = Account::new(Some(Arc::clone(&budget)), false, Some(Arc::default()));
     let mut reading = Reading::of(&account);
@@ -97,10 +98,10 @@ fn what_is_still_coming_waits_whatever_its_stream() {
     }
 }
 
-/// Yamux opens none for a frame that ends its stream, or one too many, or one of the wrong side: such a frame left an
-/// entry behind for ever, for twelve bytes.
+/// Yamux opens no stream for a frame that also ends the stream, exceeds the limit or has a number of the other side.
+/// Each such frame, of twelve bytes, used to leave an entry behind forever.
 #[test]
-fn what_opens_nothing_leaves_nothing() {
+fn a_frame_that_opens_no_stream_leaves_nothing_behind() {
     let budget = budget(usize::MAX);
     let account = Account::new(Some(Arc::clone(&budget)), false, None);
     let mut headers = Headers::default();
@@ -113,15 +114,16 @@ fn what_opens_nothing_leaves_nothing() {
     assert_eq!((state.streams.len(), state.total, waiting(&budget)), (0, 0, 0));
 }
 
-/// What comes for scrapes is nobody's budget, and is bounded by what is asked for: in bytes, and so not by many times that.
+/// Pages do not count against the budget. They are bounded in bytes where they are asked for, so their overhead needs a
+/// bound of its own.
 #[test]
-fn what_was_asked_for_is_counted_apart_and_does_not_come_in_crumbs() {
+fn pages_are_counted_separately_and_must_not_come_in_crumbs() {
     let asked = Arc::<AtomicUsize>::default();
     let account = Account::new(None, false, Some(Arc::clone(&asked)));
     account.opened(2);
     let mut reading = Reading::of(&account);
     reading.frame(&data(0, 2, 1000));
-    reading.frame(&data(1, 1, 1000)); // of the peer's own
+    reading.frame(&data(1, 1, 1000)); // on a stream of the peer
     assert_eq!(asked.load(Ordering::Relaxed), 1000 + FRAME_COST);
     account.read(2, 1000);
     assert_eq!(asked.load(Ordering::Relaxed), 0);
@@ -137,7 +139,7 @@ fn what_was_asked_for_is_counted_apart_and_does_not_come_in_crumbs() {
 }
 
 #[test]
-fn the_largest_is_told_to_go_and_no_more_than_needed() {
+fn the_largest_connections_are_closed_and_no_more_than_needed() {
     let budget = budget(10_000);
     let accounts: Vec<_> = (0..3).map(|_| Account::new(Some(Arc::clone(&budget)), false, None)).collect();
     let trusted = Account::new(None, false, None);
@@ -145,42 +147,42 @@ fn the_largest_is_told_to_go_and_no_more_than_needed() {
     for (account, len) in accounts.iter().zip([2_000, 5_000, 3_000]) {
         Reading::of(account).frame(&data(1, 1, len));
     }
-    let told = || accounts.iter().map(|account| is_told_to_go(account)).collect::<Vec<_>>();
-    assert_eq!(told(), [false, true, false]);
-    assert!(!is_told_to_go(&trusted));
-    // What it has makes nobody else go.
+    let verdicts = || accounts.iter().map(|account| has_verdict(account)).collect::<Vec<_>>();
+    assert_eq!(verdicts(), [false, true, false]);
+    assert!(!has_verdict(&trusted));
+    // What it holds does not cause others to be closed.
     assert_eq!(waiting(&budget), 5_000 + 2 * FRAME_COST);
     Reading::of(&accounts[1]).frame(&data(1, 3, 9_000));
     accounts[1].read(1, 5_000);
     Reading::of(&accounts[0]).frame(&data(1, 3, 4_000));
-    assert_eq!(told(), [false, true, false]);
+    assert_eq!(verdicts(), [false, true, false]);
     assert_eq!(waiting(&budget), 9_000 + 3 * FRAME_COST);
     drop(accounts);
     assert_eq!(waiting(&budget), 0);
 }
 
-/// What a link has of a frame that is not whole yet.
+/// A link holds part of a frame that is not complete yet.
 #[test]
-fn what_is_held_elsewhere_counts_as_well() {
+fn data_held_elsewhere_counts_as_well() {
     let budget = budget(1000);
     let account = Account::new(Some(Arc::clone(&budget)), true, Some(Arc::default()));
     for held in [400, 900, 300, 0, 999] {
         account.hold(held);
         assert_eq!(waiting(&budget), held);
     }
-    assert!(!is_told_to_go(&account));
+    assert!(!has_verdict(&account));
     account.hold(1001);
-    assert!(is_told_to_go(&account));
+    assert!(has_verdict(&account));
 }
 
 #[test]
-fn crumbs_weigh_more_than_their_bytes() {
+fn crumbs_count_for_more_than_their_bytes() {
     let account = Account::new(None, false, None);
     let mut reading = Reading::of(&account);
     reading.frame(&data(1, 1, 1));
     let crumb = data(0, 1, 1);
     let mut count = 1;
-    while !is_told_to_go(&account) {
+    while !has_verdict(&account) {
         reading.frame(&crumb);
         count += 1;
     }
@@ -193,7 +195,7 @@ mod properties {
     use super::*;
 
     proptest! {
-        /// Whatever a peer sends, counting it does not panic, and forgetting the connection forgets all of it.
+        /// Whatever a peer sends, counting it does not panic, and none of it is counted after the connection ends.
         #[test]
         fn any_bytes_are_counted(parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..64), 0..32)) {
             let budget = budget(1 << 20);
@@ -206,7 +208,7 @@ mod properties {
             prop_assert_eq!(waiting(&budget), 0);
         }
 
-        /// What is opened, sent, read and dropped in any order adds up.
+        /// The counts add up for streams opened, data sent and read, and streams dropped in any order.
         #[test]
         fn nothing_is_lost_in_the_count(steps in prop::collection::vec((0u8..4, 1u32..8, 1usize..5000), 0..64)) {
             let budget = budget(usize::MAX);

@@ -1,4 +1,4 @@
-//! The side of a scrape that asks.
+//! The asking side of a scrape.
 
 use std::io;
 use std::pin::Pin;
@@ -16,9 +16,9 @@ use crate::metrics::Page;
 use crate::network::protocol::scrape::{Ask, Head, HeadBody, MAX_CONTENT_TYPE, MAX_HEAD, PageHead};
 use crate::network::protocol::{self, RemoteError};
 
-/// The body of a peer's page, as it comes. Dropping it tells the peer that nobody waits.
+/// The body of a peer's page, as it arrives. Dropping it early tells the peer that nobody is waiting for the rest.
 pub struct PageBody {
-    /// `None` once all of it has come.
+    /// `None` once all of it has arrived.
     lent: Option<(Stream, oneshot::Sender<Stream>)>,
     left: u64,
 }
@@ -36,21 +36,21 @@ impl PageBody {
         body
     }
 
-    /// Gives the substream back for the next scrape when the page is complete.
+    /// Gives the substream back for the next scrape if the page is complete.
     fn give_back(&mut self) {
         if self.left == 0
             && let Some((stream, back)) = self.lent.take()
         {
-            let _one_is_enough = back.send(stream); // another one was lent since
+            let _one_is_enough = back.send(stream); // another one has been lent since
         }
     }
 
-    /// How many bytes of it have not been read yet; of a new one, all that the peer announced.
+    /// How many bytes of it have not been read yet; at first, as many as the peer announced.
     pub fn left(&self) -> u64 {
         self.left
     }
 
-    /// Reads some of what is left into `buffer`, which must have room; 0 once all of it has come.
+    /// Reads some of what is left into `buffer`, which must not be empty; returns 0 once all of it has been read.
     ///
     /// # Errors
     ///
@@ -59,7 +59,7 @@ impl PageBody {
         std::future::poll_fn(|cx| self.poll_read(cx, buffer)).await
     }
 
-    /// The same, for who polls.
+    /// Like [`PageBody::read`], for use in a poll function.
     ///
     /// # Errors
     ///
@@ -93,7 +93,7 @@ pub(crate) async fn ask(opens: &mpsc::Sender<Open>, request: &ScrapeRequest) -> 
     let opened = open(opens, false).await?;
     let kept = opened.kept;
     match exchange(opened, &out).await {
-        // The peer closed it at the moment at which it was taken. That is nobody's failure.
+        // The peer closed the kept substream just as it was taken. That is not a failure.
         Err(ScrapeError::Lost(_)) if kept => exchange(open(opens, true).await?, &out).await,
         result => result,
     }
@@ -103,13 +103,13 @@ async fn open(opens: &mpsc::Sender<Open>, fresh: bool) -> Result<Opened, ScrapeE
     let (caller, opened) = oneshot::channel();
     opens.try_send(Open { caller, fresh }).map_err(|error| match error {
         TrySendError::Full(_) => ScrapeError::Busy,
-        TrySendError::Closed(_) => ScrapeError::Lost("it has just been closed".into()),
+        TrySendError::Closed(_) => ScrapeError::Lost("it was just closed".into()),
     })?;
     match opened.await {
         Ok(Ok(opened)) => Ok(opened),
         Ok(Err(NoStream::Unsupported)) => Err(ScrapeError::Unsupported),
         Ok(Err(NoStream::Failed(reason))) => Err(ScrapeError::Lost(reason)),
-        Err(_) => Err(ScrapeError::Lost("it has just been closed".into())),
+        Err(_) => Err(ScrapeError::Lost("it was just closed".into())),
     }
 }
 
@@ -125,11 +125,11 @@ async fn exchange(opened: Opened, ask: &[u8]) -> Result<Page<PageBody>, ScrapeEr
             Ok(Page { content_type, gzip, body: PageBody::new(stream, back, len) })
         }
         Some(HeadBody::Error(error)) => Err(ScrapeError::Remote(RemoteError::from(error))),
-        None => Err(ScrapeError::Malformed("it is of a kind that this agent does not know".into())),
+        None => Err(ScrapeError::Malformed("it is of a type that this agent does not know".into())),
     }
 }
 
-/// Reads one message behind its length, and not a byte more: what follows is not a message.
+/// Reads one message with its length, and not a byte more: what follows is not a message.
 pub(super) async fn read_head<M: prost::Message + Default>(
     stream: &mut (impl AsyncRead + Unpin),
 ) -> Result<M, ScrapeError> {
@@ -145,11 +145,11 @@ pub(super) async fn read_head<M: prost::Message + Default>(
         }
         shift += 7;
         if shift > 14 {
-            return Err(ScrapeError::Malformed("the length of its head is endless".into()));
+            return Err(ScrapeError::Malformed("the length prefix of its head is too long".into()));
         }
     }
     if len > MAX_HEAD {
-        return Err(ScrapeError::Malformed(format!("a head of {len} bytes; at most {MAX_HEAD} are allowed")));
+        return Err(ScrapeError::Malformed(format!("its head has {len} bytes; at most {MAX_HEAD} are allowed")));
     }
     let mut message = vec![0; len];
     stream.read_exact(&mut message).await.map_err(|error| lost(&error))?;

@@ -16,8 +16,8 @@ use super::Context;
 use super::serving::serve;
 use crate::network::protocol::scrape::PROTOCOL;
 
-/// Scrapes of one connection that are answered at once; who opens more than twice as many is not answered.
-/// A gateway asks for the agent and each of the 16 exporters that it may have, for each of a few Prometheus servers.
+/// How many substreams for scrapes are served at once on one connection. On as many more, scrapes are refused, and any
+/// beyond that are dropped. A gateway may ask for the agent and up to 16 exporters, each for a few Prometheus servers.
 const MAX_SERVING: usize = 32;
 
 /// Why there is no substream.
@@ -29,7 +29,7 @@ pub(crate) enum NoStream {
     Failed(String),
 }
 
-/// A caller that wants a substream.
+/// A caller that needs a substream.
 #[derive(Debug)]
 pub(crate) struct Open {
     pub(super) caller: oneshot::Sender<Result<Opened, NoStream>>,
@@ -41,9 +41,9 @@ pub(crate) struct Open {
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(super) stream: Stream,
-    /// Whether a scrape went over it before. Then the peer may just have closed it.
+    /// Whether it was kept from an earlier scrape. Then the peer may just have closed it.
     pub(super) kept: bool,
-    /// Takes it back when the whole page has come.
+    /// Takes it back once the whole page has arrived.
     pub(super) back: oneshot::Sender<Stream>,
 }
 
@@ -51,10 +51,10 @@ pub(crate) struct ScrapeHandler {
     peer: PeerId,
     context: Context,
     opens: mpsc::Receiver<Open>,
-    /// The substream of an earlier scrape. To open one costs a round trip, a timer and most of the messages of a
-    /// scrape; scrapes of one peer follow each other, so that one is enough.
+    /// The substream of an earlier scrape. Opening one costs a round trip, a timer and most of the packets of a scrape.
+    /// One is enough, since scrapes of one peer follow each other.
     kept: Option<Stream>,
-    /// Where the substream comes back that was lent last; the others are dropped.
+    /// Returns the substream that was lent last; others are dropped after their scrape.
     lent: Option<oneshot::Receiver<Stream>>,
     serving: FuturesUnordered<BoxFuture<'static, ()>>,
 }
@@ -70,14 +70,14 @@ impl ScrapeHandler {
         Opened { stream, kept, back }
     }
 
-    /// Takes back the substream of a scrape that is complete, and drops one that the peer has closed, or on which it
-    /// says what nobody asked for. That is looked at whenever the connection is polled, so also before every scrape.
+    /// Takes back the substream of a complete scrape. Drops one that the peer has closed, or on which it has sent
+    /// something unasked. This is checked whenever the connection is polled, so also before every scrape.
     fn poll_kept(&mut self, cx: &mut std::task::Context<'_>) {
         if let Some(lent) = &mut self.lent
             && let Poll::Ready(returned) = lent.poll_unpin(cx)
         {
             self.lent = None;
-            // It does not come back from a scrape that failed.
+            // A failed scrape does not give it back.
             if let Ok(stream) = returned {
                 self.kept = Some(stream);
             }
@@ -96,8 +96,8 @@ impl ConnectionHandler for ScrapeHandler {
     type InboundProtocol = ReadyUpgrade<StreamProtocol>;
     type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
     type InboundOpenInfo = ();
-    /// The caller that a substream is for. Were it for whoever has waited the longest, one that is never taken up
-    /// would have those behind it wait in vain, too.
+    /// The caller that the substream is for. If new substreams went to the caller that has waited the longest, one that
+    /// the peer never accepts would make the callers behind it fail, too.
     type OutboundOpenInfo = Open;
 
     fn listen_protocol(&self) -> SubstreamProtocol<Self::InboundProtocol> {
@@ -142,14 +142,14 @@ impl ConnectionHandler for ScrapeHandler {
                 self.serving.push(serve(stream, self.peer, self.context.clone(), busy));
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: stream, info: open }) => {
-                // When the caller is gone, the substream is dropped, and with it the scrape.
+                // If the caller is gone, the substream is dropped.
                 let _caller_gone = open.caller.send(Ok(self.lend(stream, false)));
             }
             ConnectionEvent::DialUpgradeError(DialUpgradeError { info: open, error }) => {
                 let _caller_gone = open.caller.send(Err(match error {
                     StreamUpgradeError::NegotiationFailed => NoStream::Unsupported,
                     StreamUpgradeError::Io(error) => NoStream::Failed(error.to_string()),
-                    StreamUpgradeError::Timeout => NoStream::Failed("the peer did not take up the substream".into()),
+                    StreamUpgradeError::Timeout => NoStream::Failed("the peer did not accept the substream".into()),
                     StreamUpgradeError::Apply(never) => match never {},
                 }));
             }

@@ -1,4 +1,4 @@
-//! The side of a scrape that answers.
+//! The answering side of a scrape.
 
 use std::time::Duration;
 
@@ -16,21 +16,21 @@ use crate::network::Receipt;
 use crate::network::protocol::scrape::{Ask, Head, HeadBody, MAX_ACCEPT, MAX_CONTENT_TYPE, PageHead};
 use crate::network::protocol::{self, ErrorCode, RemoteError};
 
-/// How long a peer may take to say what it wants.
+/// How long a peer may take to send an [`Ask`].
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a peer may keep a substream on which it has scraped: longer than any sensible scrape interval.
+/// How long a peer may keep a substream open between scrapes: longer than any sensible scrape interval.
 const KEPT: Duration = Duration::from_secs(5 * 60);
 
-/// The longest that is worked for one scrape, however long the peer says it waits.
+/// The longest that this agent works on one scrape, however long the peer waits.
 const LONGEST: Duration = Duration::from_secs(120);
 
-/// How much longer than the peer is waited for the end of it. Its clock counts: when its time is up it ends the
-/// substream, and would take this side's end of it, had that come first, for a lost connection.
+/// How much longer than the peer this side waits. The peer's clock decides: when its time is up, it closes the
+/// substream. If this side closed it first, the peer would take that for a lost connection.
 const AFTER: Duration = Duration::from_secs(1);
 
-/// Answers the scrapes that `peer` makes on this substream; when it has too many under way (`busy`), only the first,
-/// and that with a refusal.
+/// Answers the scrapes that `peer` makes on this substream. If it has too many in progress (`busy`), answers only the
+/// first one, with a refusal.
 pub(super) fn serve(mut stream: Stream, peer: PeerId, context: Context, busy: bool) -> BoxFuture<'static, ()> {
     async move {
         let mut patience = ASK_TIMEOUT;
@@ -46,7 +46,7 @@ pub(super) fn serve(mut stream: Stream, peer: PeerId, context: Context, busy: bo
     .boxed()
 }
 
-/// Answers the next scrape; `false` when there is none.
+/// Answers the next scrape; returns `false` if there is none.
 async fn next<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     patience: Duration,
@@ -57,7 +57,7 @@ async fn next<S: AsyncRead + AsyncWrite + Unpin>(
     let mut first = [0];
     match timeout(patience, stream.read(&mut first)).await {
         Ok(Ok(1..)) => {}
-        // The peer is gone, or wants nothing more.
+        // The peer is gone, or asks for nothing more.
         Ok(Ok(0) | Err(_)) | Err(_) => return Ok(false),
     }
     let mut rest = first.as_slice().chain(&mut *stream);
@@ -67,13 +67,13 @@ async fn next<S: AsyncRead + AsyncWrite + Unpin>(
             metrics.message_failed(FailedMessage::Scrape, FailureReason::Malformed);
         }
     })?;
-    // The handler's own receipt is for what it is asked.
+    // For refusals; what reaches the handler is measured by the handler's own receipt.
     let receipt = || Receipt::begin(metrics.clone(), MessageType::Scrape);
     let time = Duration::from_millis(ask.timeout_ms).min(LONGEST);
     let deadline = Instant::now() + time + AFTER;
     let work = async {
         if busy {
-            let error = RemoteError::new(ErrorCode::Busy, "too many scrapes of yours are under way");
+            let error = RemoteError::new(ErrorCode::Busy, "too many of your scrapes are in progress");
             return write(stream, Err(error), receipt()).await;
         }
         let request = match request(ask, time) {
@@ -85,7 +85,7 @@ async fn next<S: AsyncRead + AsyncWrite + Unpin>(
         let ScrapeAnswer { result, receipt } = tokio::select! {
             biased;
             answer = made => answer,
-            // Nothing more is to come from the peer: if something does, or the end, nobody waits any more. The
+            // The peer must not send anything now: if it does, or closes the substream, it is no longer waiting. The
             // receipt is dropped with the work, and counts it as cancelled.
             _ = stream.read(&mut nothing) => return Err(ScrapeError::Lost("the peer gave up".into())),
         };
@@ -97,7 +97,7 @@ async fn next<S: AsyncRead + AsyncWrite + Unpin>(
 
 fn request(ask: Ask, timeout: Duration) -> Result<ScrapeRequest, RemoteError> {
     let Ask { accept, gzip, exposed, .. } = ask;
-    // It becomes a header of a request to an exporter.
+    // It becomes a header of the request to an exporter.
     if accept.len() > MAX_ACCEPT || !accept.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         return Err(RemoteError::new(ErrorCode::Malformed, "the Accept header is too long or not ASCII"));
     }

@@ -18,6 +18,6 @@ impl Telemetry {
         (Self, transport)
     }
 
-    #[allow(clippy::unused_self, reason = "the API is telemetry.rs's")]
+    #[allow(clippy::unused_self, reason = "the same API as telemetry.rs")]
     pub(super) fn record(&self, _: &SwarmEvent<BehaviourEvent>) {}
 }

@@ -1,4 +1,4 @@
-//! Reading everything of a store that no agent uses, and changing nothing.
+//! Reads a whole store that no agent has open, without changing anything.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,26 +13,26 @@ use super::open::{Found, Options, failed, inspect, read_meta};
 use super::{TABLE, value};
 use crate::storage::OpenError;
 
-/// How often the progress is told.
+/// How often progress is reported.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
 
-/// At most this many damaged keys are named.
+/// At most this many damaged keys are listed.
 const NAMED: usize = 10;
 
 /// What a check found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Checked {
-    /// The values in redb.
+    /// The number of values in redb.
     pub values: u64,
-    /// The writes in the log, which the next start has to bring in.
+    /// The number of writes in the log, which the next start will replay.
     pub in_log: u64,
     /// The size of the file, in bytes.
     pub bytes: u64,
-    /// How many values are not what was put.
+    /// The number of values that are not what was put.
     pub damaged_values: u64,
-    /// The keys of the first of them.
+    /// The keys of the first damaged values, at most 10.
     pub damaged_keys: Vec<String>,
-    /// What redb says of its pages, when they do not match their checksums.
+    /// redb's error, if its pages do not match their checksums.
     pub damaged_pages: Option<String>,
 }
 
@@ -43,12 +43,12 @@ impl Checked {
     }
 }
 
-/// Reads every value and every page of the store at `path`, and its log. `progress` hears once a second how many bytes
-/// of how many were read. Nothing is written.
+/// Reads every value and every page of the store at `path`, and its log, without writing anything. Calls `progress`
+/// once a second with the bytes read so far and the total.
 ///
 /// # Errors
 ///
-/// As for an opening. Damage of values and pages is no error, but a result.
+/// The same as for opening. Damaged values and pages are reported in the result instead.
 pub(in crate::storage) fn check(
     path: &Path,
     cache_size: usize,
@@ -72,7 +72,7 @@ pub(in crate::storage) fn check(
         });
         while !work.is_finished() {
             std::thread::park_timeout(TOLD_EVERY);
-            // Once for the values, once for the pages.
+            // The file is read twice: once for the values, once for the pages.
             progress(activity.bytes_read().min(2 * bytes), 2 * bytes);
         }
         let read = work.join().unwrap_or_else(|panic| {
@@ -85,7 +85,7 @@ pub(in crate::storage) fn check(
 fn read_all(disk: &Arc<dyn Disk>, file: &Arc<StoreFile>, cache_size: usize) -> Result<Checked, OpenError> {
     let path = file.path();
     let mut checked = Checked::default();
-    // What the disk has is asked for, and not what the page cache still shows.
+    // Check the contents of the disk, not those of the page cache.
     file.forget().map_err(|source| OpenError::io(path, source))?;
     let (generation, found) = inspect(file.clone(), Options { cache_size, check: false })?;
     if found == Found::Current {

@@ -1,7 +1,7 @@
-//! What the store asks of a disk, and Linux's answer.
+//! The interface through which the store uses a disk, and its implementation for Linux.
 //!
-//! The seam is here because a disk's worst moments cannot be ordered from a real one: `tests/simulation/` has a disk
-//! in memory that fails, tears and forgets on command, with the semantics of Linux's page cache.
+//! It is a trait because a real disk does not fail on demand: `tests/simulation/` has a disk in memory that fails,
+//! tears writes and loses pages on command, with the semantics of Linux's page cache.
 
 use std::fmt::Debug;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
@@ -15,67 +15,67 @@ use std::time::Duration;
 use rustix::fs::{Advice, AtFlags, OFlags, StatxFlags};
 use rustix::io::ReadWriteFlags;
 
-/// How often and how far apart the page cache is asked to drop a file: a read lasts for much less.
+/// How many times, and how far apart, the page cache is asked to drop a file. A read takes much less than the pause.
 const FORGET_PASSES: usize = 3;
 const FORGET_PAUSE: Duration = Duration::from_millis(1);
 
 /// A folder tree and its files.
 pub(super) trait Disk: Debug + Send + Sync {
-    /// Opens a regular file for reading and writing. With `create`, makes it (mode 0600) and its folders (0700) when
-    /// they are not there.
+    /// Opens a regular file for reading and writing. With `create`, creates it (mode 0600) and its folders (0700) if
+    /// they do not exist.
     fn open(&self, path: &Path, create: bool) -> io::Result<Arc<dyn DiskFile>>;
 
-    /// Whether there is anything of that name.
+    /// Whether anything exists at `path`.
     fn exists(&self, path: &Path) -> io::Result<bool>;
 
-    /// Gives a file another name, in place of a file that has it.
+    /// Renames a file, replacing any file that already has the new name.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Takes the name away.
+    /// Removes a name.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
-    /// Makes the names in the folder of `path` durable. Until then a power cut may take a new name away again.
+    /// Makes the names in the folder of `path` durable. Until then a power cut may undo a new name.
     fn sync_names(&self, path: &Path) -> io::Result<()>;
 }
 
 /// An open file.
 ///
-/// What is written can be read at once, and is durable after [`sync`](Self::sync) has succeeded. After it has failed,
-/// nothing that was written since the last success is known to be on the disk, even though it can be read and the next
-/// `sync` succeeds: Linux marks the pages clean all the same. Nor is what is then written to the same place again, before
-/// [`forget`](Self::forget): ext4 keeps in its cache the blocks that it had found for a new page, and in its extents that
-/// they were never written. Further syncs of the page succeed, and it is zeros as soon as the cache drops it.
+/// Written data can be read at once, and is durable after [`sync`](Self::sync) has succeeded. After a failed sync,
+/// nothing written since the last successful one is known to be on the disk, even though it can be read and the next
+/// `sync` succeeds: Linux marks the pages clean regardless. The same holds for data that is then written to the same
+/// place before [`forget`](Self::forget): ext4 caches the blocks that it allocated for a new page, but its extents
+/// still mark them as unwritten. Further syncs of the page succeed, but it reads as zeros once the cache drops it.
 pub(super) trait DiskFile: Debug + Send + Sync {
     fn len(&self) -> io::Result<u64>;
 
-    /// Fills `out` from `offset` on; [`ErrorKind::UnexpectedEof`] when the file ends before. With `wait` false,
-    /// [`ErrorKind::WouldBlock`] when that would take a read from the disk.
+    /// Fills `out` with the bytes from `offset` on; [`ErrorKind::UnexpectedEof`] if the file is too short. If `wait` is
+    /// false, returns [`ErrorKind::WouldBlock`] instead of waiting for the disk.
     fn read(&self, offset: u64, out: &mut [u8], wait: bool) -> io::Result<()>;
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()>;
 
     fn set_len(&self, len: u64) -> io::Result<()>;
 
-    /// Makes data and length durable.
+    /// Makes the data and the length durable.
     fn sync(&self) -> io::Result<()>;
 
-    /// Writes out what is dirty, and asks the page cache to drop all of it. That is an advice: the kernel passes over a page
-    /// that somebody is reading or writing back at this very moment, or has mapped, and does not say so. Nobody maps a
-    /// store, and what is asked is asked again.
+    /// Writes out dirty pages and asks the page cache to drop the whole file. This is only advice: the kernel silently
+    /// skips a page that is just being read or written back, or is mapped. So the request is repeated, and nothing maps
+    /// a store.
     fn forget(&self) -> io::Result<()>;
 
-    /// Takes the lock that says that this process uses the file; `false` when another one has it. It ends with the
-    /// file.
+    /// Takes the lock that marks the file as used by this process; `false` if another process holds it. It is released
+    /// when the file is dropped.
     fn try_lock(&self) -> io::Result<bool>;
 
-    /// Whether `path` still names this file.
+    /// Whether `path` still refers to this file.
     fn is_at(&self, path: &Path) -> io::Result<bool>;
 
-    /// How many more bytes fit on the disk.
+    /// The free space on the disk, in bytes.
     fn room(&self) -> io::Result<u64>;
 }
 
-/// The folder that `path` is in.
+/// The parent folder of `path`.
 pub(super) fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -91,7 +91,7 @@ pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// The files of this machine.
+/// The file systems of this machine.
 #[derive(Debug)]
 pub(super) struct LinuxDisk;
 
@@ -125,8 +125,8 @@ impl Disk for LinuxDisk {
     }
 }
 
-/// Makes the folders that are not there, each of them durable: what is synced in a folder that a power cut takes away
-/// is gone.
+/// Creates the missing folders and makes each of them durable: if a power cut undoes a folder, synced files in it are
+/// lost.
 fn make_folders(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -139,13 +139,13 @@ fn make_folders(path: &Path) -> io::Result<()> {
     File::open(folder(path))?.sync_all()
 }
 
-/// The files of this machine, of which nothing is changed: also those of a read-only snapshot.
+/// The file systems of this machine, read only. Also works on a read-only snapshot.
 #[derive(Debug)]
 pub(super) struct ReadOnlyDisk;
 
 impl Disk for ReadOnlyDisk {
     fn open(&self, path: &Path, _create: bool) -> io::Result<Arc<dyn DiskFile>> {
-        // A pipe would wait for its writer.
+        // Opening a pipe would otherwise wait for a writer.
         let flags = OFlags::NONBLOCK.bits().cast_signed();
         LinuxFile::regular(OpenOptions::new().read(true).custom_flags(flags).open(path)?)
     }
@@ -167,10 +167,10 @@ impl Disk for ReadOnlyDisk {
     }
 }
 
-/// Which file it is: device and inode.
+/// The identity of a file: device and inode.
 ///
-/// By a `statx` that does not ask for times: since Linux 6.13 a time that somebody has seen makes the next write store a
-/// new one, and a sync that comes after each write then takes half as long again.
+/// Does not request timestamps: since Linux 6.13, the next write after a timestamp was read stores a new one, and
+/// syncing after each write then takes half as long again.
 fn identity(folder: impl AsFd, path: &Path, flags: AtFlags) -> io::Result<(u32, u32, u64)> {
     let found = rustix::fs::statx(folder, path, flags, StatxFlags::INO)?;
     Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
@@ -200,8 +200,7 @@ impl DiskFile for LinuxFile {
         let wanted = out.len();
         match rustix::io::preadv2(&self.0, &mut [IoSliceMut::new(out)], offset, ReadWriteFlags::NOWAIT) {
             Ok(read) if read == wanted => Ok(()),
-            // Only a part is in the cache, or the file ends; or the file system cannot tell what is in the cache, and
-            // then a read of any length might wait.
+            // Only a part is cached, the file is too short, or the file system cannot tell what is cached.
             Ok(_)
             | Err(
                 rustix::io::Errno::AGAIN
@@ -226,9 +225,9 @@ impl DiskFile for LinuxFile {
     }
 
     fn forget(&self) -> io::Result<()> {
-        // A dirty page would stay.
+        // Dirty pages are not dropped.
         self.0.sync_data()?;
-        // More than once: who reads a page now is done with it in a moment.
+        // More than once, because a page that is being read now is skipped.
         for _ in 0..FORGET_PASSES {
             rustix::fs::fadvise(&self.0, 0, None, Advice::DontNeed)?;
             std::thread::sleep(FORGET_PAUSE);
@@ -261,8 +260,8 @@ impl DiskFile for LinuxFile {
 
 impl Drop for LinuxFile {
     fn drop(&mut self) {
-        // Closing the file is not enough: a process that is being forked at this moment has it open too, and the lock
-        // would last until it executes its program.
+        // Closing the file is not enough: a child process that was just forked also has it open, and would hold the
+        // lock until it executes its program.
         let _closed_anyway = self.0.unlock();
     }
 }

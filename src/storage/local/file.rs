@@ -1,14 +1,14 @@
-//! The file under redb, with three safeguards that redb itself does not have: an opening that fails writes nothing, a
-//! write that fails does not end the reading, and a read that fails or would have to wait for the disk does not either.
+//! The file below redb, with three safeguards that redb itself lacks: a failed opening writes nothing, a failed write
+//! does not stop reads, and neither does a read that fails or would have to wait for the disk.
 //!
-//! The first two are one mechanism: a [`View`] can keep what redb writes in memory and lay it over what it reads from
-//! the file. While a database is being opened, its view does so, and writes everything out only when the opening has
-//! succeeded ([`View::release`]). After a write has failed, it does so for good: redb sees a file that works, and goes on
-//! serving reads until another database takes its place.
+//! The first two share one mechanism: a [`View`] can keep redb's writes in memory and overlay them on the data read
+//! from the file. It does so while a database is being opened, and writes everything out once the opening has succeeded
+//! ([`View::release`]). After a failed write it does so for good: to redb the file appears to work, and the database
+//! serves reads until another one replaces it.
 //!
-//! The third: an error that redb sees from a read ends the whole database. A caller's read that cannot be served
-//! therefore unwinds through redb to [`read`](super::read), which started it; redb holds no lock there but one that is
-//! not poisoned by it.
+//! The third: a read error that redb sees shuts down the whole database. A caller's read that cannot be served
+//! therefore unwinds through redb to [`read`](super::read), which started it. The only lock that redb holds at that
+//! point is not poisoned by a panic.
 
 use std::cell::Cell;
 use std::io::{self, ErrorKind};
@@ -23,33 +23,33 @@ use redb::{BackendError, StorageBackend};
 
 use super::disk::DiskFile;
 
-/// The part of the file that holds redb's header: the one page that is written over in place.
+/// The part of the file that holds redb's header, the only page that is overwritten in place.
 const HEADER_PAGE: usize = 4096;
 
-/// The open file and its lock. It outlives the databases that are opened on it one after the other, so that no other
-/// process can come in between.
+/// The open file and its lock. It outlives the databases that are opened on it one after another, so that no other
+/// process can take the file in between.
 #[derive(Debug)]
 pub(super) struct StoreFile {
     path: PathBuf,
     file: Arc<dyn DiskFile>,
     activity: Arc<DiskActivity>,
-    /// How long redb has made it.
+    /// The length that redb has set.
     len: AtomicU64,
-    /// Whether a sync has failed since the page cache forgot it.
+    /// Whether a sync has failed since the page cache last dropped the file.
     sync_failed: AtomicBool,
 }
 
-/// What the thread that opens a store, and then the one that owns its database, is at.
+/// The disk activity of the thread that opens a store and, later, of the one that owns its database.
 #[derive(Debug, Default)]
 pub(super) struct DiskActivity {
-    /// What it has read of redb's file, in bytes: the progress of a check.
+    /// The bytes read from redb's file: the progress of a check.
     bytes_read: AtomicU64,
-    /// Since when it waits for the disk.
+    /// When the current call to the disk began.
     waiting_since: Mutex<Option<Instant>>,
 }
 
 impl DiskActivity {
-    /// Does `call`, which may wait for the disk.
+    /// Runs `call`, which may wait for the disk.
     pub(super) fn watch<T>(&self, call: impl FnOnce() -> T) -> T {
         *self.waiting_since() = Some(Instant::now());
         let result = call();
@@ -61,7 +61,7 @@ impl DiskActivity {
         self.waiting_since.lock()
     }
 
-    /// How long it has waited for the disk, in the call that it is at.
+    /// How long the current call has been waiting for the disk.
     pub(super) fn waiting(&self) -> Option<Duration> {
         self.waiting_since().map(|since| since.elapsed())
     }
@@ -85,7 +85,7 @@ impl StoreFile {
         &self.file
     }
 
-    /// How long it has to be; it is shorter when somebody else has cut it.
+    /// The length that the file should have. It is shorter if another program has truncated it.
     pub(super) fn expected_len(&self) -> u64 {
         self.len.load(Ordering::Relaxed)
     }
@@ -115,32 +115,32 @@ impl StoreFile {
         Ok(())
     }
 
-    /// Has the page cache forget it; see [`DiskFile::forget`].
+    /// Makes the page cache drop the file; see [`DiskFile::forget`].
     pub(super) fn forget(&self) -> io::Result<()> {
         self.watched(|file| file.forget())?;
         self.sync_failed.store(false, Ordering::Relaxed);
         Ok(())
     }
 
-    /// The same, if there are pages that the disk may never have got.
+    /// The same, but only if a sync has failed, so that pages may never have reached the disk.
     pub(super) fn forget_failed(&self) -> io::Result<()> {
         if self.sync_failed.load(Ordering::Relaxed) { self.forget() } else { Ok(()) }
     }
 
     fn watched<T>(&self, call: impl FnOnce(&dyn DiskFile) -> T) -> T {
-        // A look-up of a caller, whose time is bounded, may write where redb makes room in its cache.
+        // A caller's look-up, which has its own time limit, may write when redb evicts from its cache.
         if READING.get() == Reading::Owner { self.activity.watch(|| call(&*self.file)) } else { call(&*self.file) }
     }
 }
 
-/// On whose behalf the thread reads.
+/// On whose behalf the current thread reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reading {
-    /// Of the thread that owns the database.
+    /// The thread that owns the database.
     Owner,
-    /// Of a caller, on a thread that must not wait for the disk.
+    /// A caller, on a thread that must not wait for the disk.
     Inline,
-    /// Of a caller, on a thread that may.
+    /// A caller, on a thread that may wait.
     Waiting,
 }
 
@@ -148,7 +148,7 @@ thread_local! {
     static READING: Cell<Reading> = const { Cell::new(Reading::Owner) };
 }
 
-/// Does `read` on behalf of a caller. The inner error is what its look-up unwound with.
+/// Runs `read` on behalf of `who`. If the read cannot be served, it unwinds with [`ReadStopped`].
 pub(super) fn reading<T>(who: Reading, read: impl FnOnce() -> T) -> T {
     struct Back(Reading);
     impl Drop for Back {
@@ -160,28 +160,28 @@ pub(super) fn reading<T>(who: Reading, read: impl FnOnce() -> T) -> T {
     read()
 }
 
-/// What a caller's read unwinds with.
+/// The payload with which a caller's read unwinds.
 #[derive(Debug)]
 pub(super) struct ReadStopped {
     pub(super) error: io::Error,
-    /// What could not be read.
+    /// The part of the file that could not be read.
     pub(super) offset: u64,
     pub(super) len: usize,
 }
 
-/// Told of a failed read of the owner; answers, in its own time, whether to try again.
+/// Called when a read of the owner fails. Returns whether to try again; it may pause first.
 pub(super) type ReadRetry = Arc<dyn Fn(&io::Error) -> bool + Send + Sync>;
 
-/// What one database sees of the file.
+/// The file as one database sees it.
 pub(super) struct View {
     file: Arc<StoreFile>,
-    /// Whether writes are kept in `pending`. Read before every access, hence not inside the lock.
+    /// Whether writes are kept in `pending`. Checked before every access, hence outside the lock.
     in_memory: AtomicBool,
-    /// In the order in which they were asked for.
+    /// The changes that were kept, in the order of the calls.
     pending: RwLock<Vec<Change>>,
     failure: Mutex<Option<io::Error>>,
     retry_read: OnceLock<ReadRetry>,
-    /// Whether nobody reads through it any more.
+    /// Whether all access is refused from now on.
     ended: AtomicBool,
 }
 
@@ -211,18 +211,18 @@ impl View {
         })
     }
 
-    /// Has `retry` asked about failed reads of the owner from now on. Until then they fail.
+    /// Sets the function that decides about failed reads of the owner. Until it is set, they fail.
     pub(super) fn on_failed_read(&self, retry: ReadRetry) {
         let _only_once = self.retry_read.set(retry);
     }
 
-    /// Writes out what was kept, with the syncs between: a crash in the middle leaves what it would have left
-    /// if redb had written itself. From now on writes go to the file.
+    /// Writes out the changes that were kept, including the syncs between them, so that a crash in the middle leaves
+    /// the same state as if redb had written to the file directly. From now on writes go to the file.
     ///
-    /// What was read until now came through the page cache, which after a failed sync may hold what the disk does not.
-    /// A commit is written to new pages, which are synced before the header names them; so the header is the only page
-    /// that can be both, and it is written again and synced before anything builds on it. (redb 4.6 writes it while it
-    /// opens a database that was not closed; this does not depend on that.)
+    /// Everything read so far came through the page cache, which after a failed sync may show data that is not on the
+    /// disk. A commit goes to new pages, which are synced before the header refers to them. So the header is the only
+    /// page that can differ, and it is rewritten and synced before anything builds on it. (redb 4.6 also writes it when
+    /// it opens a database that was not closed; this does not rely on that.)
     pub(super) fn release(&self) -> io::Result<()> {
         let mut pending = self.pending.write();
         let file = &self.file;
@@ -244,22 +244,22 @@ impl View {
         Ok(())
     }
 
-    /// The first write that failed, if one did: since then nothing is durable any more.
+    /// The error of the first write that failed, if any. Nothing has become durable since then.
     pub(super) fn take_failure(&self) -> Option<io::Error> {
         self.failure.lock().take()
     }
 
-    /// Whether a write failed, for those who can stop early.
+    /// Whether a write has failed.
     pub(super) fn has_failed(&self) -> bool {
         self.failure.lock().is_some()
     }
 
-    /// From now on nothing is written to the file any more.
+    /// Stops all writes to the file; from now on they are kept in memory.
     pub(super) fn freeze(&self) {
         self.in_memory.store(true, Ordering::Release);
     }
 
-    /// Lets nothing through any more. A database that has failed closes without a look at its pages, some of which may
+    /// Refuses all access from now on, so that a database that has failed closes without reading its pages: some may
     /// never have reached the disk.
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::Release);
@@ -269,7 +269,7 @@ impl View {
         if self.ended.load(Ordering::Acquire) { Err(io::Error::other("this database has failed")) } else { Ok(()) }
     }
 
-    /// Whether this view writes to memory, because the database is being opened or because a write failed.
+    /// Whether this view writes to memory, because the database is being opened or a write has failed.
     fn is_in_memory(&self) -> bool {
         self.in_memory.load(Ordering::Acquire)
     }
@@ -278,13 +278,13 @@ impl View {
         self.pending.write().push(change);
     }
 
-    /// Does `attempt`, and when it fails, keeps `change` in memory and everything after it too.
+    /// Runs `attempt`. If it fails, keeps `change` and everything after it in memory.
     fn attempt(&self, attempt: impl FnOnce(&StoreFile) -> io::Result<()>, change: impl FnOnce() -> Change) {
         if !self.is_in_memory() {
             let Err(error) = attempt(&self.file) else { return };
             self.failure.lock().get_or_insert(error);
             self.change(change());
-            // After the change is there: a reader that sees the flag has to find it.
+            // Only now that the change is stored: a reader that sees the flag must find it.
             self.in_memory.store(true, Ordering::Release);
         } else {
             self.change(change());
@@ -300,7 +300,7 @@ impl View {
         }
         let in_file = file_len.saturating_sub(offset).min(out.len() as u64);
         let (from_file, beyond) = out.split_at_mut(usize::try_from(in_file).unwrap_or(usize::MAX));
-        // Without the lock, since it may wait for the disk. What is changed meanwhile is only added to.
+        // Not under the lock, because this may wait for the disk. Meanwhile changes are only appended.
         self.read_file(offset, from_file)?;
         beyond.fill(0);
         for change in pending().iter() {
@@ -320,14 +320,14 @@ impl View {
             return Ok(());
         }
         self.file.file.read(offset, out, who == Reading::Waiting).map_err(|error| {
-            // Without the panic hook: nothing is wrong with the program.
+            // Bypasses the panic hook: this is not a bug.
             std::panic::resume_unwind(Box::new(ReadStopped { error, offset, len: out.len() }))
         })
     }
 }
 
 impl Change {
-    /// Does to `out`, which holds the bytes from `offset` on, what this change does to the file.
+    /// Applies this change to `out`, which holds the bytes of the file from `offset` on.
     fn lay_over(&self, offset: u64, out: &mut [u8]) {
         let position = |at: u64| usize::try_from(at.saturating_sub(offset)).unwrap_or(usize::MAX).min(out.len());
         match self {
@@ -339,7 +339,7 @@ impl Change {
                     target.copy_from_slice(part);
                 }
             }
-            // What is cut off is zero when the file grows again.
+            // Bytes that were cut off read as zeros when the file grows again.
             Self::SetLen(len) => {
                 let from = position(*len);
                 out.iter_mut().skip(from).for_each(|byte| *byte = 0);
@@ -357,8 +357,8 @@ fn changed_len(file_len: u64, changes: &[Change]) -> u64 {
     })
 }
 
-/// A view that nothing gets through any more once this is dropped. A database whose opening is refused, or that has failed,
-/// would otherwise write as it is dropped.
+/// A view that refuses all access once this is dropped. Otherwise a database that was refused or has failed would write
+/// while it is dropped.
 #[derive(Debug)]
 pub(super) struct OwnedView(pub(super) Arc<View>);
 
@@ -376,7 +376,7 @@ impl Drop for OwnedView {
     }
 }
 
-/// The form in which redb takes a view.
+/// A view as redb's storage backend.
 #[derive(Debug)]
 pub(super) struct Backend(pub(super) Arc<View>);
 
@@ -413,7 +413,7 @@ impl StorageBackend for Backend {
         Ok(())
     }
 
-    // The lock is the store file's, which outlives this database.
+    // The lock belongs to the store file, which outlives this database.
 
     fn try_lock_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<bool, BackendError> {
         Ok(true)
@@ -473,7 +473,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn a_staged_view_reads_what_was_written_and_writes_it_only_when_released(
+        fn a_staged_view_reads_back_writes_and_writes_them_out_only_on_release(
             content in prop::collection::vec(any::<u8>(), 0..300),
             steps in prop::collection::vec(step(), 0..30),
         ) {
@@ -517,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_write_is_kept_and_so_is_everything_after_it() {
+    fn a_failed_write_and_everything_after_it_are_kept_in_memory() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, [1; 100]).unwrap();

@@ -1,4 +1,4 @@
-//! The flusher: one thread that owns the database and carries into it what the log holds.
+//! The flusher: one thread that owns the database and moves the contents of the log into it.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -18,27 +18,27 @@ use super::{TABLE, value};
 use crate::panics;
 use crate::storage::OpenError;
 
-/// The shortest pause after a failed attempt.
+/// The minimum pause after a failed attempt.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How often a file that could not be read is looked at again.
+/// How often a file that could not be read is checked again.
 const PROBE: Duration = Duration::from_secs(1);
 
-/// What part of the cache the pages of one transaction may take: redb writes with half of it, which also holds branches and
-/// pages of the transaction before.
+/// The pages of one transaction may take up this fraction (1/N) of the cache: redb uses half of it for writing,
+/// including branch pages and pages of the previous transaction.
 const PART_OF_CACHE: usize = 4;
 
-/// The size of redb's pages; a larger value has one of a power of two.
+/// The size of redb's pages; a larger value gets a page of the next power of two.
 const PAGE: usize = 4096;
 
-/// Owns the database and everything that changes it.
+/// Owns the database and makes all changes to it.
 pub(super) struct Flusher {
     generation: Generation,
     options: Options,
     shared: Arc<StoreState>,
-    /// Whether the database has failed and has to be opened anew first.
+    /// Whether the database has failed and must be reopened first.
     broken: bool,
-    /// What becomes of a page that cannot be read.
+    /// Decides what happens when a page cannot be read.
     retry_read: Option<ReadRetry>,
 }
 
@@ -49,12 +49,12 @@ impl Flusher {
         Self { generation, options, shared, broken: false, retry_read: None }
     }
 
-    /// Takes tables until nobody sends any more, then closes the file. The segments of each are sent to `flushed` when
-    /// redb has it.
+    /// Flushes tables until the sender is dropped, then closes the file. The segments of each table are sent to
+    /// `flushed` once redb has it.
     pub(super) fn run(mut self, tables: &Receiver<Frozen>, flushed: &Sender<Segments>) {
         let shared = Arc::downgrade(&self.shared);
         self.retry_reads(Arc::new(move |error| {
-            // A file that has become shorter does not grow by itself.
+            // A truncated file does not grow back by itself.
             let Some(shared) = shared.upgrade().filter(|_| error.kind() != ErrorKind::UnexpectedEof) else {
                 return false;
             };
@@ -67,7 +67,7 @@ impl Flusher {
                     if !self.flush_until_done(&frozen) {
                         break;
                     }
-                    // Without a receiver, the writer has ended and nobody is interested.
+                    // Without a receiver the writer has ended and does not need to know.
                     let _ended = flushed.send(frozen.segments);
                     self.look_again();
                 }
@@ -78,7 +78,7 @@ impl Flusher {
         self.close();
     }
 
-    /// Gives the file back.
+    /// Closes the database and releases the file.
     pub(super) fn close(self) {
         drop(self.shared.publish(None, false));
         let is_broken = self.broken || self.check_length().is_err();
@@ -87,18 +87,18 @@ impl Flusher {
             view.end();
         }
         let path = file.path().to_owned();
-        // What redb asserts while it closes must not keep the log from being told.
+        // A failed assertion in redb must not suppress the log message.
         let closed = panics::caught(|| database.close().map_err(|error| error.to_string()));
         let closed = closed.unwrap_or_else(|panic| Err(panics::text(&*panic)));
         let closed = closed.and(view.take_failure().map_or(Ok(()), |error| Err(error.to_string())));
         if let Err(error) = closed {
-            tracing::warn!(%error, path = %path.display(), "The store was not closed cleanly; what was acknowledged is in it and in its log");
+            tracing::warn!(%error, path = %path.display(), "The store was not closed cleanly; every acknowledged write is in it or in its log");
         }
-        // The last owners of the file: its lock ends here.
+        // The last owners of the file: this releases its lock.
         drop((view, file));
     }
 
-    /// `false` when the store closes and redb does not have the table: the log keeps it.
+    /// `false` if the store is closing and redb does not have the table; it stays in the log.
     fn flush_until_done(&mut self, frozen: &Frozen) -> bool {
         loop {
             match self.flush(frozen) {
@@ -120,32 +120,32 @@ impl Flusher {
     fn report(&self, failure: WriteFailure) {
         let path = self.shared.path.clone();
         self.shared.troubles.set(Source::Flush, failure.to_error(&path).to_string());
-        // The log would keep more; but nobody knows whether there will ever be a store again to take it.
+        // The log has room for more, but there may never be a working store to move it to.
         if matches!(failure, WriteFailure::Damaged(_)) {
             self.shared.queue.refuse(Refuser::Flusher, move || failure.to_error(&path));
         }
     }
 
-    /// Whether somebody has cut the file off. redb, which has pages in memory, would make it as long again.
+    /// Fails if another program has truncated the file. redb, which has pages in memory, would extend it again.
     fn check_length(&self) -> Result<(), WriteFailure> {
         let file = &self.generation.file;
         match file.disk_file().len() {
             Ok(len) if len < file.expected_len() => {
-                Err(WriteFailure::Damaged(format!("it has {len} bytes of {}", file.expected_len())))
+                Err(WriteFailure::Damaged(format!("it has only {len} of {} bytes", file.expected_len())))
             }
             Ok(_) => Ok(()),
             Err(error) => Err(WriteFailure::from_io(&error)),
         }
     }
 
-    /// Carries `frozen` into redb, in one transaction.
+    /// Moves `frozen` into redb, in one durable transaction.
     pub(super) fn flush(&mut self, frozen: &Frozen) -> Result<(), WriteFailure> {
         self.check_length()?;
-        // A reader's look-up may write, too, where redb makes room in its cache, and fail at it unseen.
+        // A reader's look-up writes too when redb evicts from its cache, and that may fail unnoticed.
         if self.broken || self.generation.view.has_failed() {
             self.renew()?;
         }
-        // redb asserts what it believes of its pages. A table that trips over damage must not take the thread with it.
+        // redb asserts invariants of its pages. A damaged page must not end this thread.
         let flushed = panics::caught(|| self.transact(frozen))
             .unwrap_or_else(|panic| Err(WriteFailure::Damaged(panics::text(&*panic))));
         if flushed.is_err() {
@@ -162,8 +162,8 @@ impl Flusher {
         Ok(())
     }
 
-    /// In parts whose pages fit into the half of redb's cache that is for writing. A page that does not fit is written at
-    /// once, and read and written again when the commit puts its checksum into its parent.
+    /// Writes in parts whose pages fit into redb's cache for writing. A page that does not fit is written at once, then
+    /// read and written again when the commit puts its checksum into its parent.
     fn write(&self, frozen: &Frozen) -> Result<(), redb::Error> {
         let entries = frozen.table.sorted();
         let mut rest = &*entries;
@@ -187,7 +187,7 @@ impl Flusher {
                 Some(value) => value::insert(&mut table, key, value)?,
                 None => drop(table.remove(&***key)?),
             }
-            // From a failure on, redb writes into memory.
+            // After a failure, redb writes only to memory.
             if self.generation.view.has_failed() {
                 return Err(redb::Error::PreviousIo);
             }
@@ -195,12 +195,12 @@ impl Flusher {
         Ok(())
     }
 
-    /// The failed write behind redb's error, if there is one: it says more.
+    /// Prefers the error of the failed write behind redb's error, because it is more specific.
     fn explain(&self, error: &redb::Error) -> WriteFailure {
         match (self.generation.view.take_failure(), error) {
             (Some(failed), _) => WriteFailure::from_io(&failed),
             (None, redb::Error::Io(failed)) if failed.kind() == ErrorKind::UnexpectedEof => {
-                WriteFailure::Damaged("it is shorter than it was".into())
+                WriteFailure::Damaged("it has become shorter".into())
             }
             (None, redb::Error::Io(failed)) => WriteFailure::from_io(failed),
             (None, redb::Error::Corrupted(reason)) => WriteFailure::Damaged(reason.clone()),
@@ -208,7 +208,7 @@ impl Flusher {
         }
     }
 
-    /// Opens the database anew, and lets it take the place of the broken one. Until then readers have the old one.
+    /// Reopens the database, and replaces the broken one with it. Until then readers use the broken one.
     fn renew(&mut self) -> Result<(), WriteFailure> {
         let began = Instant::now();
         self.generation.file.forget_failed().map_err(|error| WriteFailure::from_io(&error))?;
@@ -221,8 +221,8 @@ impl Flusher {
         })?;
         let snapshot = next.snapshot().map_err(|error| WriteFailure::Backend(error.to_string()))?;
         let before = self.shared.publish(Some(snapshot), false);
-        // The new database knows nothing of the old one's readers and would write over the pages that they read. They
-        // are not many, and each is at one look-up; while one of them waits for the disk, writes go on into the log.
+        // The new database does not know the old one's readers and would overwrite pages that they read. There are only
+        // a few, each in a single look-up. While one of them waits for the disk, writes still go to the log.
         while before.as_ref().is_some_and(|before| Arc::strong_count(before) > 1) {
             if self.shared.queue.is_closed() {
                 drop(self.shared.publish(None, false));
@@ -236,25 +236,25 @@ impl Flusher {
         if let Some(retry) = self.retry_read.clone() {
             self.retry_reads(retry);
         }
-        tracing::info!(took = ?began.elapsed(), "The store was opened anew");
+        tracing::info!(took = ?began.elapsed(), "The store was reopened");
         Ok(())
     }
 
-    /// A page that cannot be read keeps the table waiting and does not, by ending the database, stop everybody else:
-    /// `retry` is asked whether to try again, which it answers in its own time.
+    /// Makes an unreadable page delay only the flush, instead of shutting down the database for everyone: `retry`
+    /// decides whether to try again, and may pause first.
     pub(super) fn retry_reads(&mut self, retry: ReadRetry) {
         self.generation.view.on_failed_read(retry.clone());
         self.retry_read = Some(retry);
     }
 
-    /// Whether what a caller could not read can be read by now.
+    /// Checks the length of the file, and whether the part that a caller could not read can be read by now.
     fn look_again(&self) {
         if let Err(failure) = self.check_length() {
             self.report(failure);
         }
         let Some((offset, len)) = self.shared.failed_read() else { return };
         let file = &self.generation.file;
-        // redb may have made the file shorter, and then this part of it is nobody's concern.
+        // redb may have shortened the file, and then this part no longer matters.
         let is_gone = offset + len as u64 > file.expected_len();
         if is_gone || file.read(offset, &mut vec![0; len]).is_ok() {
             self.shared.can_read((offset, len));
@@ -262,7 +262,7 @@ impl Flusher {
     }
 }
 
-/// How many of the entries, one at least, change `bytes` bytes of pages if no two of them are in the same one.
+/// How many entries, at least one, fit into `bytes` bytes of pages if no two of them share a page.
 fn fitting(entries: &[Entry<'_>], bytes: usize) -> usize {
     let page = |(key, value): &Entry<'_>| (key.len() + value.map_or(0, Bytes::len)).next_power_of_two().max(PAGE);
     let mut pages = 0;
@@ -283,7 +283,7 @@ mod tests {
     use super::*;
     use crate::metrics::Health;
 
-    /// A table of `count` values, each of which fills a page.
+    /// A table of `count` values that fill a page each.
     fn table(count: u32, byte: u8) -> Frozen {
         let mut frame = FrameBuilder::with_capacity(0);
         for key in 0..count {
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_larger_than_the_cache_has_each_page_read_once() {
+    fn a_table_larger_than_the_cache_reads_each_page_only_once() {
         const COUNT: u32 = 5000;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store.redb");

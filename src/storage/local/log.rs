@@ -1,21 +1,21 @@
-//! The log: what is acknowledged is in it, synced, before redb has it.
+//! The log: every acknowledged write is synced to it before redb has it.
 //!
 //! # Segments
 //!
-//! A log is a few files beside the store, its *slots*: `store.redb.log0` and so on. Each use of a slot is a *segment*
-//! with a sequence number of its own, which only grows. A slot is written anew when redb has what its segment held:
-//! overwriting costs half of what it costs to let a file grow.
+//! A log is a few files next to the store, its *slots*: `store.redb.log0` and so on. Each use of a slot is a *segment*
+//! with a sequence number of its own, which only grows. A slot is reused once redb has the contents of its segment:
+//! overwriting a file costs half as much as extending it.
 //!
 //! # Which frames are durable
 //!
-//! A frame is begun only after the one before was synced with success, and after a failure nothing more is written to
-//! its segment: another segment begins, with the frame whose fate is unknown. So *a frame proves the frame before it*.
-//! Only the last frame of a log proves nothing: it may be in the page cache alone. An opening therefore writes it again
-//! before anybody reads it, the same bytes to the same place, which harms nothing that is there, and syncs them.
+//! A frame is begun only after the previous one was synced successfully. After a failure nothing more is written to
+//! that segment, and the frame whose fate is unknown becomes the first of a new segment. So *a frame proves the frame
+//! before it*. Only the last frame of a log is unproven: it may exist only in the page cache. An opening therefore
+//! writes the same bytes to the same place again, which is harmless, and syncs them before any reader sees them.
 //!
-//! What was written to blocks that failed once would be synced with success and lost all the same (see
-//! [`forget`](DiskFile::forget)). So an opening has the page cache drop a slot before it reads it, and a slot is cut to
-//! nothing before its first use by a process and after a failure in it.
+//! Data written to blocks that failed once could be synced successfully and still be lost (see
+//! [`forget`](DiskFile::forget)). So an opening makes the page cache drop a slot before it reads it, and a slot is
+//! truncated to zero before a process first uses it and after a failure in it.
 
 mod format;
 
@@ -33,27 +33,27 @@ use super::disk::{Disk, DiskFile, beside};
 use super::file::DiskActivity;
 use crate::storage::OpenError;
 
-/// How many segments there may be: the one that is written, those of the state that goes to redb, and as many more as
-/// failures need. Without a free one, writes wait for redb.
+/// The maximum number of segments: the one being written, those on their way to redb, and more after failures. Without
+/// a free slot, writes wait for redb.
 const SLOTS: usize = 8;
 
-/// How far the log grows at a time, in bytes of zeros that are synced with the frame that needs the room. Later frames
-/// then overwrite, and leave the file's length and blocks alone.
+/// The step in which the log grows, in bytes. The new bytes are zeros, synced with the frame that needs them. Later
+/// frames overwrite them, which changes neither the file's length nor its blocks.
 const STEP: usize = 1 << 20;
 
-/// The slots, and where the next frame goes.
+/// The slots, and the place of the next frame.
 #[derive(Debug)]
 pub(super) struct Log {
     disk: Arc<dyn Disk>,
-    /// Of the store beside which the slots are.
+    /// The path of the store, from which the names of the slots are derived.
     path: PathBuf,
-    /// Which store it is.
+    /// The random number that identifies the store.
     store: u64,
     next_sequence: u64,
-    /// The newest segment that holds something durable.
+    /// The newest segment that contains a durable frame.
     proven: u64,
     slots: Vec<Slot>,
-    /// The segment that is written, by its slot.
+    /// The segment being written.
     current: Option<Segment>,
 }
 
@@ -62,9 +62,9 @@ struct Slot {
     file: Option<Arc<dyn DiskFile>>,
     /// Whether a segment in it is still needed.
     taken: bool,
-    /// Whether all that is in it was written by this process, without a failure.
+    /// Whether all of its contents were written by this process, without a failure.
     sound: bool,
-    /// How long it is.
+    /// Its length in bytes.
     len: u64,
 }
 
@@ -74,14 +74,14 @@ struct Segment {
     slot: usize,
     sequence: u64,
     file: Arc<dyn DiskFile>,
-    /// Where the next frame goes.
+    /// The offset of the next frame.
     end: u64,
-    /// How far the file was written, zeros included.
+    /// The length that has been written, including zeros.
     allocated: u64,
     frames: u64,
 }
 
-/// The segments that hold one state of the store, to be given back when redb has it.
+/// The segments that contain one table, to be released once redb has it.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Segments {
     slots: Vec<usize>,
@@ -94,9 +94,9 @@ pub(super) struct Segments {
 pub(super) enum AppendError {
     /// All slots are in use.
     Full,
-    /// Nothing of it is in the log: the caller may be told that it was not written.
+    /// Nothing of it is in the log, so the caller can be told that it was not written.
     NotWritten(io::Error),
-    /// Nobody knows how much of it is on the disk. The frame goes into the next segment, before anything else.
+    /// It is unknown how much of it is on the disk. The frame goes into the next segment, before anything else.
     Unknown(io::Error),
 }
 
@@ -110,15 +110,15 @@ pub(super) struct Refused {
 /// What an opening found in the log.
 #[derive(Debug)]
 pub(super) struct Replay {
-    /// Where the log goes on.
+    /// The log, ready for the next frame.
     pub(super) log: Log,
-    /// What redb has not, in order.
+    /// The frames that redb does not have, in order.
     pub(super) frames: Vec<Frame>,
     pub(super) segments: Segments,
     last: Option<LastFrame>,
 }
 
-/// The frame that no other one proves.
+/// The last frame, which no later one proves.
 #[derive(Debug)]
 struct LastFrame {
     slot: usize,
@@ -134,7 +134,7 @@ impl LastFrame {
         Some(Self { slot, header: *header, offset, frame: last.clone() })
     }
 
-    /// Makes sure that it is on the disk.
+    /// Makes sure that the frame is on the disk.
     fn prove(&self, file: &dyn DiskFile) -> io::Result<()> {
         file.write(self.offset, &self.frame.bytes)?;
         file.write(0, &self.header.encode())?;
@@ -143,7 +143,7 @@ impl LastFrame {
 }
 
 impl Log {
-    /// Reads the log of the store `store` at `path`, whose segments up to `applied` redb has.
+    /// Reads the log of the store `store` at `path`, of which redb has all segments up to `applied`.
     pub(super) fn replay(
         disk: &Arc<dyn Disk>,
         path: &Path,
@@ -151,7 +151,7 @@ impl Log {
         applied: u64,
         activity: &DiskActivity,
     ) -> Result<Replay, OpenError> {
-        // The process before may have been killed between making a name, the store's or a slot's, and its sync.
+        // The previous process may have been killed between creating a file (the store or a slot) and syncing its name.
         activity.watch(|| disk.sync_names(path)).map_err(|source| OpenError::io(path, source))?;
         let replay = Self::read(disk, path, store, applied, activity)?;
         if let Some(last) = &replay.last {
@@ -162,7 +162,7 @@ impl Log {
         Ok(replay)
     }
 
-    /// How many writes the log has that redb has not. Nothing is written.
+    /// How many writes are in the log but not in redb. Nothing is written.
     pub(super) fn inspect(disk: &Arc<dyn Disk>, path: &Path, store: u64, applied: u64) -> Result<u64, OpenError> {
         let replay = Self::read(disk, path, store, applied, &DiskActivity::default())?;
         Ok(replay.frames.iter().map(|frame| u64::from(frame.records)).sum())
@@ -191,7 +191,7 @@ impl Log {
             let header = activity.watch(|| read_slot(&*file, HEADER)).map_err(io)?;
             let Some(header) = SegmentHeader::decode(&header).map_err(damaged)? else { continue };
             if header.store != store {
-                return Err(damaged("it is the log of another store"));
+                return Err(damaged("it belongs to another store"));
             }
             newest = newest.max(header.sequence);
             if header.sequence <= applied {
@@ -222,7 +222,7 @@ impl Log {
         let mut known = vec![applied];
         for (header, slot, frames) in live {
             if header.previous > applied && !known.contains(&header.previous) {
-                let reason = format!("the part {} of its log is missing", header.previous);
+                let reason = format!("segment {} of its log is missing", header.previous);
                 return Err(OpenError::Damaged { path: path.to_owned(), reason });
             }
             known.push(header.sequence);
@@ -234,8 +234,8 @@ impl Log {
         Ok(Replay { log, frames: all_frames, segments, last })
     }
 
-    /// Makes the records of `frame` durable, as the next frame of the current segment or the first one of a new segment.
-    /// On success `segments` holds that segment.
+    /// Makes the records of `frame` durable, as the next frame of the current segment or the first of a new one. On
+    /// success `segments` includes that segment.
     pub(super) fn append(&mut self, frame: FrameBuilder, segments: &mut Segments) -> Result<Frame, Refused> {
         let begun = if self.current.is_some() { Ok(()) } else { self.begin() };
         let (sequence, number) = self.current.as_ref().map_or((0, 0), |segment| (segment.sequence, segment.frames));
@@ -247,7 +247,7 @@ impl Log {
         }
     }
 
-    /// Makes a frame whose fate is unknown durable, in a new segment.
+    /// Writes a frame whose fate is unknown to a new segment and makes it durable there.
     pub(super) fn append_again(&mut self, frame: &Frame, segments: &mut Segments) -> Result<Frame, AppendError> {
         self.begin()?;
         let (sequence, number) = self.current.as_ref().map_or((0, 0), |segment| (segment.sequence, segment.frames));
@@ -256,7 +256,7 @@ impl Log {
         Ok(frame)
     }
 
-    /// How much larger `bytes` more make the files.
+    /// By how many bytes the files grow if `bytes` more are written.
     pub(super) fn growth(&self, bytes: u64) -> u64 {
         let lies_ready = match &self.current {
             Some(segment) => segment.allocated.saturating_sub(segment.end),
@@ -268,7 +268,7 @@ impl Log {
         bytes.saturating_sub(lies_ready).next_multiple_of(STEP as u64)
     }
 
-    /// Makes room for `bytes` more in the current segment, to see whether there is any.
+    /// Extends the current segment for `bytes` more, to find out whether the disk has the room.
     pub(super) fn reserve(&mut self, bytes: u64) -> Result<(), AppendError> {
         if self.current.is_none() {
             self.begin()?;
@@ -277,7 +277,7 @@ impl Log {
         segment.grow(segment.end + bytes)
     }
 
-    /// The next frame begins a new segment.
+    /// Ends the current segment: the next frame begins a new one.
     pub(super) fn end_segment(&mut self) {
         let Some(segment) = self.current.take() else { return };
         if let Some(slot) = self.slots.get_mut(segment.slot) {
@@ -286,7 +286,7 @@ impl Log {
         }
     }
 
-    /// Gives back what free slots took on the disk, but for what the next writes need at once.
+    /// Frees the disk space of free slots, except for what the next writes need at once.
     pub(super) fn shrink(&mut self) {
         for slot in self.slots.iter_mut().filter(|slot| !slot.taken) {
             let keep = if slot.sound { STEP as u64 } else { 0 };
@@ -306,14 +306,14 @@ impl Log {
         self.slots.iter().any(|slot| !slot.taken)
     }
 
-    /// What `segments` hold is in redb: their slots are free.
+    /// Frees the slots of `segments`, whose contents are in redb.
     pub(super) fn release(&mut self, segments: &Segments) {
         for &slot in &segments.slots {
             self.take(slot, false);
         }
     }
 
-    /// Whether all that is still needed is where the next opening looks for it.
+    /// Whether every file that is still needed is where the next opening looks for it.
     pub(super) fn is_all_in_place(&mut self) -> io::Result<bool> {
         if !self.is_in_place()? {
             return Ok(false);
@@ -330,8 +330,8 @@ impl Log {
         Ok(true)
     }
 
-    /// Whether what the current segment holds is still where the next opening looks for it. One that holds nothing yet
-    /// is given up when its file is gone.
+    /// Whether the file of the current segment is still where the next opening looks for it. If it is gone but the
+    /// segment is empty, the segment is abandoned.
     pub(super) fn is_in_place(&mut self) -> io::Result<bool> {
         let Some(segment) = &self.current else { return Ok(true) };
         let in_place = segment.file.is_at(&slot_path(&self.path, segment.slot))?;
@@ -342,10 +342,10 @@ impl Log {
         Ok(in_place)
     }
 
-    /// Removes all slots: redb has everything.
+    /// Removes all slots, once redb has everything.
     pub(super) fn remove(self) {
         for (slot, state) in self.slots.iter().enumerate() {
-            // One that stays is found to be applied by the next opening.
+            // If one remains, the next opening finds that redb already has it.
             if state.file.is_some() {
                 let _stays = self.disk.remove(&slot_path(&self.path, slot));
             }
@@ -366,7 +366,7 @@ impl Log {
             return Err(AppendError::Full);
         };
         let in_place = match &state.file {
-            // A slot that somebody removed is made again.
+            // A slot that was removed is created again.
             Some(file) if file.is_at(&slot_path(&path, slot)).map_err(AppendError::NotWritten)? => Some(file.clone()),
             _ => None,
         };
@@ -375,7 +375,7 @@ impl Log {
             None => {
                 let at = slot_path(&path, slot);
                 let file = self.disk.open(&at, true).map_err(AppendError::NotWritten)?;
-                // Before anything is promised: a name that is not synced may go in a power cut.
+                // A power cut may lose an unsynced name, and with it acknowledged writes.
                 self.disk.sync_names(&at).map_err(AppendError::NotWritten)?;
                 (state.file, state.sound) = (Some(file.clone()), false);
                 file
@@ -423,11 +423,11 @@ impl Log {
 
 impl Segment {
     fn write(&mut self, frame: &Frame, end: u64, header: &SegmentHeader) -> Result<(), AppendError> {
-        // What may find the disk full comes first, while nothing of the frame is there.
+        // This may find the disk full, so it comes before any part of the frame is written.
         self.grow(end)?;
         self.file.write(self.end, &frame.bytes).map_err(AppendError::Unknown)?;
         if self.frames == 0 {
-            // The header comes last: without it the file says nothing.
+            // The header comes last: without it the file has no content.
             self.file.write(0, &header.encode()).map_err(AppendError::Unknown)?;
         }
         self.file.sync().map_err(AppendError::Unknown)
@@ -453,11 +453,11 @@ fn slot_path(store: &Path, slot: usize) -> PathBuf {
     beside(store, &format!("log{slot}"))
 }
 
-/// Whether a log in which there is something lies beside the store at `path`, or where it was.
+/// Whether a store at `path` has a log that is not empty, even if the store itself is missing.
 pub(super) fn exists(disk: &dyn Disk, path: &Path) -> io::Result<bool> {
     for slot in 0..SLOTS {
         if let Some(file) = open_slot(disk, &slot_path(path, slot))? {
-            // What is there and cannot be read is something, too.
+            // A header that cannot be decoded counts as well.
             if !matches!(SegmentHeader::decode(&read_slot(&*file, HEADER)?), Ok(None)) {
                 return Ok(true);
             }
@@ -466,7 +466,7 @@ pub(super) fn exists(disk: &dyn Disk, path: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// A slot as the disk has it.
+/// Opens a slot as it is on the disk; `None` if it does not exist.
 fn open_slot(disk: &dyn Disk, at: &Path) -> io::Result<Option<Arc<dyn DiskFile>>> {
     match disk.open(at, false) {
         Ok(file) => file.forget().map(|()| Some(file)),
@@ -475,7 +475,7 @@ fn open_slot(disk: &dyn Disk, at: &Path) -> io::Result<Option<Arc<dyn DiskFile>>
     }
 }
 
-/// The beginning of a slot, or all of it.
+/// Reads at most the first `most` bytes of a slot.
 fn read_slot(file: &dyn DiskFile, most: usize) -> io::Result<Bytes> {
     let len = usize::try_from(file.len()?).map_err(io::Error::other)?;
     let mut content = vec![0; len.min(most)];

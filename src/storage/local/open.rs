@@ -1,4 +1,4 @@
-//! Making a store, and opening one without harming it.
+//! Creates a store, or opens one without harming it.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -15,17 +15,17 @@ use super::{Snapshot, TABLE, TABLE_NAME, log, value};
 use crate::panics;
 use crate::storage::OpenError;
 
-/// The table of the layout before: values without checksums, and no log beside it.
+/// The table of the previous layout: values without checksums, and no log.
 pub(super) const TABLE_V1: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("peerscope.v1");
 
-/// What the store knows of itself.
+/// Metadata of the store.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("peerscope.meta");
 /// A random number that a store and its log share.
 const META_STORE: &str = "store";
-/// The last segment of the log that is in redb whole.
+/// The last segment of the log that redb has completely.
 const META_APPLIED: &str = "applied";
 
-/// How many values move in one transaction from the old layout to the new one.
+/// How many values one transaction moves from the old layout to the new one.
 const MOVED_AT_ONCE: usize = 10_000;
 
 /// How a store is opened.
@@ -37,58 +37,58 @@ pub(super) struct Options {
     pub(super) check: bool,
 }
 
-/// Hears how far an opening is.
+/// Receives the progress of an opening.
 pub(super) trait Progress: Send + Sync {
-    /// Where it is noted that the opening waits for the disk.
+    /// Where calls that wait for the disk are recorded.
     fn disk(&self) -> &Arc<DiskActivity>;
-    /// redb is about to read its file, the whole of it when it is checked.
+    /// redb is about to read its file; all of it, if every page is checked.
     fn opening(&self);
-    /// `left` values are to be carried over to the new layout.
+    /// `left` values remain to be migrated to the new layout.
     fn carrying(&self, left: u64);
 }
 
-/// One opened database. There is one after the other on the same file when the disk fails.
+/// An open database. After disk failures another one is opened on the same file.
 pub(super) struct Generation {
-    /// Dropped before the database, which would write as it goes: only a closing is to do that.
+    /// Dropped before the database, which would otherwise write while it is dropped. Only closing may do that.
     pub(super) view: OwnedView,
     pub(super) database: Database,
     pub(super) file: Arc<StoreFile>,
 }
 
-/// A store whose log was not looked at yet.
+/// A store whose log has not been read yet.
 pub(super) struct Opened {
     pub(super) generation: Generation,
-    /// Which store it is.
+    /// The random number that identifies the store.
     pub(super) store: u64,
-    /// The segment of its log up to which it has everything.
+    /// The last segment of the log that redb has completely.
     pub(super) applied: u64,
 }
 
 impl Generation {
-    /// Lets it write, now that it was checked.
+    /// Allows the database to write, now that it has been checked.
     pub(super) fn release(&self) -> Result<(), OpenError> {
         self.view.release().map_err(|source| OpenError::io(self.file.path(), source))
     }
 
-    /// The committed state of now, for readers.
+    /// The current committed state, for readers.
     pub(super) fn snapshot(&self) -> Result<Arc<Snapshot>, redb::Error> {
         Ok(Arc::new(self.database.begin_read()?.open_table(TABLE)?))
     }
 
-    /// Does `change` in one durable transaction.
+    /// Makes `change` in one durable transaction.
     pub(super) fn transact(
         &self,
         change: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), redb::Error> {
         let mut transaction = self.database.begin_write()?;
         transaction.set_durability(Durability::Immediate)?;
-        // In two phases, with the state of the allocator: so an opening takes the newest commit by its header alone, in
-        // constant time, and never has to ask the page cache which of two commits is whole.
+        // Commits in two phases and saves the state of the allocator. So an opening finds the newest commit from the
+        // header alone, in constant time, and never relies on the page cache to tell which of two commits is complete.
         transaction.set_quick_repair(true);
         self.commit(transaction, change)
     }
 
-    /// Does a part of a change that the next durable transaction completes, and makes durable with its own.
+    /// Makes a part of a change. The next durable transaction completes it and makes both parts durable.
     pub(super) fn prepare(
         &self,
         change: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
@@ -105,7 +105,7 @@ impl Generation {
     ) -> Result<(), redb::Error> {
         change(&transaction)?;
         transaction.commit()?;
-        // The view hides failures from redb, whose readers go on.
+        // The view hides failures from redb, so that its readers can continue.
         match self.view.take_failure() {
             Some(error) => Err(StorageError::Io(error).into()),
             None => Ok(()),
@@ -113,13 +113,13 @@ impl Generation {
     }
 }
 
-/// Says, in the transaction that makes it true, that redb has the log up to the segment `sequence`.
+/// Records that redb has the log up to the segment `sequence`, in the transaction that makes this true.
 pub(super) fn set_applied(transaction: &WriteTransaction, sequence: u64) -> Result<(), redb::Error> {
     transaction.open_table(META)?.insert(META_APPLIED, sequence)?;
     Ok(())
 }
 
-/// Opens the store at `path`; makes it first when there is nothing.
+/// Opens the store at `path`, and creates it first if it does not exist.
 pub(super) fn open(
     disk: &dyn Disk,
     path: &Path,
@@ -132,14 +132,14 @@ pub(super) fn open(
         match activity.watch(|| disk.open(path, false)) {
             Ok(file) => {
                 if activity.watch(|| file.len()).map_err(io)? == 0 {
-                    return Err(damaged(path, "the file is empty, which a store never is"));
+                    return Err(damaged(path, "the file is empty"));
                 }
                 if !activity.watch(|| file.try_lock()).map_err(io)? {
                     return Err(OpenError::InUse(path.to_owned()));
                 }
                 let file = Arc::new(StoreFile::new(path, file, activity.clone()));
                 progress.opening();
-                // Nobody knows what failed for whoever had it before, or for this process when it tried last.
+                // Syncs may have failed in an earlier process, or in this one's last attempt.
                 file.forget().map_err(io)?;
                 let (generation, found) = inspect(file, options)?;
                 generation.release()?;
@@ -152,11 +152,11 @@ pub(super) fn open(
                 if activity.watch(|| log::exists(disk, path)).map_err(io)? {
                     return Err(damaged(
                         path,
-                        "the file is missing, but its log is there; to start empty, move the files of the log (the \
-                         same name with .log0 to .log7) away, too",
+                        "the file is missing, but its log exists; to start empty, move the files of the log (the same \
+                         name with .log0 to .log7) away as well",
                     ));
                 }
-                // `None`: another process was faster, and its store is there now.
+                // `None`: another process was faster, and its store exists now.
                 if let Some(generation) = create(disk, path, options, progress)? {
                     return opened(path, generation);
                 }
@@ -166,12 +166,12 @@ pub(super) fn open(
     }
 }
 
-/// Opens a database on `file` and checks it. What redb writes stays in memory, until it is [`Generation::release`]d.
+/// Opens a database on `file` and checks it. redb's writes stay in memory until [`Generation::release`].
 pub(super) fn inspect(file: Arc<StoreFile>, options: Options) -> Result<(Generation, Found), OpenError> {
     let path = file.path().to_owned();
     let view = View::staged(file.clone());
-    // redb returns an error for most damage and asserts on some. A panic in here leaves nothing behind
-    // that anybody uses: the database is gone, and its writes stayed in memory.
+    // redb returns an error for most damage but panics on some. Nothing outlives a panic in here: the database is gone,
+    // and its writes stayed in memory.
     let opened = panics::caught(|| {
         let database = Builder::new()
             .set_cache_size(options.cache_size)
@@ -188,12 +188,12 @@ pub(super) fn inspect(file: Arc<StoreFile>, options: Options) -> Result<(Generat
     Ok((Generation { view: OwnedView(view), database, file }, found))
 }
 
-/// Which layout a store has.
+/// The layout of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
-    /// Today's.
+    /// The current layout.
     Current,
-    /// The one before, or half of it carried over.
+    /// The previous layout, or a half-finished migration from it.
     V1,
 }
 
@@ -208,7 +208,7 @@ impl<E: Into<redb::Error>> From<E> for Unknown {
     }
 }
 
-/// Which of ours the database is, if it is one that this agent knows.
+/// Determines the layout of the database, if this agent knows it.
 fn check_table(database: &Database) -> Result<Found, Unknown> {
     let transaction = database.begin_read()?;
     let names: Vec<String> = transaction.list_tables()?.map(|table| table.name().to_owned()).collect();
@@ -221,15 +221,15 @@ fn check_table(database: &Database) -> Result<Found, Unknown> {
         Err(TableError::TableDoesNotExist(_)) => {
             let newer = names.iter().find(|name| name.starts_with("peerscope."));
             Err(Unknown::Table(newer.map_or_else(
-                || "it is a database of something else".into(),
-                |name| format!("it holds {name}, and this version of Peerscope knows {TABLE_NAME}"),
+                || "it is a redb database of another program".into(),
+                |name| format!("it contains {name}, but this version of Peerscope expects {TABLE_NAME}"),
             )))
         }
         Err(error) => Err(error.into()),
     }
 }
 
-/// Which store it is, and the segment of its log up to which it has everything.
+/// The random number that identifies the store, and the last segment of the log that redb has completely.
 pub(super) fn read_meta(generation: &Generation) -> Result<(u64, u64), redb::Error> {
     let meta = generation.database.begin_read()?.open_table(META)?;
     let number = |key| meta.get(key).map(|found| found.map_or(0, |found| found.value()));
@@ -241,8 +241,8 @@ fn opened(path: &Path, generation: Generation) -> Result<Opened, OpenError> {
     Ok(Opened { generation, store, applied })
 }
 
-/// Moves all values to the new layout, some at a time, each of them in one transaction: a crash in between leaves the
-/// rest for the next opening.
+/// Moves all values to the new layout, [`MOVED_AT_ONCE`] per transaction. After a crash the next opening moves the
+/// rest.
 fn carry_over(generation: &Generation, progress: &dyn Progress) -> Result<(), redb::Error> {
     loop {
         let mut left = 0;
@@ -274,8 +274,8 @@ fn set_store(transaction: &WriteTransaction) -> Result<(), redb::Error> {
     Ok(())
 }
 
-/// Makes a store under a name of its own, and gives it `path` when it is complete: a crash in the middle
-/// leaves a file that the next start replaces. `None` when `path` has come into being meanwhile.
+/// Creates a store under a temporary name, and renames it to `path` when it is complete. A crash in the middle
+/// leaves a file that the next start replaces. `None` if `path` has been created meanwhile.
 fn create(
     disk: &dyn Disk,
     path: &Path,
@@ -286,15 +286,14 @@ fn create(
     let activity = progress.disk();
     let unfinished = beside(path, "new");
     let file = activity.watch(|| disk.open(&unfinished, true)).map_err(io)?;
-    // Whoever has the lock is the one that creates.
     if !activity.watch(|| file.try_lock()).map_err(io)? {
         return Err(OpenError::InUse(path.to_owned()));
     }
-    // Between the opening and the lock, another process may have finished this very file.
+    // Another process may have completed this very file before this one took the lock.
     if !activity.watch(|| Ok(file.is_at(&unfinished)? && !disk.exists(path)?)).map_err(io)? {
         return Ok(None);
     }
-    // What a crash left behind was never a store.
+    // A file that a crash left behind was never a complete store.
     activity.watch(|| file.set_len(0)).map_err(io)?;
     let file = Arc::new(StoreFile::new(path, file, activity.clone()));
     progress.opening();
@@ -311,12 +310,12 @@ fn create(
     made.map_err(|error| failed(path, error))?;
     generation.view.release().map_err(io)?;
     activity.watch(|| disk.rename(&unfinished, path)).map_err(io)?;
-    // Without this the name may be lost in a power cut, and the data with it.
+    // A power cut could lose the name, and the data with it.
     activity.watch(|| disk.sync_names(path)).map_err(io)?;
     Ok(Some(generation))
 }
 
-/// What an error behind the opening means for the operator.
+/// The operator's version of an error of redb after the opening.
 pub(super) fn failed(path: &Path, error: redb::Error) -> OpenError {
     match error {
         redb::Error::Io(source) => OpenError::io(path, source),
@@ -328,7 +327,7 @@ fn damaged(path: &Path, reason: impl Into<String>) -> OpenError {
     OpenError::Damaged { path: path.to_owned(), reason: reason.into() }
 }
 
-/// What redb's refusal means for the operator.
+/// The operator's version of redb's refusal to open a file.
 fn refused(path: &Path, error: DatabaseError) -> OpenError {
     match error {
         DatabaseError::DatabaseAlreadyOpen => OpenError::InUse(path.to_owned()),
@@ -337,7 +336,7 @@ fn refused(path: &Path, error: DatabaseError) -> OpenError {
         {
             OpenError::io(path, source)
         }
-        // redb has one error for every format that it does not know; it names the version.
+        // redb has one error for all unknown formats, and its text includes the version.
         error => damaged(path, error.to_string().trim_start_matches("I/O error: ")),
     }
 }

@@ -1,4 +1,4 @@
-//! The writes that wait for the writer, and those that it has in its hands.
+//! The writes that wait for the writer, and those that it is writing.
 
 use std::time::{Duration, Instant};
 
@@ -9,19 +9,18 @@ use tokio::sync::oneshot;
 use super::state::{Before, closed};
 use crate::storage::StorageError;
 
-/// How many writes may wait for the writer: more than the callers of a busy agent have in flight, and what the writer
-/// takes in one batch.
+/// How many writes may wait for the writer, and so the size of the largest batch: more than a busy agent has in flight.
 const QUEUE_WRITES: usize = 1024;
 
-/// How many bytes the waiting writes may hold together, so that a queue full of the largest values does not
-/// eat the machine: eight of the largest batches.
+/// The maximum size of all waiting writes, in bytes, so that a queue of the largest values does not exhaust the memory:
+/// eight of the largest batches.
 const QUEUE_BYTES: usize = 64 * 1024 * 1024;
 
-/// At most this many bytes of keys and values share a frame of the log (the last write may go beyond).
+/// At most this many bytes of keys and values share a frame of the log (the last write may exceed it).
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
 
-/// How long a batch waits for callers that were just acknowledged and are about to write again. It is a
-/// fraction of a sync, and only spent when the batch before was larger than this one is.
+/// How long a batch waits for callers that were just acknowledged and are about to write again. It is a fraction of the
+/// time of a sync, and is spent only if the previous batch was larger than this one so far.
 const GATHER: Duration = Duration::from_micros(100);
 
 type Done = oneshot::Sender<Result<Before, StorageError>>;
@@ -36,19 +35,19 @@ pub(super) struct Write {
 }
 
 impl Write {
-    /// Its bytes.
+    /// The size of its key and value, in bytes.
     fn size(&self) -> usize {
         self.key.len() + self.value.as_ref().map_or(0, Bytes::len)
     }
 }
 
-/// StoreState by the callers, who add, and the writer, who takes.
+/// Shared by the callers, which add writes, and the writer, which takes them.
 #[derive(Default)]
 pub(super) struct Queue {
     state: Mutex<State>,
-    /// The writer waits here, and nobody else: it is woken alone.
+    /// Only the writer waits here.
     wake: Condvar,
-    /// Who waits for a closing.
+    /// For threads that wait for the queue to be closed.
     closing: Condvar,
 }
 
@@ -56,46 +55,46 @@ pub(super) struct Queue {
 struct State {
     waiting: Vec<Write>,
     bytes: usize,
-    /// How many writes the writer waits for; 0 when it waits for none.
+    /// How many writes the writer waits for; 0 if it does not wait.
     wanted: usize,
     /// The callers of the batch that is being written.
     flying: Vec<Done>,
-    /// Since when the writer is at something.
+    /// When the writer began its current work.
     since: Option<Instant>,
-    /// Why no write is taken at present, by who says so.
+    /// Why writes are refused at present, indexed by [`Refuser`].
     refusals: [Option<Refusal>; 4],
     opened: bool,
     closed: bool,
 }
 
-/// Why no write is taken; every caller gets an error of its own.
+/// Makes the error with which a write is refused.
 type Refusal = Box<dyn Fn() -> StorageError + Send>;
 
-/// Who may refuse writes.
+/// A part of the store that may refuse writes.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Refuser {
-    /// What is left of a store one of whose threads has died.
+    /// A store with a thread that has panicked.
     Dead,
-    /// The flusher, whose database is damaged.
+    /// The flusher, because its database is damaged.
     Flusher,
-    /// The writer, which knows why it cannot write.
+    /// The writer, because it cannot write.
     Writer,
-    /// The watch, which sees that the writer hangs.
+    /// The watch, because the writer hangs.
     Watch,
 }
 
-/// What the writer is to do.
+/// The next task of the writer.
 pub(super) enum Taken {
     /// Write these. The queue knows their callers.
     Batch(Vec<(Bytes, Option<Bytes>)>),
-    /// Nobody came within the time.
+    /// No write arrived in time.
     Nothing,
-    /// There will be nothing more.
+    /// The queue is closed and empty.
     Closed,
 }
 
 impl Queue {
-    /// From now on writes are taken.
+    /// Accepts writes from now on.
     pub(super) fn open(&self) {
         self.state.lock().opened = true;
     }
@@ -109,7 +108,7 @@ impl Queue {
         self.state.lock().closed
     }
 
-    /// Takes no more writes; those that are in it are still written.
+    /// Accepts no more writes. Those already in the queue are still written.
     pub(super) fn close(&self) {
         self.state.lock().closed = true;
         self.wake.notify_one();
@@ -129,18 +128,19 @@ impl Queue {
         }
     }
 
-    /// Waits for a closing, but no longer than `time`; whether it came.
+    /// Waits at most `time` for the queue to be closed; `true` if it is.
     pub(super) fn wait_closed(&self, time: Duration) -> bool {
         let mut state = self.state.lock();
         self.closing.wait_while_for(&mut state, |state| !state.closed, time);
         state.closed
     }
 
-    /// Adds a write. Its caller hears of it through `done`.
+    /// Adds a write. Its caller gets the outcome through `done`.
     ///
     /// # Errors
     ///
-    /// When it is not taken: [`StorageError::Busy`], [`StorageError::Unavailable`], or what [`refuse`](Self::refuse) says.
+    /// If it is not accepted: [`StorageError::Busy`], [`StorageError::Unavailable`], or the error given to
+    /// [`refuse`](Self::refuse).
     pub(super) fn add(&self, write: Write) -> Result<(), StorageError> {
         let mut state = self.state.lock();
         if state.closed {
@@ -164,8 +164,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Waits until there is something to write, but no longer than `patience`; then a moment longer, for as many as
-    /// the last batch had. `patience` is cut short by a closing.
+    /// Waits for something to write, but at most `patience`, or until the queue is closed. Then waits up to [`GATHER`]
+    /// for as many writes as the last batch had.
     pub(super) fn take(&self, last_batch: usize, patience: Duration) -> Taken {
         let mut state = self.state.lock();
         state.since = None;
@@ -181,8 +181,8 @@ impl Queue {
             }
             self.wait(&mut state, 1, left);
         }
-        // Those who were in the batch before have just been told and are on their way back. To sync the few that are
-        // here already would make all others wait for a whole sync.
+        // The callers of the previous batch have just been answered and are about to write again. Syncing only the few
+        // writes that are already here would make all others wait for a whole sync.
         let deadline = Instant::now() + GATHER;
         while state.waiting.len() < last_batch && state.bytes < BATCH_BYTES && !state.closed {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -200,22 +200,21 @@ impl Queue {
         state.wanted = 0;
     }
 
-    /// Tells the callers of the batch that is being written; those that were given up heard already.
+    /// Answers the callers of the current batch. Those that were given up have already been answered.
     pub(super) fn finish(&self, outcomes: impl IntoIterator<Item = Result<Before, StorageError>>) {
         let callers = std::mem::take(&mut self.state.lock().flying);
         for (done, outcome) in callers.into_iter().zip(outcomes) {
-            // A caller that has gone away wants no answer.
             let _gone = done.send(outcome);
         }
     }
 
-    /// How long the writer has been at what it took last.
+    /// How long the writer has been working on what it took last.
     pub(super) fn waiting(&self) -> Option<Duration> {
         self.state.lock().since.map(|since| since.elapsed())
     }
 
-    /// Tells everybody who waits that it takes too long, if the writer has been at it for `time`: `flying` those whose
-    /// write may still happen, `waiting` those whose write will not.
+    /// If the writer has been at its current work for `time`, answers all callers with an error: `flying` for writes
+    /// that may still take effect, `waiting` for those that will not.
     pub(super) fn give_up(
         &self,
         time: Duration,

@@ -1,5 +1,5 @@
-//! Reads from redb: on the caller's thread as long as memory has what they need, otherwise on a thread that may wait
-//! for the disk. So a slow disk costs those who read from it, and not whatever else the runtime does.
+//! Reads from redb: on the caller's thread if the data is in memory, otherwise on a thread that may wait for the disk.
+//! So a slow disk delays only the reads that need it, not other tasks of the runtime.
 
 use std::any::Any;
 use std::io::ErrorKind;
@@ -16,13 +16,13 @@ use super::{Snapshot, value};
 use crate::panics;
 use crate::storage::StorageError;
 
-/// How many reads may wait for the disk at once: as many as a disk works at together with profit.
+/// How many reads may wait for the disk at once: about as many as a disk benefits from.
 const READERS: usize = 16;
 
-/// How many more may wait for a place.
+/// How many more reads may wait for a place.
 const WAITING: usize = 1024;
 
-/// How long a read may take in all.
+/// The longest that a read may take, including the wait for a place.
 pub(super) const PATIENCE: Duration = Duration::from_secs(8);
 
 /// The places for reads that may wait for the disk.
@@ -32,14 +32,14 @@ pub(super) struct Readers {
     waiting: AtomicUsize,
 }
 
-/// Why a look-up found nothing out.
+/// Why a look-up failed.
 #[derive(Debug)]
 enum LookUpFailure {
-    /// It needs the disk.
+    /// It has to wait for the disk.
     NotInMemory,
     Read(ReadStopped),
     Redb(redb::StorageError),
-    /// What redb holds is not what was put.
+    /// The value in redb is not the one that was put.
     Damaged(String),
 }
 
@@ -72,7 +72,7 @@ impl Readers {
             let permit = self.places.clone().acquire_owned().await.map_err(|_| closed())?;
             let shared = shared.clone();
             let read = tokio::task::spawn_blocking(move || {
-                // Given back when the read ends, also when its caller is long gone.
+                // Released only when the read ends, even if its caller is long gone.
                 let _permit = permit;
                 find(Reading::Waiting, &snapshot, &key).map_err(|failure| report(&shared, failure))
             });
@@ -82,7 +82,7 @@ impl Readers {
     }
 }
 
-/// Counts one of those who wait, as long as it lives.
+/// Counts one waiting read until it is dropped.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl<'a> Waiting<'a> {
@@ -109,12 +109,11 @@ fn find(who: Reading, snapshot: &Snapshot, key: &[u8]) -> Result<Option<Bytes>, 
             None => Err(LookUpFailure::Damaged("the value does not match its checksum".into())),
         },
     };
-    // redb asserts what it believes of its pages. A look-up that trips over damage must not take the caller's task with
-    // it.
+    // redb asserts invariants of its pages. A damaged page must not end the caller's task.
     reading(who, || panics::caught(look_up)).unwrap_or_else(|panic| Err(stopped(panic)))
 }
 
-/// Reads one key without a runtime, waiting for the disk.
+/// Reads one key without a runtime, waiting for the disk if necessary.
 #[cfg(test)]
 pub(super) fn find_waiting(
     shared: &StoreState,
@@ -132,7 +131,7 @@ fn stopped(panic: Box<dyn Any + Send>) -> LookUpFailure {
     }
 }
 
-/// The caller's error. A read that fails shows until what failed can be read again.
+/// The caller's error. A failed read makes the store not ready until the same part can be read again.
 fn report(shared: &StoreState, failure: LookUpFailure) -> StorageError {
     let path = shared.path.display();
     match failure {
@@ -145,12 +144,12 @@ fn report(shared: &StoreState, failure: LookUpFailure) -> StorageError {
         LookUpFailure::Redb(redb::StorageError::DatabaseClosed) => closed(),
         LookUpFailure::Redb(redb::StorageError::Corrupted(reason)) | LookUpFailure::Damaged(reason) => {
             let reason = format!("{path} is damaged: {reason}");
-            // Whoever asks again and again must not fill the log.
+            // A caller that keeps reading it must not fill the log.
             if !shared.damage_was_said.swap(true, Ordering::Relaxed) {
                 tracing::error!(
                     reason,
-                    "A value is not served; stop the agent and see `peerscope check --store` for how much is damaged. \
-                     Further ones are only counted (storage_operation_errors_total)"
+                    "A damaged value is not served; stop the agent and run `peerscope check --store` to see how much \
+                     is damaged. Further damaged values are only counted (storage_operation_errors_total)"
                 );
             }
             StorageError::Damaged(reason)

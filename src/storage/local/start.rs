@@ -1,4 +1,5 @@
-//! Opening in the background: the agent can be seen into while a store is checked, carried over, or cannot be read yet.
+//! Opens a store in the background, so that the agent can be observed while the store is checked, migrated, or cannot
+//! be read yet.
 
 use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,21 +23,21 @@ use crate::metrics::MetricsCollector;
 use crate::panics;
 use crate::storage::{OpenError, StorageError};
 
-/// How long until an opening that met an I/O error is tried again.
+/// The pause after an I/O error before the next attempt to open the store.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// An opening that takes this long is worth a line in the log.
+/// An opening that takes at least this long is logged.
 const WORTH_SAYING: Duration = Duration::from_secs(1);
 
-/// What an opening makes.
+/// The result of an opening.
 pub(super) struct Parts {
     pub(super) flusher: Flusher,
     pub(super) writer: Writer,
-    /// What the log had and redb has not.
+    /// The contents of the log that redb does not have.
     pub(super) frozen: Option<Frozen>,
 }
 
-/// Starts the threads of a store. They end after its queue was closed.
+/// Starts the threads of a store. They end after its queue is closed.
 pub(super) fn start(
     disk: Arc<dyn Disk>,
     options: Options,
@@ -58,7 +59,7 @@ pub(super) fn start(
                         Stage::Failed(OpenError::io(&shared.path, io::Error::other(reason)))
                     }
                     (Err(reason), _) => Stage::Died { reason, ended: true },
-                    // The flusher, before.
+                    // The flusher had already died.
                     (_, Stage::Died { reason, .. }) => Stage::Died { reason: reason.clone(), ended: true },
                     _ => Stage::Ended,
                 }
@@ -84,7 +85,7 @@ fn spawn_watch(
     Builder::new().name("store-watch".into()).spawn(watch).map(drop)
 }
 
-/// Does `work`, and shows when it panics, with what: the store takes no more writes then.
+/// Runs `work`. If it panics, reports the reason and makes the store refuse all writes.
 fn guarded<T>(shared: &StoreState, work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         let reason = format!("the store has failed: {}; restart the agent", panics::text(&*panic));
@@ -97,7 +98,7 @@ fn guarded<T>(shared: &StoreState, work: impl FnOnce() -> T) -> Result<T, String
     })
 }
 
-/// Opens, says so, and writes until the queue is closed.
+/// Opens the store, reports this, and writes until the queue is closed.
 fn run(
     disk: Arc<dyn Disk>,
     options: Options,
@@ -121,7 +122,7 @@ fn run(
         tracing::info!(took = ?began.elapsed(), "The store is open");
     }
     shared.queue.open();
-    // As one for the watch, which says how far an opening is, and for whoever waits for its end.
+    // Both changes at once, for the watch, which reports the progress of an opening, and for callers that wait for it.
     stage.send_modify(|stage| {
         shared.troubles.clear(Source::Opening);
         *stage = Stage::Open;
@@ -141,9 +142,9 @@ fn spawn_flusher(
     let shared = shared.clone();
     let run = move || {
         if let Err(reason) = guarded(&shared, || flusher.run(&tables, &flushed)) {
-            // With it went redb, and the lock of its file goes with the last who reads there.
+            // redb is gone with the thread. The last reader releases the lock of its file.
             drop(shared.publish(None, false));
-            // What the writer says at its end comes last, and stays.
+            // A final stage, which the writer's thread sets, must not be overwritten.
             stage.send_if_modified(|stage| {
                 let dies = !stage.is_final();
                 if dies {
@@ -156,7 +157,7 @@ fn spawn_flusher(
     Builder::new().name("store-flush".into()).spawn(run).map(drop)
 }
 
-/// `None` when the store was closed before it was open.
+/// `None` if the store was closed before it was open.
 fn open_until_done(
     disk: &Arc<dyn Disk>,
     options: Options,
@@ -185,8 +186,8 @@ fn open_until_done(
     }
 }
 
-/// Whether the error is one of the disk, which may be well again in a moment; that of a file which is something else,
-/// or may not be read, is not.
+/// Whether the error comes from the disk and may go away by itself. A missing permission or a file that is not a store
+/// does not.
 fn mends_itself(error: &OpenError) -> bool {
     use rustix::io::Errno;
     let OpenError::Io { source, .. } = error else { return false };
@@ -196,7 +197,7 @@ fn mends_itself(error: &OpenError) -> bool {
         })
 }
 
-/// Opens redb and the log, and shows readers what both hold.
+/// Opens redb and the log, and makes the contents of both visible to readers.
 pub(super) fn open_all(
     disk: &Arc<dyn Disk>,
     options: Options,

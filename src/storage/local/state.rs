@@ -1,4 +1,4 @@
-//! What the store's threads and its callers share: what readers see, and what is wrong.
+//! The state that the store's threads share with its callers: the contents that readers see, and current problems.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -15,18 +15,18 @@ use crate::metrics::Health;
 use crate::metrics::labels::Component;
 use crate::storage::StorageError;
 
-/// What the log has and redb may not: the newest value of each key, `None` for a removed one. The bytes are those of the
-/// log's frames, so that a table holds no more of them than its segments on the disk.
+/// The contents of the log that redb may not have yet: the newest value of each key, or `None` for a removed key. The
+/// bytes are shared with the log's frames, so they take no more memory than the table's segments take on the disk.
 #[derive(Debug, Default)]
 pub(super) struct MemoryTable {
     entries: HashMap<Bytes, Option<Bytes>>,
 }
 
-/// A key, and its newest value; `None` when it is removed.
+/// A key and its newest value; `None` if it was removed.
 pub(super) type Entry<'a> = (&'a Bytes, Option<&'a Bytes>);
 
 impl MemoryTable {
-    /// `None` when it knows nothing of the key; `Some(None)` when it is removed.
+    /// `None` if the table does not have the key; `Some(None)` if the key was removed.
     pub(super) fn get(&self, key: &[u8]) -> Option<Option<&Bytes>> {
         self.entries.get(key).map(Option::as_ref)
     }
@@ -35,7 +35,7 @@ impl MemoryTable {
         self.entries.is_empty()
     }
 
-    /// Its entries in the order of their keys, which is the cheapest for redb.
+    /// Its entries sorted by key, which is the cheapest order for redb.
     pub(super) fn sorted(&self) -> Vec<Entry<'_>> {
         let mut entries: Vec<_> = self.entries.iter().map(|(key, value)| (key, value.as_ref())).collect();
         entries.sort_unstable_by_key(|(key, _)| *key);
@@ -49,39 +49,39 @@ impl MemoryTable {
     }
 }
 
-/// A table that takes no more, on its way into redb.
+/// A table that no longer changes, on its way to redb.
 #[derive(Debug, Clone)]
 pub(super) struct Frozen {
     pub(super) table: Arc<MemoryTable>,
-    /// Where the log holds it.
+    /// The segments of the log that contain it.
     pub(super) segments: Segments,
 }
 
-/// What readers see, newest first.
+/// The contents that readers see, newest first.
 #[derive(Default)]
 struct Tables {
     active: MemoryTable,
     frozen: Option<Arc<MemoryTable>>,
-    /// `None` while the store is starting, and once it is closed. Keeping it open between commits saves every read the
-    /// opening of a transaction and of the table, which cost more than the look-up itself. It delays the reuse of freed
+    /// `None` while the store is starting, and after it is closed. Keeping it open between commits saves every read
+    /// from opening a transaction and the table, which cost more than the look-up itself. It delays the reuse of freed
     /// pages by one commit.
     snapshot: Option<Arc<Snapshot>>,
 }
 
-/// What a look-up in memory found.
+/// The result of a look-up in memory.
 pub(super) enum LookUp {
     Found(Option<Bytes>),
-    /// redb knows.
+    /// Not in memory; redb must be read.
     In(Arc<Snapshot>),
 }
 
-/// What was there under a key that was written.
+/// Whether a key had a value before it was written.
 #[derive(Debug)]
 pub(super) enum Before {
     Known(bool),
-    /// redb knows; whoever wants to hear it asks.
+    /// Not in memory; a caller that wants to know must read redb.
     In(Arc<Snapshot>),
-    /// Nobody wants to know.
+    /// The caller did not ask.
     NotAsked,
 }
 
@@ -89,17 +89,17 @@ pub(super) struct StoreState {
     pub(super) path: PathBuf,
     pub(super) queue: Queue,
     pub(super) troubles: Troubles,
-    // A std lock: held for look-ups in memory and for one batch of insertions, never for I/O.
+    // Locked for a look-up in memory or one batch of insertions, never during I/O.
     tables: RwLock<Tables>,
-    /// Where a caller's read failed, for the store to look again. Locked while that becomes a trouble, or ceases to be.
+    /// Where a caller's read failed, so that the store can retry it. Locked while the trouble is set or cleared.
     failed_read: Mutex<Option<(u64, usize)>>,
-    /// Whether the log says already that something is damaged.
+    /// Whether damage has already been logged.
     pub(super) damage_was_said: AtomicBool,
 }
 
 impl std::fmt::Debug for StoreState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // A table's own `Debug` reads from the disk.
+        // The `Debug` of a redb table reads from the disk.
         f.debug_struct("StoreState").field("path", &self.path).finish_non_exhaustive()
     }
 }
@@ -116,7 +116,7 @@ impl StoreState {
         }
     }
 
-    /// Looks the key up in memory. Values are copied: a small one must not hold on to its frame.
+    /// Looks the key up in memory. Values are copied, so that a small one does not keep its whole frame alive.
     pub(super) fn look_up(&self, key: &[u8]) -> Result<LookUp, StorageError> {
         let tables = self.tables.read();
         let Some(snapshot) = &tables.snapshot else { return Err(self.unavailable()) };
@@ -126,12 +126,13 @@ impl StoreState {
         })
     }
 
-    /// Shows readers what is durable in the log. Answers for each record whose `asked` is true what was there before.
+    /// Makes a durable frame visible to readers. If any of `asked` is true, returns for each record whether its key had
+    /// a value before.
     pub(super) fn apply(&self, frame: &Frame, asked: &[bool]) -> Vec<Before> {
         let mut tables = self.tables.write();
         let mut before = Vec::with_capacity(asked.len());
         if asked.contains(&true) {
-            // Each sees those before it in the same frame.
+            // Each record sees the earlier ones of the same frame.
             for (record, &asked) in frame.records().zip(asked) {
                 before.push(if asked { tables.before(&record.key) } else { Before::NotAsked });
                 tables.active.entries.insert(record.key, record.value);
@@ -142,7 +143,7 @@ impl StoreState {
         before
     }
 
-    /// Makes room for a new table. `None` when there is nothing in the active one, or the frozen one is there yet.
+    /// Freezes the active table and begins a new one. `None` if the active one is empty, or one is still frozen.
     pub(super) fn freeze(&self) -> Option<Arc<MemoryTable>> {
         let mut tables = self.tables.write();
         if tables.frozen.is_some() || tables.active.is_empty() {
@@ -153,37 +154,37 @@ impl StoreState {
         Some(frozen)
     }
 
-    /// Shows readers the store as an opening found it.
+    /// Makes the result of an opening visible to readers.
     pub(super) fn open(&self, snapshot: Arc<Snapshot>, frozen: Option<Arc<MemoryTable>>) {
         let mut tables = self.tables.write();
         *tables = Tables { active: MemoryTable::default(), frozen, snapshot: Some(snapshot) };
     }
 
-    /// Shows readers another state of redb, and returns the one that they saw before. With `has_frozen`, it has what
-    /// the frozen table holds.
+    /// Makes another state of redb visible to readers, and returns the previous one. `has_frozen`: whether the new one
+    /// includes the frozen table.
     pub(super) fn publish(&self, snapshot: Option<Arc<Snapshot>>, has_frozen: bool) -> Option<Arc<Snapshot>> {
         let mut tables = self.tables.write();
         let frozen = if has_frozen { tables.frozen.take() } else { None };
         let before = std::mem::replace(&mut tables.snapshot, snapshot);
         drop(tables);
-        // Outside the lock: it may be the last owner of many small pieces.
+        // Outside the lock, because this may free many small pieces.
         drop(frozen);
         before
     }
 
-    /// A read of so many bytes at this offset failed.
+    /// Records that a read of this part, an offset and a length, failed.
     pub(super) fn cannot_read(&self, part: (u64, usize), reason: String) {
         let mut failed = self.failed_read.lock();
         *failed = Some(part);
         self.troubles.set(Source::Read, reason);
     }
 
-    /// What could not be read last.
+    /// The part of the last failed read, if it has not been read since.
     pub(super) fn failed_read(&self) -> Option<(u64, usize)> {
         *self.failed_read.lock()
     }
 
-    /// It can be read, and is no trouble any more unless something else failed meanwhile.
+    /// The part can be read again: clears the trouble, unless another read has failed meanwhile.
     pub(super) fn can_read(&self, part: (u64, usize)) {
         let mut failed = self.failed_read.lock();
         if *failed == Some(part) {
@@ -192,13 +193,13 @@ impl StoreState {
         }
     }
 
-    /// Why nothing can be asked.
+    /// Why the store cannot be used now.
     pub(super) fn unavailable(&self) -> StorageError {
         if self.queue.is_closed() {
             return closed();
         }
         let reason = self.troubles.first().unwrap_or_else(|| "the store is being opened".into());
-        // After it was open there is only one way to nothing: a thread of the store has ended.
+        // An open store becomes unavailable only when one of its threads has died.
         if self.queue.is_open() { StorageError::Unavailable(reason) } else { StorageError::Starting(reason) }
     }
 }
@@ -226,26 +227,26 @@ pub(super) fn closed() -> StorageError {
     StorageError::Unavailable("the store is closed".into())
 }
 
-/// Whom a trouble concerns. The first one that has one says why the store is not ready.
+/// The source of a trouble. Of several troubles, the first in this order is reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
     /// The disk does not answer.
     Waiting,
-    /// The opening is not done.
+    /// The store is not open.
     Opening,
     /// The log cannot be written.
     Log,
-    /// redb cannot take what the log has.
+    /// The contents of the log cannot be moved to redb.
     Flush,
     /// A read failed.
     Read,
-    /// A thread of the store ended.
+    /// A thread of the store has panicked.
     Thread,
 }
 
 const SOURCES: usize = 6;
 
-/// What is wrong at present, by whom it concerns; the component `storage` is ready when nothing is.
+/// The current troubles, by source. The component `storage` is ready when there are none.
 #[derive(Debug)]
 pub(super) struct Troubles {
     health: Health,
@@ -294,7 +295,7 @@ impl Troubles {
             *entry = reason;
         }
         let is = list.iter().flatten().next();
-        // Said under the lock, so that what was said last is what is.
+        // Reported under the lock, so that the last report is the current state.
         match is {
             Some(reason) if was.as_ref() != Some(reason) => self.health.not_ready(Component::Storage, reason.clone()),
             Some(_) => {}

@@ -1,4 +1,4 @@
-//! The watch: one thread that never touches the disk, and says when the others wait for it.
+//! The watch: one thread that never touches the disk, and reports when the others wait too long for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,17 +12,17 @@ use super::queue::Refuser;
 use super::state::{Source, StoreState};
 use crate::storage::StorageError;
 
-/// How often it looks.
+/// How often it checks.
 const TICK: Duration = Duration::from_millis(500);
 
-/// A commit that waits this long makes the store not ready. Healthy disks sync within milliseconds, busy ones within a
-/// second.
+/// A wait of this length for the disk makes the store not ready. Healthy disks sync within milliseconds, busy ones
+/// within a second.
 const SLOW: Duration = Duration::from_secs(3);
 
-/// After this long its callers are told that nobody knows. Peers wait for 15 s (`network.request_timeout`).
+/// After this long the waiting callers get an error. Peers wait for 15 s (`network.request_timeout`).
 pub(super) const GIVE_UP: Duration = Duration::from_secs(8);
 
-/// What the opening is at, and whoever waits for redb's disk.
+/// The progress of an opening, and calls on redb's file that wait for the disk.
 #[derive(Debug, Default)]
 pub(super) struct Watched {
     activity: Mutex<Activity>,
@@ -33,9 +33,9 @@ pub(super) struct Watched {
 enum Activity {
     #[default]
     Nothing,
-    /// redb reads the file.
+    /// redb is reading the file.
     Reading,
-    /// So many values are left to be carried over.
+    /// This many values are left to be migrated.
     Carrying(u64),
 }
 
@@ -68,22 +68,23 @@ impl Watched {
                 Some(format!("the store is being opened: {read} MiB read"))
             }
             Activity::Carrying(left) => {
-                Some(format!("the store is being carried over to the new format: {left} values left"))
+                Some(format!("the store is being migrated to the new format: {left} values left"))
             }
         }
     }
 }
 
-/// Looks until the store has ended.
+/// Runs until the store has ended.
 pub(super) fn run(shared: &StoreState, watched: &Watched, stage: &watch::Receiver<Stage>) {
     let (mut was_waiting, mut refuses) = (false, false);
     loop {
         std::thread::sleep(TICK);
-        // A sender that is gone means that the thread is.
+        // Without a sender, the store's thread is gone.
         if stage.has_changed().is_err() || stage.borrow().is_final() {
             return;
         }
-        // The borrow lasts until it is said: whoever opens the store clears it after that.
+        // The borrow is held until the trouble is set, so that the thread that opens the store clears it only
+        // afterwards.
         let now = stage.borrow();
         if matches!(*now, Stage::Starting)
             && let Some(doing) = watched.describe()
@@ -93,7 +94,7 @@ pub(super) fn run(shared: &StoreState, watched: &Watched, stage: &watch::Receive
         drop(now);
         let is_slow = |waiting: &Duration| *waiting >= SLOW;
         let writer = shared.queue.waiting().filter(is_slow);
-        // Nobody waits for redb, but whoever looks wants to know, and the next to write would wait.
+        // No caller waits for redb, but the operator wants to know, and writes may soon have to wait.
         let redb = watched.disk.waiting().filter(is_slow);
         match writer.max(redb) {
             Some(waiting) => {
@@ -123,7 +124,7 @@ pub(super) fn run(shared: &StoreState, watched: &Watched, stage: &watch::Receive
     }
 }
 
-/// Tells callers that the writer has waited for the disk so long.
+/// Refuses new writes while the writer waits for the disk, and after [`GIVE_UP`] answers those that are waiting.
 fn refuse(shared: &StoreState, waiting: Duration) {
     let path = &shared.path;
     let seconds = waiting.as_secs();

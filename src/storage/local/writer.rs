@@ -1,4 +1,4 @@
-//! The writer: one thread that carries concurrent writes into the log, one sync for all of them.
+//! The writer: one thread that appends concurrent writes to the log, with one sync for all of them.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -15,53 +15,53 @@ use super::state::{Before, Frozen, Source, StoreState};
 use crate::metrics::MetricsCollector;
 use crate::storage::StorageError;
 
-/// At most this many bytes of memory (the last frame may go beyond) hold what redb has not begun to take; then writes
-/// wait. As many again may be on their way. So this bounds memory, the log on the disk, and what a start reads. More at
-/// once costs redb less for each value.
+/// The maximum memory, in bytes, of the active table (the last frame may exceed it); then writes wait. As much again
+/// may be on its way to redb. This bounds the memory, the log on the disk, and the data that a start reads. The
+/// larger a table, the less each value costs redb.
 const LOG_BYTES: u64 = 80 * 1024 * 1024;
 
-/// The bound with which a store begins, and the lowest one. It doubles while redb takes a table within [`QUICK`], and
-/// halves when that takes longer than [`SLOW`]: writes that wait for redb wait about as long on any disk.
+/// The initial bound of a store, and the lowest one. The bound doubles whenever redb takes a large table within
+/// [`QUICK`], and halves if it takes longer than [`SLOW`], so that writes wait for redb about equally long on any disk.
 const FIRST_LOG_BYTES: u64 = 8 * 1024 * 1024;
 const LEAST_LOG_BYTES: u64 = 1024 * 1024;
 const QUICK: Duration = Duration::from_millis(950);
 const SLOW: Duration = Duration::from_secs(2);
 
-/// The active table goes to redb as soon as redb is free and it has this part of what is allowed.
+/// The active table goes to redb as soon as redb is free and the table has reached this fraction (1/N) of the bound.
 const FREEZE_PART: u64 = 4;
 
-/// After this long without a write, or this long after the first one, the active table goes to redb however small it is.
+/// After [`IDLE`] without a write, or [`OLD`] after its first write, the active table goes to redb however small it is.
 const IDLE: Duration = Duration::from_secs(1);
 const OLD: Duration = Duration::from_secs(10);
 
-/// How often the writer looks, while it cannot write, whether it can again.
+/// How often a writer that cannot write checks whether it can again.
 const PROBE: Duration = Duration::from_millis(250);
 
-/// The shortest pause after a failed write.
+/// The minimum pause after a failed write.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How much room redb may need for a transaction beside its values.
+/// How many bytes of disk redb may need for a transaction in addition to its values.
 const ROOM: u64 = 256 * 1024;
 
-/// How much room redb may need for a byte of the log: small values share pages, and one that is just too long for a page
-/// takes two.
+/// How many bytes of disk redb may need for a byte of the log: small values share pages, and a value that is slightly
+/// too long for a page takes two.
 const ROOM_IN_REDB: u64 = 2;
 
-/// While there is room for this many bytes, a larger write that does not fit is refused alone.
+/// While there is room for this many bytes, only writes that do not fit are refused.
 const SMALL: u64 = 4096;
 
-/// What a record costs in memory beside its bytes: two handles to them in a hash table that is half full.
+/// The memory that a record takes in addition to its bytes: two handles in a half-full hash table.
 const RECORD_IN_MEMORY: u64 = 128;
 
-/// Why writes fail; every caller gets an error of its own.
+/// Why writes fail. Each caller gets its own error made from this.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum WriteFailure {
     DiskFull,
-    /// It may still happen.
+    /// The write may still take effect.
     Uncertain(String),
-    /// What redb's file holds is not what was written.
+    /// redb's file does not contain what was written.
     Damaged(String),
-    /// The log is full, because redb cannot take it for this reason.
+    /// The log is full: its contents cannot be moved to redb, for this reason.
     LogFull(String),
     Backend(String),
 }
@@ -78,9 +78,9 @@ impl WriteFailure {
         match self {
             Self::DiskFull => StorageError::DiskFull(path.to_owned()),
             Self::Uncertain(reason) => StorageError::Uncertain { path: path.to_owned(), reason: reason.clone() },
-            Self::LogFull(reason) => StorageError::Backend(format!("its log is full: {reason}")),
+            Self::LogFull(reason) => StorageError::Backend(format!("the log is full: {reason}")),
             Self::Damaged(reason) => StorageError::Backend(format!(
-                "{} is damaged ({reason}); stop the agent, keep a copy of the store with its log, and restore a backup",
+                "{} is damaged ({reason}); stop the agent, keep a copy of the store and its log, and restore a backup",
                 path.display()
             )),
             Self::Backend(reason) => StorageError::Backend(format!("cannot write {}: {reason}", path.display())),
@@ -91,43 +91,43 @@ impl WriteFailure {
 /// Owns the log.
 pub(super) struct Writer {
     log: Log,
-    /// Where the log holds the active table.
+    /// The segments of the log that contain the active table.
     segments: Segments,
-    /// The bytes of its frames.
+    /// The size of the active table's frames, in bytes.
     active_bytes: u64,
-    /// How many bytes of memory it takes.
+    /// The memory that the active table takes, in bytes.
     active_memory: u64,
-    /// The bytes of the frozen one's frames.
+    /// The size of the frozen table's frames, in bytes.
     frozen_bytes: u64,
-    /// Whether the frozen one is large enough to tell how fast redb is.
+    /// Whether the frozen table is large enough to tell how fast redb is.
     frozen_is_large: bool,
-    /// Since when the active one holds something.
+    /// When the active table got its first write.
     active_since: Option<Instant>,
     shared: Arc<StoreState>,
     metrics: MetricsCollector,
-    /// redb's file, to see that it is still there.
+    /// redb's file, to check that it is still in place.
     store: Arc<dyn DiskFile>,
-    /// Whether the frozen table is on its way.
+    /// Whether the frozen table is on its way to redb.
     flushing: bool,
-    /// Since when.
+    /// When it was sent.
     flushing_since: Instant,
-    /// How many bytes of memory the active table may take while another one is on its way.
+    /// How many bytes of memory the active table may take while another table is on its way to redb.
     log_bytes: u64,
-    /// The frame that may or may not be on the disk. Nothing is written before it.
+    /// The frame that may or may not be on the disk. It must be written before anything else.
     unknown: Option<Frame>,
     trouble: Option<Trouble>,
     last_batch: usize,
 }
 
 struct Trouble {
-    /// What those are told who come in the meantime.
+    /// The failure that callers get in the meantime.
     failure: WriteFailure,
-    /// Not to be tried again before.
+    /// The earliest time of the next attempt.
     retry_at: Instant,
 }
 
 impl Writer {
-    /// Writes to `log`; `frozen` are the bytes of the table that is on its way to redb already.
+    /// Writes to `log`. `frozen` is the size of the frames of a table that is already on its way to redb.
     pub(super) fn new(
         log: Log,
         frozen: Option<u64>,
@@ -155,8 +155,8 @@ impl Writer {
         }
     }
 
-    /// Writes what comes until the queue is closed and empty. Full tables go to `flush`; what comes back through
-    /// `flushed` is in redb. At the end redb has everything, unless its disk fails.
+    /// Writes until the queue is closed and empty. Tables are sent to `flush`, and their segments come back through
+    /// `flushed` once redb has them. At the end redb has everything, unless its disk fails.
     pub(super) fn run(mut self, flush: SyncSender<Frozen>, flushed: &Receiver<Segments>) {
         loop {
             let patience = if self.trouble.is_some() { PROBE } else { IDLE };
@@ -179,7 +179,7 @@ impl Writer {
                 Taken::Closed => break,
             }
         }
-        // Whatever redb cannot take now stays in the log, for the next start.
+        // Anything that redb cannot take now stays in the log for the next start.
         while self.flushing {
             let Ok(segments) = flushed.recv() else { return };
             self.in_redb(&segments);
@@ -192,27 +192,27 @@ impl Writer {
         self.end();
     }
 
-    /// Removes the log when redb has everything.
+    /// Removes the log if redb has everything.
     pub(super) fn end(self) {
         if self.store.is_at(&self.shared.path).is_ok_and(|in_place| !in_place) {
-            // What the log has stays: with that, the next start does not take this for a new store.
+            // The log stays, so that the next start does not mistake this for a new store.
             tracing::error!(
                 path = %self.shared.path.display(),
-                "The store was removed or replaced while in use, and what it held ends here; restore a backup"
+                "The store was removed or replaced while in use, and its contents are lost; restore a backup"
             );
         } else if !self.flushing && self.unknown.is_none() {
             self.log.remove();
         }
     }
 
-    /// Makes `batch` durable and tells its callers.
+    /// Makes `batch` durable and answers its callers.
     pub(super) fn commit(&mut self, batch: &[(Bytes, Option<Bytes>)]) {
         let shared = self.shared.clone();
         self.last_batch = batch.len();
         let failed = |failure: &WriteFailure| Err(failure.to_error(&shared.path));
         match self.try_commit(batch) {
             Ok(before) => shared.queue.finish(before.into_iter().map(Ok)),
-            // Those that fit are not to wait for those that do not.
+            // Writes that fit must not fail because of those that do not.
             Err(WriteFailure::DiskFull) if self.trouble.is_none() => {
                 let fits = self.fitting(batch);
                 let chosen: Vec<_> =
@@ -228,7 +228,7 @@ impl Writer {
         }
     }
 
-    /// Which of the writes the disk has room for, one after the other.
+    /// Which of the writes, in order, the disk has room for.
     fn fitting(&self, batch: &[(Bytes, Option<Bytes>)]) -> Vec<bool> {
         let room = self.store.room().ok();
         let mut size = 0;
@@ -243,10 +243,10 @@ impl Writer {
         batch.iter().map(fits).collect()
     }
 
-    /// Answers for each write, and for those who asked, what was there before.
+    /// Makes a batch durable. Returns, for each delete, whether the key had a value before.
     fn try_commit(&mut self, batch: &[(Bytes, Option<Bytes>)]) -> Result<Vec<Before>, WriteFailure> {
         if let Some(trouble) = &self.trouble {
-            // They came before the trouble was known to all.
+            // These writes were queued before the trouble was known.
             return Err(trouble.failure.clone());
         }
         if batch.is_empty() {
@@ -266,7 +266,7 @@ impl Writer {
         match self.log.append(builder, &mut self.segments) {
             Ok(frame) => {
                 if let Some(failure) = self.misplaced(Log::is_in_place) {
-                    // It is durable, in a file that the next start does not find.
+                    // It is durable, but in a file that the next start will not find.
                     return Err(self.report_unknown(failure, frame));
                 }
                 let asked: Vec<bool> = batch.iter().map(|(_, value)| value.is_none()).collect();
@@ -285,19 +285,20 @@ impl Writer {
         }
     }
 
-    /// The room that a frame of `size` bytes and, in redb, everything before it may take.
+    /// The disk space, in bytes, that a frame of `size` bytes may need: in the log, and in redb together with all
+    /// frames before it.
     fn needed(&self, size: u64) -> u64 {
         ROOM + self.log.growth(size) + ROOM_IN_REDB * (size + self.active_bytes + self.frozen_bytes)
     }
 
-    /// Looks whether writing works again, and whether the files are still there.
+    /// Checks whether writing works again, and whether the files are still in place.
     pub(super) fn tick(&mut self) {
         self.log.shrink();
         let Some(trouble) = &self.trouble else {
             if let Some(failure) = self.misplaced(Log::is_all_in_place) {
                 self.report(failure);
             } else if self.store.room().is_ok_and(|room| room < self.needed(SMALL)) {
-                // Better than that the first to write finds out.
+                // Reported before the next write fails.
                 self.report(WriteFailure::DiskFull);
             }
             return;
@@ -308,7 +309,7 @@ impl Writer {
         }
         if self.store.room().is_ok_and(|room| room < self.needed(size)) {
             if trouble.failure != WriteFailure::DiskFull {
-                // Whatever was wrong before, this is what it waits for now.
+                // Whatever the reason was before, the writer now waits for free space.
                 self.report(WriteFailure::DiskFull);
             }
             return;
@@ -324,7 +325,7 @@ impl Writer {
             None => self.log.reserve(size),
             Some(frame) => match self.log.append_again(&frame, &mut self.segments) {
                 Ok(frame) => {
-                    // Its callers were told that it may still happen. Now it has.
+                    // Its callers were told that it may still take effect. Now it has.
                     self.apply(&frame, &[]);
                     Ok(())
                 }
@@ -347,7 +348,7 @@ impl Writer {
         self.shared.queue.allow(Refuser::Writer);
     }
 
-    /// Does not wait for the next look.
+    /// Retries without waiting for the pause.
     #[cfg(test)]
     pub(super) fn retry_now(&mut self) {
         if let Some(trouble) = &mut self.trouble {
@@ -356,7 +357,7 @@ impl Writer {
         self.tick();
     }
 
-    /// The active table, when redb is free and there is something in it.
+    /// Freezes the active table and returns it, if redb is free and the table is not empty.
     pub(super) fn freeze(&mut self) -> Option<Frozen> {
         if self.flushing {
             return None;
@@ -371,12 +372,12 @@ impl Writer {
         Some(Frozen { table, segments: std::mem::take(&mut self.segments) })
     }
 
-    /// redb has what `segments` hold.
+    /// redb has the contents of `segments`.
     pub(super) fn in_redb(&mut self, segments: &Segments) {
         self.log.release(segments);
         self.flushing = false;
         match self.flushing_since.elapsed() {
-            // A small table says nothing of a large one.
+            // The time for a small table does not predict that for a large one.
             took if took < QUICK && self.frozen_is_large => self.log_bytes *= 2,
             took if took > SLOW => self.log_bytes /= 2,
             _ => {}
@@ -395,7 +396,8 @@ impl Writer {
 
     fn send(&mut self, flush: &SyncSender<Frozen>) {
         if let Some(frozen) = self.freeze() {
-            // There is place for one, and one is on its way at most. Without a receiver the flusher died, and said so.
+            // At most one table is on its way, and the channel has room for it. Without a receiver, the flusher has
+            // died, which has been reported.
             let _died = flush.try_send(frozen);
         }
     }
@@ -409,7 +411,7 @@ impl Writer {
         self.flushing && (self.active_memory >= self.log_bytes || !self.log.has_free_slot())
     }
 
-    /// A full log waits for redb, as long as redb gets on.
+    /// Waits for redb while the log is full, as long as redb makes progress.
     fn wait_for_room(&mut self, flushed: &Receiver<Segments>) {
         while self.is_full() && self.trouble.is_none() {
             match flushed.recv_timeout(PROBE) {
@@ -420,20 +422,21 @@ impl Writer {
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    self.report(WriteFailure::LogFull("what empties it has failed".into()));
+                    self.report(WriteFailure::LogFull("the thread that empties it has failed".into()));
                 }
             }
         }
     }
 
-    /// Whether somebody took a file away. What is written then is gone with the last process that has it open.
+    /// The failure if a file of the store was removed or replaced. Data written to it would be lost once no process has
+    /// it open.
     fn misplaced(&mut self, log_is_in_place: impl FnOnce(&mut Log) -> io::Result<bool>) -> Option<WriteFailure> {
         let store: &PathBuf = &self.shared.path;
         let gone = |what: &str| {
             let process = std::process::id();
             WriteFailure::Backend(format!(
-                "{what} was removed or replaced while in use; put it back: what it held is in /proc/{process}/fd as \
-                 long as this agent runs, and gone after that"
+                "{what} was removed or replaced while in use; put it back. Its contents are in /proc/{process}/fd, but \
+                 only as long as this agent runs"
             ))
         };
         match (self.store.is_at(store), log_is_in_place(&mut self.log)) {
@@ -445,10 +448,11 @@ impl Writer {
 
     fn log_full(&self) -> WriteFailure {
         let reason = self.shared.troubles.of(Source::Flush);
-        WriteFailure::LogFull(reason.unwrap_or_else(|| "it waits for the disk".into()))
+        WriteFailure::LogFull(reason.unwrap_or_else(|| "it is still being emptied".into()))
     }
 
-    /// `frame` may or may not be found by the next opening. The failure for its callers.
+    /// Keeps `frame`, which the next opening may or may not find, for another attempt. Returns the failure for its
+    /// callers.
     fn report_unknown(&mut self, failure: WriteFailure, frame: Frame) -> WriteFailure {
         self.unknown = Some(frame);
         let reason = match self.report(failure) {
@@ -461,7 +465,7 @@ impl Writer {
         WriteFailure::Uncertain(reason)
     }
 
-    /// No write is taken from now on, until the next look at it.
+    /// Reports `failure` and refuses all writes until the next attempt succeeds.
     fn report(&mut self, failure: WriteFailure) -> WriteFailure {
         let path = self.shared.path.clone();
         self.shared.troubles.set(Source::Log, failure.to_error(&path).to_string());
@@ -473,7 +477,7 @@ impl Writer {
     }
 }
 
-/// How many bytes of the log a write takes.
+/// How many bytes a write takes in the log.
 fn record_size((key, value): &(Bytes, Option<Bytes>)) -> u64 {
     FrameBuilder::record_size(key, value.as_deref()) as u64
 }

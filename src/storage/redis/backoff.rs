@@ -2,27 +2,26 @@
 
 use std::time::Duration;
 
-/// The most that an operation waits before its first, second and third retry. The wait itself is
-/// anything from nothing to that ("full jitter"), so that callers that failed together do not come
-/// back together.
+/// The longest wait of an operation before its first, second and third retry. The actual wait is random, from zero up
+/// to this ("full jitter"), so that callers that failed together do not retry together.
 pub(super) const RETRY_CAPS: [Duration; 3] =
     [Duration::from_millis(100), Duration::from_millis(200), Duration::from_millis(400)];
 
-/// The most that the background task waits between two attempts to connect: what bounds how long
-/// after Redis's return the agent notices.
+/// The longest wait of the background task between two attempts to connect. It bounds how late the agent notices that
+/// Redis is back.
 const RECONNECT_CAP: Duration = Duration::from_secs(1);
 
-/// How long the background task waits after Redis has refused it (a wrong password): only a person
-/// can mend that, and each attempt is an entry in Redis's security log.
+/// How long the background task waits after Redis has refused the connection (a wrong password): only a person can fix
+/// that, and each attempt adds an entry to Redis's security log.
 pub(super) const REFUSED_WAIT: Duration = Duration::from_secs(5);
 
-/// A wait before the retry whose cap is `cap`.
+/// A random wait before a retry, at most `cap`.
 pub(super) fn retry_wait(cap: Duration) -> Duration {
     cap.mul_f64(rand::random())
 }
 
-/// A wait before the `attempt`-th attempt to connect, counted from 0: none, then doubling from 100 ms
-/// to [`RECONNECT_CAP`], of which at least half is always waited.
+/// The wait before attempt number `attempt` to connect, counted from 0. The first has none. After that the cap doubles
+/// from 100 ms up to [`RECONNECT_CAP`], and the wait is random between half the cap and the cap.
 pub(super) fn reconnect_wait(attempt: u32) -> Duration {
     let Some(doublings) = attempt.checked_sub(1) else { return Duration::ZERO };
     let [first, ..] = RETRY_CAPS;

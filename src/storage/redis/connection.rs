@@ -1,4 +1,4 @@
-//! How to reach Redis: one server or a cluster, in clear or by TLS.
+//! How to reach Redis: one server or a cluster, with or without TLS.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use super::failure::{Classifier, Kind, RedisFailure};
 use super::fence::ServerSide;
 use super::node::NodeConnection;
 
-/// How often the cluster client may follow a redirection or go on to another node within one attempt.
-/// Two suffice for MOVED and then ASK; the third is for a node that has just gone.
+/// How often the cluster client may follow a redirection or move on to another node within one attempt.
+/// Two suffice for MOVED and then ASK; the third is for a node that has just failed.
 const CLUSTER_REDIRECTIONS: u32 = 3;
-/// How long the cluster client waits before it follows; within one attempt, in milliseconds.
+/// The minimum and maximum wait of the cluster client before it does so, in milliseconds.
 const CLUSTER_WAIT_MS: (u64, u64) = (10, 50);
 
-/// Makes connections.
+/// Connects to Redis.
 #[derive(Debug)]
 pub(super) struct Connector {
     target: Target,
@@ -52,19 +52,19 @@ pub(super) enum Connection {
 /// A connection that serves requests.
 pub(super) struct Connected {
     pub(super) connection: Connection,
-    /// What the server calls it.
+    /// The connection as the server knows it; `None` for a cluster, or if the server does not tell.
     pub(super) server_side: Option<ServerSide>,
-    /// Why what was sent on connections of before may still happen, where that cannot be prevented.
+    /// Why writes on earlier connections may still take effect, if that cannot be prevented.
     pub(super) unfenced: Option<String>,
 }
 
-/// What a probe found.
+/// The result of a probe.
 #[derive(Debug)]
 pub(super) enum Verdict {
     Healthy,
-    /// The connection is good, but not all operations will succeed, and why.
+    /// The connection works, but not all operations will succeed, for this reason.
     Degraded(String),
-    /// The connection is of no use any more.
+    /// The connection is no longer usable.
     Broken(RedisFailure),
 }
 
@@ -76,8 +76,8 @@ impl Connector {
         let uses_tls = infos.iter().any(|info| matches!(info.addr(), ConnectionAddr::TcpTls { .. }));
         let certificates = certificates(config, uses_tls)?;
         if uses_tls {
-            // redis-rs takes rustls's process-wide provider and would panic when there is none, or a
-            // choice of two. An `Err` means that somebody has installed one already, which is fine.
+            // redis-rs uses rustls's process-wide provider and would panic if none, or more than one, were available.
+            // An `Err` means that one is already installed, which is fine.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
         let classifier = Classifier {
@@ -101,8 +101,8 @@ impl Connector {
         }
     }
 
-    /// Connects, authenticates, sees that Redis serves requests, and has it end `before`, the connection that was given
-    /// up.
+    /// Connects, authenticates, checks that Redis serves requests, and makes it close `before`, the abandoned
+    /// connection.
     pub(super) async fn connect(&self, before: Option<&ServerSide>) -> Result<Connected, RedisFailure> {
         let timeout = self.classifier.timeout;
         let connecting = async {
@@ -113,8 +113,8 @@ impl Connector {
                 Target::Cluster(client) => client.get_async_generic_connection().await.map(Connection::Cluster),
             }
         };
-        // A cluster is reached in three steps, each with its own timeout: seeds, slots, nodes. This
-        // bounds them together, should one of redis-rs's own timeouts fail.
+        // A cluster is reached in three steps, each with its own timeout: seeds, slots, nodes. This bounds all of them
+        // together, in case one of redis-rs's own timeouts fails.
         let mut connection = match tokio::time::timeout(timeout * 4, connecting).await {
             Ok(connected) => connected.map_err(|error| self.failure(&error))?,
             Err(_) => return Err(RedisFailure::timeout(timeout * 4)),
@@ -129,7 +129,7 @@ impl Connector {
         Ok(Connected { connection, server_side, unfenced })
     }
 
-    /// See [`fence`](super::fence). Where the server does not let this user, says why.
+    /// See [`fence`](super::fence). If the server does not permit it, returns the reason.
     async fn fence(
         &self,
         connection: &mut MultiplexedConnection,
@@ -137,7 +137,7 @@ impl Connector {
     ) -> Result<(Option<ServerSide>, Option<String>), RedisFailure> {
         let fenced = async {
             let own = ServerSide::of(connection).await?;
-            // Without one to end: whether it would be allowed to.
+            // Without an old connection, this finds out whether closing one would be permitted.
             if let Some(end) = before.or(own.as_ref()) {
                 end.end(connection).await?;
             }
@@ -145,7 +145,7 @@ impl Connector {
         };
         match fenced.await {
             Ok(Some(own)) => Ok((Some(own), None)),
-            Ok(None) => Ok((None, Some("it does not say which connection this is".into()))),
+            Ok(None) => Ok((None, Some("CLIENT INFO does not identify this connection".into()))),
             Err(error) => {
                 let failure = self.failure(&error);
                 if failure.kind == Kind::Refused { Ok((None, Some(failure.message))) } else { Err(failure) }
@@ -153,7 +153,7 @@ impl Connector {
         }
     }
 
-    /// What makes connections to a single server.
+    /// The client of a single server; `None` for a cluster.
     pub(super) fn client(&self) -> Option<&Client> {
         match &self.target {
             Target::Single(client) => Some(client),
@@ -180,7 +180,7 @@ impl Connection {
         }
     }
 
-    /// Asks whether Redis is there and serves requests.
+    /// Checks that Redis can be reached and serves requests.
     pub(super) async fn probe(&mut self, classifier: &Classifier) -> Verdict {
         match self {
             Self::Single(_) => match self.send(&redis::cmd("PING")).await {
@@ -193,14 +193,14 @@ impl Connection {
 }
 
 impl Connection {
-    /// Whether a single server takes writes. One that does not say is believed to.
+    /// Whether a single server accepts writes. Assumed if the user may not ask.
     async fn probe_role(&mut self, classifier: &Classifier) -> Verdict {
         match self.send(redis::cmd("INFO").arg("replication")).await {
             Ok(info) => match replica_of(&redis::from_redis_value::<String>(info).unwrap_or_default()) {
                 Some(primary) => Verdict::Broken(RedisFailure::new(
                     Kind::Later,
                     format!(
-                        "it is a replica of {primary} and takes no writes; storage.redis.urls has to lead to the primary"
+                        "it is a replica of {primary} and rejects writes; storage.redis.urls must point to the primary"
                     ),
                 )),
                 None => Verdict::Healthy,
@@ -216,14 +216,14 @@ impl Connection {
 /// Whether there is room for writes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Headroom {
-    /// On every node.
+    /// Whether every node has free memory.
     pub(super) has_memory: bool,
-    /// Of all nodes: those that count for `min-replicas-to-write`.
+    /// The replicas of all nodes that count for `min-replicas-to-write`.
     pub(super) replicas: u64,
 }
 
 impl Headroom {
-    /// By `INFO memory` and `INFO replication` of each node.
+    /// Parses `INFO memory` and `INFO replication` of each node.
     fn parse<'a>(nodes: impl Iterator<Item = &'a str>) -> Self {
         let mut all = Self { has_memory: true, replicas: 0 };
         for info in nodes {
@@ -239,7 +239,7 @@ impl Headroom {
 }
 
 impl Connection {
-    /// Whether there is room for writes; `None` when it cannot be found out.
+    /// Whether there is room for writes; `None` if that cannot be determined.
     pub(super) async fn headroom(&mut self) -> Option<Headroom> {
         let mut texts = Vec::new();
         for section in ["memory", "replication"] {
@@ -262,7 +262,7 @@ impl Connection {
     }
 }
 
-/// Of whom, by `INFO replication`, a server is a replica that takes no writes.
+/// The primary, if `INFO replication` shows a replica that rejects writes.
 fn replica_of(info: &str) -> Option<String> {
     let field = |name: &str| info.lines().find_map(|line| line.trim_end().strip_prefix(name));
     let takes_writes = field("role:") != Some("slave") || field("slave_read_only:") == Some("0");
@@ -270,20 +270,20 @@ fn replica_of(info: &str) -> Option<String> {
         .then(|| format!("{}:{}", field("master_host:").unwrap_or("?"), field("master_port:").unwrap_or("?")))
 }
 
-/// What an error as the answer to a PING says about the server.
+/// What an error in reply to a PING says about the server.
 fn judge(error: &redis::RedisError, classifier: &Classifier) -> Verdict {
     let failure = classifier.failure(error);
     match (failure.kind, error.code()) {
-        // Only PING itself is forbidden to this user.
+        // The user merely lacks the permission for PING.
         (Kind::Refused, Some("NOPERM")) => Verdict::Healthy,
-        // Writes fail because Redis cannot save; reads go on.
+        // Writes fail because Redis cannot save; reads still work.
         (Kind::Refused, Some("MISCONF")) => Verdict::Degraded(failure.message),
         _ => Verdict::Broken(failure),
     }
 }
 
-/// A cluster is healthy when every master answers and the cluster itself says that it is. It is broken
-/// when no node at all answers; between the two, the operations on the living nodes go on.
+/// A cluster is healthy if every master answers and the cluster itself reports that it is healthy. It is broken if no
+/// node answers at all. Otherwise it is degraded, and operations on the nodes that are up continue.
 async fn probe_cluster(connection: &mut ClusterConnection<NodeConnection>, classifier: &Classifier) -> Verdict {
     let masters = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, Some(ResponsePolicy::AllSucceeded)));
     let any = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
@@ -301,11 +301,11 @@ async fn probe_cluster(connection: &mut ClusterConnection<NodeConnection>, class
             Verdict::Degraded("the cluster is down: some hash slots have no master".into())
         }
         (Ok(_), None) => Verdict::Healthy,
-        (Ok(_), Some(failure)) => Verdict::Degraded(format!("a node of the cluster is away: {}", failure.message)),
+        (Ok(_), Some(failure)) => Verdict::Degraded(format!("a node of the cluster is down: {}", failure.message)),
         (Err(error), problem) => {
             let failure = classifier.failure(&error);
             match (failure.kind, problem) {
-                // The user may not ask for the state; the masters' answers have to do.
+                // The user may not ask for the state, so the masters' answers must suffice.
                 (Kind::Refused, None) => Verdict::Healthy,
                 (_, None) => Verdict::Degraded(failure.message),
                 (_, Some(problem)) => Verdict::Broken(problem),
@@ -323,7 +323,7 @@ fn says_fail(cluster_info: &Value) -> bool {
     text.contains("cluster_state:fail")
 }
 
-/// What `INFO` and `CLUSTER INFO` may say.
+/// Parses arbitrary replies to `INFO` and `CLUSTER INFO`.
 #[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(data: &[u8]) {
     let _headroom = Headroom::parse(String::from_utf8_lossy(data).split('\0'));
@@ -349,29 +349,29 @@ fn is_cluster(config: &RedisConfig) -> Result<bool, OpenError> {
 fn certificates(config: &RedisConfig, uses_tls: bool) -> Result<Option<TlsCertificates>, OpenError> {
     let Some(path) = &config.ca_file else { return Ok(None) };
     if !uses_tls {
-        return Err(OpenError::Redis("storage.redis.ca_file is given, but no URL begins with rediss://".into()));
+        return Err(OpenError::Redis("storage.redis.ca_file is set, but no URL starts with rediss://".into()));
     }
     let unusable = |why: String| {
         OpenError::Redis(format!(
-            "storage.redis.ca_file: cannot use {}: {why}; it has to hold PEM certificates",
+            "storage.redis.ca_file: cannot use {}: {why}; it must contain PEM certificates",
             path.display()
         ))
     };
     let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
-    // An empty list of roots would only show as a refused certificate, later and less clearly.
+    // Otherwise an empty list of roots would surface only later, as a rejected certificate.
     if !String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE-----") {
-        return Err(unusable("there is no certificate in it".into()));
+        return Err(unusable("it contains no certificate".into()));
     }
     Ok(Some(TlsCertificates { client_tls: None, root_cert: Some(pem) }))
 }
 
-/// Sends one command to a single server and waits for its answer. An error that it answers with is one.
+/// Sends one command to a single server and waits for its answer. An error reply is returned as an error.
 #[inline]
 pub(super) async fn ask(connection: &mut MultiplexedConnection, command: &Cmd) -> RedisResult<Value> {
     connection.send_packed_command(command).await?.extract_error()
 }
 
-/// How connections to a single server are made and used.
+/// The configuration of connections to a single server.
 pub(super) fn config(timeout: Duration) -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()
         .set_connection_timeout(Some(timeout))
@@ -379,7 +379,7 @@ pub(super) fn config(timeout: Duration) -> AsyncConnectionConfig {
         .set_pipeline_buffer_size(super::MAX_IN_FLIGHT)
 }
 
-/// What is given up is not to be sent any more, also when the process was killed.
+/// No linger time: data on an abandoned connection must not be sent any more, even after the process was killed.
 fn tcp_settings() -> TcpSettings {
     TcpSettings::default().set_linger_time(Duration::ZERO)
 }
@@ -401,7 +401,7 @@ fn cluster_client(
     let (min_wait, max_wait) = CLUSTER_WAIT_MS;
     let mut builder = ClusterClientBuilder::new(seeds)
         .connection_timeout(timeout)
-        // Also bounds one attempt with all its redirections.
+        // Also bounds one attempt including all its redirections.
         .response_timeout(timeout)
         .retries(CLUSTER_REDIRECTIONS)
         .tcp_settings(tcp_settings())

@@ -14,13 +14,13 @@ pub(super) enum Kind {
     Lost,
     /// No answer within the timeout.
     Timeout,
-    /// Redis answered that it cannot do this now: it loads its data, or fails over.
+    /// Redis answered that it cannot do this now, for example while it loads its data or fails over.
     Later,
-    /// Redis gave its definite answer, and would give it again.
+    /// Redis gave a definite answer, and would give it again.
     Refused,
 }
 
-/// One failed attempt. The message is for people; it holds no password and no address of ours.
+/// One failed attempt. The message is for people and contains neither a password nor the configured address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RedisFailure {
     pub(super) kind: Kind,
@@ -36,17 +36,17 @@ impl RedisFailure {
         Self::new(Kind::Timeout, format!("no answer within {timeout:?}"))
     }
 
-    /// Whether the same attempt may succeed a little later.
+    /// Whether the same attempt may succeed later.
     pub(super) fn is_retryable(&self) -> bool {
         self.kind != Kind::Refused
     }
 
-    /// Whether Redis answered with this code.
+    /// Whether Redis answered with this error code.
     pub(super) fn is(&self, code: &str) -> bool {
         matches!(self.kind, Kind::Later | Kind::Refused) && self.message.split(' ').next() == Some(code)
     }
 
-    /// The error that the caller gets when there are no more attempts.
+    /// The error that the caller gets after the last attempt.
     pub(super) fn into_error(self, timeout: Duration) -> StorageError {
         match self.kind {
             Kind::Timeout => StorageError::Timeout(timeout),
@@ -56,15 +56,14 @@ impl RedisFailure {
     }
 }
 
-/// Reads redis-rs's errors in the light of the configuration.
+/// Interprets redis-rs's errors, depending on the configuration.
 #[derive(Debug, Clone)]
 pub(super) struct Classifier {
-    /// How long one attempt may take.
+    /// The longest that one attempt may take.
     pub(super) timeout: Duration,
     /// Whether redirections are expected.
     pub(super) cluster: bool,
-    /// Blotted out of every message: Redis repeats the arguments of a command that it does not know,
-    /// and AUTH can be renamed.
+    /// Removed from every message: Redis repeats the arguments of an unknown command, and AUTH can be renamed.
     pub(super) secrets: Vec<String>,
 }
 
@@ -80,20 +79,20 @@ impl Classifier {
             ErrorKind::Client if error.detail() == Some(TIMED_OUT) => {
                 (Kind::Timeout, format!("no answer within {:?}", self.timeout))
             }
-            // The cluster client folds the error of its last seed into one of its own kind `Io`.
+            // The cluster client wraps the error of its last seed in an error of kind `Io`.
             ErrorKind::Io if error.detail().is_some_and(|detail| detail.contains(AUTH_FAILED)) => {
                 (Kind::Refused, BAD_CREDENTIALS.into())
             }
             ErrorKind::AuthenticationFailed => (Kind::Refused, BAD_CREDENTIALS.into()),
             ErrorKind::Server(server) => self.read_answer(server, error),
-            // Redis's error codes that redis-rs has no name for, among them WRONGTYPE, OOM and MISCONF.
+            // Redis's error codes that redis-rs has no name for, such as WRONGTYPE, OOM and MISCONF.
             ErrorKind::Extension => match error.code() {
-                // A script or function holds the server up.
+                // A script or function blocks the server.
                 Some("BUSY") => (Kind::Later, answer(error)),
                 _ => (Kind::Refused, answer(error)),
             },
             ErrorKind::UnexpectedReturnType | ErrorKind::RESP3NotSupported => (Kind::Refused, error.to_string()),
-            // I/O, TLS, name resolution, an answer that is no RESP, no live node of the cluster.
+            // I/O, TLS, name resolution, an answer that is not RESP, no live node of the cluster.
             _ => (Kind::Lost, error.to_string()),
         }
     }
@@ -122,12 +121,12 @@ impl Classifier {
     }
 }
 
-/// How redis-rs names the kind in its text.
+/// The name of the kind in redis-rs's error text.
 const AUTH_FAILED: &str = "AuthenticationFailed";
-/// redis-rs does not hand on Redis's own words here.
+/// redis-rs does not pass on Redis's own message here.
 const BAD_CREDENTIALS: &str = "Redis refused the configured user name or password";
 
-/// Redis's own words, as it sent them.
+/// Redis's own message, as sent.
 fn answer(error: &RedisError) -> String {
     let code = error.code().unwrap_or("ERR");
     error.detail().map_or_else(|| code.to_owned(), |detail| format!("{code} {detail}"))
@@ -143,14 +142,14 @@ mod tests {
         Classifier { timeout: Duration::from_secs(2), cluster, secrets: vec!["hunter2".into()] }
     }
 
-    /// What redis-rs makes of a line of the server.
+    /// The error that redis-rs makes from an error line of the server.
     fn answered(line: &str) -> RedisError {
         let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
         value.extract_error().unwrap_err()
     }
 
     #[test]
-    fn what_a_retry_can_mend_and_what_not() {
+    fn only_temporary_errors_are_retried() {
         for (line, single, cluster) in [
             ("LOADING Redis is loading the dataset in memory", Kind::Later, Kind::Later),
             ("TRYAGAIN Multiple keys request during rehashing of slot", Kind::Later, Kind::Later),
@@ -171,7 +170,7 @@ mod tests {
             assert_eq!(classifier(false).failure(&error).kind, single, "{line}");
             let failure = classifier(true).failure(&error);
             assert_eq!(failure.kind, cluster, "{line}");
-            assert_eq!(failure.message, line, "Redis's own words");
+            assert_eq!(failure.message, line, "Redis's own message");
         }
     }
 
@@ -187,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_credentials_are_refused_alone_and_as_a_seed_of_a_cluster() {
+    fn wrong_credentials_are_refused_by_a_single_server_and_by_a_seed_of_a_cluster() {
         let direct = RedisError::from((ErrorKind::AuthenticationFailed, "Password authentication failed"));
         let folded = RedisError::from((ErrorKind::Io, "Failed to create initial connections", direct.to_string()));
         for error in [direct, folded] {
@@ -198,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_that_redis_repeats_is_blotted_out() {
+    fn a_password_in_redis_own_message_is_masked() {
         let error = answered("ERR unknown command 'AUTH', with args beginning with: 'me' 'hunter2' ");
         let message = classifier(false).failure(&error).message;
         assert!(!message.contains("hunter2") && message.contains("'me' '***'"), "{message}");

@@ -1,32 +1,31 @@
-//! A connection that was given up, and how to make sure that nothing of it happens any more.
+//! Makes sure that no command on an abandoned connection takes effect later.
 //!
-//! A command whose caller has long been told that it failed may still be on its way: the kernel goes on sending what a
-//! closed socket holds, a proxy has it in a buffer, the server has not read it yet. A write would then undo a later one.
-//! So before a new connection is used, the server is told to end the old one: what it has not carried out by then never
-//! happens.
+//! A command that has long failed for its caller may still be on its way: the kernel continues to send the data of a
+//! closed socket, a proxy has buffered it, or the server has not read it yet. A late write would undo later ones. So
+//! before a new connection is used, the server is told to close the old one. A command that it has not executed by then
+//! never takes effect.
 
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, Value};
 
 use super::connection::ask;
 
-/// A connection as its server knows it. Neither half is enough: a server counts its connections anew when it starts,
-/// and behind a proxy one address may stand for several connections, one after the other.
+/// A connection as its server knows it. Both fields are needed: a server restarts its numbering when it restarts, and
+/// behind a proxy successive connections may have the same address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ServerSide {
-    /// Its number.
+    /// Its client ID.
     id: u64,
-    /// From where the server sees it come.
+    /// The client address that the server sees.
     address: String,
 }
 
 impl ServerSide {
-    /// Asks the server. `None` when what it says cannot be read.
+    /// Asks the server. `None` if its answer cannot be parsed.
     ///
     /// # Errors
     ///
-    /// Those of the connection, and the server's own, where it does not let this user ask or is no Redis of its own but a
-    /// proxy.
+    /// Those of the connection, and the server's own if this user lacks the permission or the server is a proxy.
     pub(super) async fn of(connection: &mut MultiplexedConnection) -> RedisResult<Option<Self>> {
         let described = match ask(connection, redis::cmd("CLIENT").arg("INFO")).await {
             Err(error) if is_unknown(&error) => {
@@ -46,7 +45,8 @@ impl ServerSide {
         Some(Self { id: field("id=")?.parse().ok()?, address: field("addr=")?.to_owned() })
     }
 
-    /// Has the server end it, unless it is the one that asks. When this returns, nothing of it happens any more.
+    /// Makes the server close this connection, unless it is `connection` itself. Once this returns, no command on it
+    /// takes effect any more.
     pub(super) async fn end(&self, connection: &mut MultiplexedConnection) -> RedisResult<()> {
         let mut kill = redis::cmd("CLIENT");
         kill.arg("KILL").arg("ID").arg(self.id).arg("ADDR").arg(&self.address).arg("SKIPME").arg("yes");
@@ -63,7 +63,7 @@ fn text(value: Value) -> String {
     redis::from_redis_value(value).unwrap_or_default()
 }
 
-/// What `CLIENT INFO` may say.
+/// Parses arbitrary replies to `CLIENT INFO`.
 #[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_every_version_says() {
+    fn the_answers_of_all_versions_are_parsed() {
         for line in [
             "id=3 addr=127.0.0.1:52555 fd=8 name= age=855 idle=0 flags=N db=0 sub=0 psub=0 multi=-1 cmd=client",
             "id=3 addr=127.0.0.1:52555 laddr=127.0.0.1:6379 fd=8 name= age=0 idle=0 flags=N db=0 resp=2 io-thread=0",

@@ -1,18 +1,18 @@
 //! A connection to one node of a cluster, for redis-rs's cluster client.
 //!
-//! That client sends a command again when it got no answer: at once after a timeout, on a new connection when the old one
-//! broke. For a write that is one time too many (see the [module](super)): it may have been done, and somebody else may
-//! have written since. So here a write without an answer fails for good. Answers, among them MOVED and ASK, pass.
+//! Without an answer, that client sends a command again: at once after a timeout, or on a new connection if the old one
+//! broke. For a write that is unsafe (see the [module](super)): it may have been performed, and another client may have
+//! written since. So here a write without an answer fails for good. Answers, including MOVED and ASK, are passed on.
 
 use futures::FutureExt as _;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster_async::Connect;
 use redis::{AsyncConnectionConfig, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, RedisError, RedisFuture, Value};
 
-/// What a write that timed out says, where [`RedisError`] says that nobody should try it again.
+/// The detail of the [`RedisError`] of a write that timed out, in a kind that is not retried.
 pub(super) const TIMED_OUT: &str = "timed out";
 
-/// Clones share it.
+/// A connection to one node; clones share it.
 #[derive(Clone)]
 pub(super) struct NodeConnection(MultiplexedConnection);
 
@@ -48,13 +48,13 @@ impl ConnectionLike for NodeConnection {
     }
 }
 
-/// All that is asked for here but `SET` and `DEL`: `GET`, and what the cluster client and the probe ask.
+/// Everything except `SET` and `DEL`: `GET`, and the commands of the cluster client and the probe.
 fn may_be_repeated(command: &Cmd) -> bool {
     !matches!(command.args_iter().next(), Some(redis::Arg::Simple(b"SET" | b"DEL")))
 }
 
-/// The same error, of a kind that the cluster client hands on.
+/// The same error, in a kind that the cluster client passes on without a retry.
 fn for_good(error: &RedisError) -> RedisError {
     let why = if error.is_timeout() { TIMED_OUT.to_owned() } else { error.to_string() };
-    (ErrorKind::Client, "a write without an answer", why).into()
+    (ErrorKind::Client, "a write was not answered", why).into()
 }

@@ -1,11 +1,11 @@
-//! Reads on connections of their own, so that a value that Redis does not deliver breaks nothing of others.
+//! Separate connections for reads, so that a value that Redis does not deliver affects only its reader.
 //!
-//! Redis closes a connection whose answers are more than `client-output-buffer-limit` allows. One such value, asked for
-//! on the connection that all share, would take everybody's answers with it. So reads share one connection and writes
-//! another one; and a read whose connection broke is tried again where it is alone.
+//! Redis closes a connection whose pending answers exceed `client-output-buffer-limit`. On a connection shared by all
+//! operations, a read of a value that large would make all of them fail. So reads share one connection and writes
+//! another, and a read whose connection broke is retried on a connection that it has to itself.
 //!
-//! When the connection for writes is replaced, so are these: behind the same name there may be another server by then, and
-//! the old one may live on with what was there before.
+//! When the connection for writes is replaced, so are these: the same name may now lead to another server, while the
+//! old one may still be up with outdated data.
 
 use std::time::Duration;
 
@@ -15,35 +15,35 @@ use redis::{Client, Cmd, RedisResult, Value};
 
 use super::connection::{ask, config};
 
-/// A connection that is made when it is needed, and again when it broke or is of another time.
+/// A connection that is made on demand, and made again if it broke or belongs to an earlier generation.
 #[derive(Default)]
 struct OnDemand {
-    // A std lock: never held across an await.
+    // Never held across an await.
     current: Mutex<Option<Made>>,
-    /// The number of the last one. Whoever has it connects; the others wait for that.
+    /// The number of the last connection. The task that holds the lock connects, and the others wait for it.
     connecting: tokio::sync::Mutex<u64>,
 }
 
 #[derive(Clone)]
 struct Made {
-    /// Of the connection for writes that it goes with.
+    /// The generation of the connection for writes to which it belongs.
     generation: u64,
-    /// Tells it from the next one.
+    /// Distinguishes it from the next one.
     number: u64,
     connection: MultiplexedConnection,
 }
 
-/// Where a read goes, and for how long anything of it is waited for.
+/// Where a read goes, and the timeout of each of its steps.
 #[derive(Clone, Copy)]
 pub(super) struct Way<'a> {
     pub(super) client: &'a Client,
-    /// Of the connection for writes.
+    /// The generation of the connection for writes.
     pub(super) generation: u64,
     pub(super) timeout: Duration,
 }
 
 impl OnDemand {
-    /// Sends `command` and waits for its answer; the timeout is for each of connecting and that.
+    /// Sends `command` and waits for its answer. The timeout applies separately to connecting and to the answer.
     async fn send(&self, way: Way<'_>, command: &Cmd) -> RedisResult<Value> {
         let mut made = match self.current(way.generation) {
             Some(made) => made,
@@ -77,7 +77,7 @@ impl OnDemand {
         self.current.lock().take_if(|made| made.number == number);
     }
 
-    /// Disconnects, when nobody waits for an answer any more.
+    /// Disconnects as soon as no read waits for an answer.
     fn close(&self) {
         self.current.lock().take();
     }
@@ -87,18 +87,18 @@ impl OnDemand {
 #[derive(Default)]
 pub(super) struct Reads {
     shared: OnDemand,
-    /// For those whose connection broke, one at a time.
+    /// For reads whose connection broke, one at a time.
     alone: OnDemand,
     turn: tokio::sync::Mutex<()>,
 }
 
 impl Reads {
-    /// Reads together with others.
+    /// Reads on the shared connection.
     pub(super) async fn together(&self, way: Way<'_>, command: &Cmd) -> RedisResult<Value> {
         self.shared.send(way, command).await
     }
 
-    /// Reads with nobody else on the connection. The wait for that is bounded by the timeout as well.
+    /// Reads with no other read on the connection. The wait for that is bounded by the timeout as well.
     pub(super) async fn alone(&self, way: Way<'_>, command: &Cmd) -> RedisResult<Value> {
         let _turn = tokio::time::timeout(way.timeout, self.turn.lock()).await.map_err(std::io::Error::from)?;
         self.alone.send(way, command).await

@@ -1,4 +1,4 @@
-//! The background task that keeps the connection to Redis: connects, notices a loss, reconnects.
+//! The background task that maintains the connection to Redis: it connects, notices a loss, and reconnects.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use crate::metrics::{Health, MetricsCollector};
 
 /// How often an idle connection is probed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// A connection that lived shorter than this gives no right to reconnect at once.
+/// After a connection that lasted less than this, the first attempt to reconnect waits.
 const STABLE_AFTER: Duration = Duration::from_secs(1);
-/// At most one log line of failed operations in this time, while an outage lasts.
+/// During an outage, failed operations are logged at most once per this interval.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The connection as the operations see it.
@@ -28,36 +28,36 @@ const LOG_INTERVAL: Duration = Duration::from_secs(30);
 pub(super) enum Link {
     /// The first attempt to connect is under way.
     Connecting,
-    /// Connected; the number tells one connection from the next.
+    /// Connected; the number distinguishes successive connections.
     Up(u64, Connection),
-    /// Not connected, and why.
+    /// Not connected, for this reason.
     Down(RedisFailure),
     /// The storage was closed.
     Closed,
 }
 
-/// What the operations and the background task share.
+/// The state shared by the operations and the background task.
 pub(super) struct RedisState {
-    /// Written by the background task and, at the very end, by `close`. Readers copy what they need
-    /// and let go of its lock before they await.
+    /// Written by the background task, by operations that find the connection broken, and finally by `close`. Readers
+    /// copy what they need and release its lock before they await.
     pub(super) link: watch::Sender<Link>,
-    /// An operation met a failure that makes the connection suspect: probe it now.
+    /// Tells the task to probe the connection now, because an operation has failed in a way that makes it suspect.
     pub(super) suspect: Notify,
-    /// When Redis answered last, in milliseconds since `began`. Operations read it, and write it once a millisecond, so
-    /// that they do not contend for its cache line.
+    /// When Redis last answered an operation on the connection of the background task, in milliseconds since `began`.
+    /// Written at most once per millisecond, so that operations do not contend for its cache line.
     heard_at: AtomicU64,
     began: Instant,
-    /// Where Redis is, without secrets.
+    /// The URLs of Redis, without secrets.
     pub(super) address: String,
-    /// Why Redis refuses writes, although it answers; said by the last write.
+    /// Why Redis refuses writes although it answers: the error of the last refused write.
     refusing: Mutex<Option<String>>,
-    /// Whether it does. Beside the reason, so that a write that succeeds need not lock.
+    /// Whether Redis refuses writes. Separate from the reason, so that a successful write does not take the lock.
     is_refusing: AtomicBool,
-    /// Why a write that failed may still happen after a later one; see [`fence`](super::fence).
+    /// Why a failed write may still take effect after a later one; see [`fence`](super::fence).
     unfenced: Mutex<Option<String>>,
-    /// When a failure was last logged in this outage. A std lock: never held across an await.
+    /// When a failure was last logged in this outage. Never held across an await.
     last_logged: Mutex<Option<Instant>>,
-    /// Has the background task panic.
+    /// Makes the background task panic once.
     #[cfg(test)]
     panics: AtomicBool,
 }
@@ -86,7 +86,7 @@ impl RedisState {
         }
     }
 
-    /// Whether Redis has answered anybody later than in the millisecond of `then`.
+    /// Whether Redis has answered an operation on the background task's connection after the millisecond of `then`.
     pub(super) fn was_heard_since(&self, then: Instant) -> bool {
         self.heard_at.load(Ordering::Relaxed) > self.milliseconds(then)
     }
@@ -106,7 +106,7 @@ impl RedisState {
         });
     }
 
-    /// A write was refused for a reason that concerns all writes.
+    /// A write was refused for a reason that applies to all writes.
     pub(super) fn write_refused(&self, reason: &str) {
         *self.refusing.lock() = Some(reason.to_owned());
         if !self.is_refusing.swap(true, Ordering::Relaxed) {
@@ -114,7 +114,7 @@ impl RedisState {
         }
     }
 
-    /// A write succeeded, or Redis says that the next one will.
+    /// A write succeeded, or Redis reports that the next one will.
     pub(super) fn writes_are_taken(&self) {
         if self.is_refusing.load(Ordering::Relaxed) && self.is_refusing.swap(false, Ordering::Relaxed) {
             self.suspect.notify_one();
@@ -141,14 +141,14 @@ impl RedisState {
             tracing::warn!(
                 address = %self.address,
                 cause = %reason,
-                "Redis does not let the agent end its old connections: a put or delete that fails may still happen \
-                 after a later one. Allow its user `+client|info +client|kill`, or connect without a proxy"
+                "Redis does not let the agent close its old connections: a failed put or delete may still take effect \
+                 after a later one. Grant its user `+client|info +client|kill`, or connect without a proxy"
             );
         }
         *current = reason;
     }
 
-    /// Says once an outage, and every [`LOG_INTERVAL`] while it lasts, that the retries did not help.
+    /// Logs that the retries did not help: once per outage, and again every [`LOG_INTERVAL`] while it lasts.
     pub(super) fn log_exhausted(&self, failure: &RedisFailure) {
         if self.may_log() {
             tracing::error!(address = %self.address, cause = %failure.message, "Redis connection failed after 3 retries");
@@ -175,16 +175,16 @@ impl RedisState {
     }
 }
 
-/// What outlasts a connection.
+/// State that outlives a connection.
 #[derive(Default)]
 struct Kept {
-    /// How many connections there were.
+    /// The number of connections so far.
     generation: u64,
-    /// The last one that was used, as its server knows it.
+    /// The last connection that was used, as its server knows it.
     server_side: Option<ServerSide>,
 }
 
-/// The task's own part.
+/// The background task.
 pub(super) struct Supervisor {
     pub(super) connector: Arc<Connector>,
     pub(super) shared: Arc<RedisState>,
@@ -193,13 +193,13 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Runs until it is aborted. What panics in it is started again: without it nobody would connect any more.
+    /// Runs until it is aborted. After a panic it starts again, because otherwise the agent would never reconnect.
     pub(super) async fn run(self) {
         let mut kept = Kept::default();
         loop {
             let keep = self.keep(&mut kept);
             let _panic_was_logged = AssertUnwindSafe(keep).catch_unwind().await;
-            self.went_down(RedisFailure::new(Kind::Lost, "what keeps the connection has failed, and is started again"));
+            self.went_down(RedisFailure::new(Kind::Lost, "the connection task has failed and will be restarted"));
             tokio::time::sleep(REFUSED_WAIT).await;
         }
     }
@@ -223,14 +223,14 @@ impl Supervisor {
         }
     }
 
-    /// Tries until there is a connection that serves requests.
+    /// Retries until a connection serves requests.
     async fn connect(&self, first_attempt: u32, kept: &Kept) -> Connected {
         let mut attempt = first_attempt;
         let mut wait = reconnect_wait(attempt);
         loop {
             tokio::time::sleep(wait).await;
             #[cfg(test)]
-            assert!(!self.shared.panics.swap(false, Ordering::Relaxed), "as it was told to");
+            assert!(!self.shared.panics.swap(false, Ordering::Relaxed), "the test asked for this panic");
             let failure = match self.connector.connect(kept.server_side.as_ref()).await {
                 Ok(connected) => return connected,
                 Err(failure) => failure,
@@ -247,7 +247,7 @@ impl Supervisor {
         }
     }
 
-    /// Returns when an operation has found the connection broken: a probe on it may still have long to wait.
+    /// Returns when an operation has found the connection broken. A probe might notice that only much later.
     async fn found_broken(&self) -> RedisFailure {
         let mut link = self.shared.link.subscribe();
         loop {
@@ -255,12 +255,12 @@ impl Supervisor {
                 return failure.clone();
             }
             if link.changed().await.is_err() {
-                return RedisFailure::new(Kind::Lost, "nobody uses it any more");
+                return RedisFailure::new(Kind::Lost, "the connection is no longer used");
             }
         }
     }
 
-    /// Returns when the connection is of no use any more, with the reason.
+    /// Returns the reason when the connection is no longer usable.
     async fn watch_over(&self, mut connection: Connection) -> RedisFailure {
         let mut degraded = false;
         let mut replicas = None;
@@ -270,7 +270,7 @@ impl Supervisor {
                 () = self.shared.suspect.notified() => true,
                 () = tokio::time::sleep(PROBE_INTERVAL) => false,
             };
-            // Answers to operations prove a single server alive; of a cluster only one node.
+            // Answers to operations prove that a single server is alive, but only one node of a cluster.
             let heard = self.shared.was_heard_since(looked);
             looked = Instant::now();
             if heard && !asked && !degraded && matches!(connection, Connection::Single(_)) {
@@ -292,7 +292,7 @@ impl Supervisor {
                     }
                     self.not_ready(&reason);
                 }
-                // A probe may wait long behind large values; their answers show that the connection lives.
+                // A probe may wait long behind large values, whose answers show that the connection is alive.
                 Verdict::Broken(failure) if failure.kind == Kind::Timeout && self.shared.was_heard_since(looked) => {}
                 Verdict::Broken(failure) => return failure,
             }
@@ -305,7 +305,7 @@ impl Supervisor {
             *replicas = None;
             return Verdict::Healthy;
         };
-        // What it does not say, the next write will.
+        // If this cannot be determined, the next write will show.
         if let Some(headroom) = connection.headroom().await {
             let before = *replicas.get_or_insert(headroom.replicas);
             let mended = if reason.starts_with("OOM") { headroom.has_memory } else { headroom.replicas > before };
@@ -328,7 +328,7 @@ impl Supervisor {
         self.health.ready(Component::Storage);
     }
 
-    /// A node of the cluster came back, or the server can save again; the connection was never given up.
+    /// A node of the cluster is back, or the server accepts writes again. The connection was never replaced.
     fn recovered(&self, connection: &Connection) {
         if matches!(connection, Connection::Cluster(_)) {
             self.metrics.redis_reconnected();
@@ -361,7 +361,7 @@ mod tests {
 
     #[tokio::test]
     #[allow(clippy::default_constructed_unit_structs, reason = "without metrics the registry is one")]
-    async fn a_supervisor_that_panics_is_said_and_started_again() {
+    async fn a_supervisor_that_panics_is_reported_and_restarted() {
         let urls = vec!["redis://127.0.0.1:1".parse().unwrap()];
         let config = RedisConfig { urls, ..RedisConfig::default() };
         let shared = Arc::new(RedisState::new("nowhere".into()));
@@ -380,8 +380,8 @@ mod tests {
             link.changed().await.unwrap();
             health.snapshot().pop().unwrap().problem.unwrap()
         };
-        assert_eq!(next().await, "Redis at nowhere: what keeps the connection has failed, and is started again");
-        // And tries to connect, which nobody answers.
+        assert_eq!(next().await, "Redis at nowhere: the connection task has failed and will be restarted");
+        // It then tries to connect, but nothing listens there.
         assert!(next().await.contains("refused"));
         task.abort();
     }

@@ -1,4 +1,4 @@
-//! What hostile peers answer to a scrape, and what becomes of it.
+//! What hostile peers answer to a scrape, and the expected results.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,18 +12,18 @@ use peerscope::network::protocol::{self, ErrorBody, ErrorCode};
 use super::super::scene::{TEXT, accepting, head, read_ask};
 use crate::support::raw_peer::Offer;
 
-/// The gateway's `max_body_size` in these stories.
+/// The gateway's `max_body_size` in these tests.
 pub(super) const CAP: usize = 1 << 20;
 
 pub(super) type Serve = Arc<dyn Fn(Offer) -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// One way to harm, and what it comes to.
+/// One kind of attack, and its expected result.
 pub(super) struct Case {
     pub(super) what: &'static str,
     pub(super) serve: Serve,
     pub(super) status: u16,
     pub(super) outcome: &'static str,
-    /// One of these is part of the sentence.
+    /// The error contains one of these.
     pub(super) sentences: &'static [&'static str],
 }
 
@@ -40,7 +40,7 @@ impl Case {
         Self { what, serve: Arc::new(accepting(serve)), status, outcome, sentences }
     }
 
-    /// One that sends these bytes and closes.
+    /// A peer that sends these bytes and closes the substream.
     fn bytes(
         what: &'static str,
         expected: (u16, &'static str),
@@ -59,21 +59,21 @@ const LOST: (u16, &str) = (502, "lost");
 const TOO_LARGE: (u16, &str) = (502, "too_large");
 const TIMEOUT: (u16, &str) = (504, "timeout");
 
-/// Reads what is asked, sends these bytes and closes.
+/// Reads the request, sends these bytes and closes the substream.
 async fn send(mut stream: SubstreamBox, bytes: Arc<Vec<u8>>) {
     read_ask(&mut stream).await;
-    // A gateway that has seen enough is gone.
+    // A gateway that has read enough may be gone.
     let _ = stream.write_all(&bytes).await;
     let _ = stream.close().await;
     wait(stream).await;
 }
 
-/// Waits until the gateway has ended the substream, so that its answer is not about that it was dropped.
+/// Waits until the gateway has ended the substream, so that its answer is not about a dropped substream.
 async fn wait(mut stream: SubstreamBox) {
     while stream.read(&mut [0; 64]).await.is_ok_and(|n| n > 0) {}
 }
 
-/// A head, and the body that it announces.
+/// A head, followed by the body that it announces.
 pub(super) fn whole(content_type: &str, gzip: bool, body: &[u8]) -> Vec<u8> {
     [head(content_type, gzip, body.len()), body.to_vec()].concat()
 }
@@ -87,7 +87,7 @@ fn error(code: i32, message: &str) -> Vec<u8> {
 
 pub(super) const PAGE: &[u8] = b"# TYPE a gauge\na 1\n";
 
-/// Takes up nothing.
+/// Accepts no substream.
 pub(super) fn mute() -> Serve {
     Arc::new(|offer| {
         async move {
@@ -98,24 +98,24 @@ pub(super) fn mute() -> Serve {
     })
 }
 
-/// Answers as it should.
+/// Answers correctly.
 pub(super) fn good() -> Serve {
     let page = Arc::new(whole(TEXT, false, PAGE));
     Arc::new(accepting(move |stream| send(stream, Arc::clone(&page))))
 }
 
-/// Every way to answer wrongly.
+/// All kinds of wrong answers.
 pub(super) fn cases() -> Vec<Case> {
     [bodies(), heads(), silences()].into_iter().flatten().collect()
 }
 
 fn bodies() -> Vec<Case> {
-    let over = "the page has 1048577 bytes; gateway.max_body_size allows 1048576 bytes";
+    let over = "the page is 1048577 bytes long; gateway.max_body_size allows 1048576 bytes";
     let over: &'static [&'static str] = Box::leak(Box::new([over]));
     vec![
         Case::bytes("announces more than the cap", TOO_LARGE, over, head(TEXT, false, CAP + 1)),
         Case::bytes(
-            "goes on behind its end",
+            "continues after its end",
             OK,
             &[],
             [head(TEXT, false, PAGE.len()), PAGE.to_vec(), b"b 1\n".to_vec()].concat(),
@@ -126,7 +126,7 @@ fn bodies() -> Vec<Case> {
             &["the connection was lost before the answer was complete: 100 bytes of the page are missing"],
             [head(TEXT, false, PAGE.len() + 100), PAGE.to_vec()].concat(),
         ),
-        Case::bytes("announces all there is", TOO_LARGE, &["the page has 18446744073709551615 bytes"], {
+        Case::bytes("announces the largest length", TOO_LARGE, &["the page is 18446744073709551615 bytes long"], {
             head(TEXT, false, usize::MAX)
         }),
     ]
@@ -136,25 +136,25 @@ fn heads() -> Vec<Case> {
     let evil = format!("no\r\nX-Evil: 1\r\n\r\n\u{1b}[2J{}", "x".repeat(1900));
     let no_such_kind = vec![2, 0x7a, 0]; // field 15
     vec![
-        Case::bytes("an endless length", INVALID, &["the length of its head is endless"], vec![0x80; 64]),
-        Case::bytes("a long head", INVALID, &["a head of 2049 bytes; at most 2048 are allowed"], {
+        Case::bytes("an endless length", INVALID, &["the length prefix of its head is too long"], vec![0x80; 64]),
+        Case::bytes("a long head", INVALID, &["its head has 2049 bytes; at most 2048 are allowed"], {
             [vec![0x81, 0x10], vec![0; 2049]].concat()
         }),
-        Case::bytes("a head that is none", INVALID, &["the answer is malformed: "], [&[9][..], &[0xff; 9]].concat()),
-        Case::bytes("a head of another kind", INVALID, &["it is of a kind that this agent does not know"], {
+        Case::bytes("an invalid head", INVALID, &["the answer is malformed: "], [&[9][..], &[0xff; 9]].concat()),
+        Case::bytes("a head of another kind", INVALID, &["it is of a type that this agent does not know"], {
             no_such_kind
         }),
         Case::bytes("a long content type", OK, &[], whole(&"t".repeat(257), false, PAGE)),
-        Case::bytes("a content type that goes on as a header", OK, &[], {
+        Case::bytes("a content type that continues as a header", OK, &[], {
             whole("text/plain\r\nX-Evil: 1", false, PAGE)
         }),
         Case::bytes("no content type", OK, &[], whole("", false, PAGE)),
-        Case::bytes("an error that goes on as headers", FAILED, &["the peer says: no  X-Evil: 1     [2Jxxx"], {
+        Case::bytes("an error that continues as headers", FAILED, &["the peer reports: no  X-Evil: 1     [2Jxxx"], {
             error(0, &evil)
         }),
         Case::bytes("a long error", INVALID, &["bytes; at most 2048 are allowed"], error(0, &"x".repeat(10_000))),
-        Case::bytes("an error of a kind of its own", FAILED, &["the peer says: what?"], error(4711, "what?")),
-        Case::bytes("a lie about the time", TIMEOUT, &["the peer says: it took too long"], {
+        Case::bytes("an error with an unknown code", FAILED, &["the peer reports: what?"], error(4711, "what?")),
+        Case::bytes("a false timeout", TIMEOUT, &["the peer reports: it took too long"], {
             error(ErrorCode::Timeout.into(), "it took too long")
         }),
         Case::bytes("nothing", LOST, &["the connection was lost before the answer was complete"], Vec::new()),
@@ -162,17 +162,17 @@ fn heads() -> Vec<Case> {
 }
 
 fn silences() -> Vec<Case> {
-    let late = &["bytes of it had come", "the peer did not answer in time"];
+    let late = &["bytes had arrived", "the peer did not answer in time"];
     vec![
         Case {
-            what: "never takes up a substream",
+            what: "never accepts a substream",
             serve: mute(),
             status: TIMEOUT.0,
             outcome: TIMEOUT.1,
             sentences: late,
         },
         Case::new("never answers", TIMEOUT, late, wait),
-        Case::new("drips", TIMEOUT, &["bytes of it had come"], |mut stream| async move {
+        Case::new("drips", TIMEOUT, &["bytes had arrived"], |mut stream| async move {
             read_ask(&mut stream).await;
             let _ = stream.write_all(&head(TEXT, false, 1000)).await;
             // Ends with the substream.

@@ -1,4 +1,4 @@
-//! What hostile peers say of themselves and on their links.
+//! What hostile peers say about themselves and on their links.
 
 use bytes::Bytes;
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -10,7 +10,7 @@ use super::super::fixture::{await_targets, outcomes, scrape};
 use super::super::scene::{Scene, TEXT, introduce, named, read_ask};
 use super::answers::whole;
 
-/// A page whose labels say that it is of somebody else. That is Prometheus's to sort out, by `honor_labels: false`.
+/// A page whose labels claim to be another target's. Prometheus deals with that, by `honor_labels: false`.
 const SPOOFED: &str = "# TYPE a gauge\na{instance=\"someone-else\",job=\"node\",peer_name=\"edge-1\"} 1\n";
 
 pub(crate) async fn answer(mut stream: SubstreamBox) {
@@ -21,14 +21,14 @@ pub(crate) async fn answer(mut stream: SubstreamBox) {
 }
 
 #[test]
-fn what_a_peer_says_of_itself_becomes_at_most_a_clean_label_and_sixteen_targets() {
+fn what_a_peer_says_about_itself_becomes_at_most_a_clean_label_and_sixteen_exporters() {
     let scene = Scene::set("");
     let name = format!("edge\r\n\u{1b}[31m\u{202e}\u{200f}\u{61c}17{}", "x".repeat(10_000));
     let bad = ["", "a/b", "../../sd", "a\nb", "Ä", "a b", "%2e%2e", "A", "a\"b", &"x".repeat(33)];
     let mut exposed: Vec<String> = (0..1000).map(|n| format!("{}{n}\n", bad[n % bad.len()])).collect();
     exposed.extend(bad.map(str::to_owned));
     exposed.extend((0..100).map(|n| format!("good-{n:02}")));
-    // The good ones first: what is behind many bad ones may be left out.
+    // The good ones come first: those after many bad ones may be left out.
     exposed.reverse();
     let peer = scene.hostile(Introduction { name, exposed }, answer);
     let targets = await_targets(&scene.gateway, 17);
@@ -45,14 +45,14 @@ fn what_a_peer_says_of_itself_becomes_at_most_a_clean_label_and_sixteen_targets(
         }
     }
     let reply = scrape(&scene.gateway, &peer.id, &[]);
-    assert_eq!((reply.status, reply.text().as_str()), (200, SPOOFED), "passed on as it is");
-    // Nor does it reach a terminal.
+    assert_eq!((reply.status, reply.text().as_str()), (200, SPOOFED), "passed on unchanged");
+    // Nor do its control characters reach a terminal.
     let shown = String::from_utf8(scene.gateway.cli(&["peers"]).ok()).unwrap();
     assert!(shown.contains("edge") && !shown.contains(['\u{1b}', '\u{202e}', '\u{200f}', '\u{61c}']), "{shown:?}");
 }
 
 #[test]
-fn a_second_introduction_and_answers_to_nobody_change_nothing() {
+fn a_second_introduction_and_unrequested_answers_change_nothing() {
     let scene = Scene::set("");
     let value = |id| ResponseFrame { id, body: Some(ResponseBody::Value(Bytes::from_static(b"unasked"))) };
     let frames = vec![
@@ -74,7 +74,7 @@ fn a_second_introduction_and_answers_to_nobody_change_nothing() {
 }
 
 #[test]
-fn a_peer_that_cannot_be_scraped_is_said_to_be_that() {
+fn a_peer_without_the_scrape_protocol_is_reported_as_such() {
     let scene = Scene::set("");
     let peer = scene.without_scrapes("old");
     await_targets(&scene.gateway, 1);
@@ -83,8 +83,8 @@ fn a_peer_that_cannot_be_scraped_is_said_to_be_that() {
     assert_eq!(outcomes(&scene.gateway, "invalid"), 1.0);
 }
 
-/// A peer may send as much in one frame as a value can have. What was kept of it was once all of that: a thousand
-/// strangers would have taken gigabytes of an agent that is not even a gateway.
+/// A frame may be as large as the largest value. All of an introduction was once kept, so that a thousand strangers
+/// would have taken gigabytes of an agent that is not even a gateway.
 #[test]
 fn a_large_introduction_is_not_kept() {
     let scene = Scene::set("");

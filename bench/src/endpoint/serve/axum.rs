@@ -1,4 +1,4 @@
-//! `prometheus` behind an axum handler, compressed by tower-http's layer: what one finds in most services.
+//! `prometheus` behind an axum handler, compressed by tower-http's layer, as in most services.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub(super) fn start(shape: &Shape) -> Result<Serving> {
     registry.fill(shape)?;
     let recorder = registry.handles()?;
     let registry = Arc::new(registry);
-    // The agent's level, so that two servers are compared and not two levels. The layer's own default is 6.
+    // The agent's level, so that the comparison is of servers, not of levels. The layer's default is 6.
     let layer = CompressionLayer::new().quality(CompressionLevel::Fastest);
     let page = move |headers: HeaderMap| std::future::ready(page(&registry, &headers));
     let router = Router::new().route("/metrics", get(page)).layer(layer);
@@ -36,7 +36,7 @@ pub(super) fn start(shape: &Shape) -> Result<Serving> {
     Ok(Serving::new(address, recorder, runtime))
 }
 
-/// The page, made where the request is answered, as it usually is.
+/// The page, made in the handler as is usual.
 fn page(registry: &Prometheus, headers: &HeaderMap) -> Response {
     let (format, content_type) = if names(headers.get(ACCEPT), "application/vnd.google.protobuf") {
         (Format::Protobuf, prometheus::PROTOBUF_FORMAT)

@@ -1,4 +1,4 @@
-//! `prometheus-client`'s encoder behind hyper, as its own example has it; gzip by the agent's crate and level.
+//! `prometheus-client`'s encoder behind hyper, as in its own example; gzip with the agent's crate and level.
 
 use std::convert::Infallible;
 use std::io::Write;

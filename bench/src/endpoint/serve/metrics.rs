@@ -10,12 +10,12 @@ use crate::library::metrics;
 use crate::shape::Shape;
 
 pub(super) fn start(shape: &Shape) -> Result<Serving> {
-    // It does not tell which port it got; another process could take this one before it does.
+    // It does not report the port that it got, so choose one. Another process could take it first.
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let runtime = Runtime::new()?;
     let listening = metrics::builder(shape)?.with_http_listener(address);
     let (recorder, exporter) = {
-        // The listener is made within a runtime.
+        // Creating the listener needs a runtime.
         let _entered = runtime.enter();
         listening.build()?
     };

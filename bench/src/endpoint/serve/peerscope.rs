@@ -1,4 +1,4 @@
-//! Ours: the agent's own endpoint, with its limits, deadlines and counts of itself.
+//! Ours: the agent's own endpoint, with its limits, deadlines and metrics.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ pub(super) fn start(size: Size) -> Result<Serving> {
         Size::Agent => peerscope.add_agent(),
         Size::Generated(_) => {
             peerscope.fill(&size.shape()?)?;
-            // It counts its own requests, but not among the generated families.
+            // Keeps the endpoint's own metrics out of the generated registry.
             Peerscope::new()?.add_agent()
         }
     };

@@ -1,4 +1,4 @@
-//! The labels of the generated families, as closed sets.
+//! The labels of the generated families, as closed sets of values.
 
 use peerscope::metrics::labels::Label;
 

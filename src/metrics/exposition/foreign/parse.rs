@@ -1,14 +1,14 @@
-//! Reads prometheus-client's text. Nothing is copied, and what does not look as it should is passed over.
+//! Parses prometheus-client's text. Nothing is copied, and malformed parts are skipped.
 
 use std::borrow::Cow;
 
 use crate::metrics::catalogue::Kind;
 use crate::metrics::exposition::is_label_name;
 
-/// The text, from one family to the next.
+/// The rest of the text, read family by family.
 pub(super) struct Items<'a>(&'a str);
 
-/// What is said of a family before its samples.
+/// The metadata before the samples of a family.
 pub(super) struct Head<'a> {
     pub(super) name: &'a str,
     pub(super) kind: Kind,
@@ -19,9 +19,9 @@ pub(super) struct Head<'a> {
 /// One sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sample<'a> {
-    /// What its name has behind the family's.
+    /// The part of its name after the family's name.
     pub(super) suffix: &'a str,
-    /// What stands between the braces.
+    /// The text between the braces.
     pub(super) labels: &'a str,
     pub(super) value: &'a str,
     /// From its opening brace on.
@@ -39,7 +39,7 @@ impl<'a> Items<'a> {
         line
     }
 
-    /// The next family. Lines before it that belong to none are passed over.
+    /// The next family. Lines before it that belong to no family are skipped.
     pub(super) fn next(&mut self) -> Option<Head<'a>> {
         while !self.0.is_empty() {
             if let Some(head) = self.head() {
@@ -50,8 +50,8 @@ impl<'a> Items<'a> {
         None
     }
 
-    /// prometheus-client writes help texts as they are, line breaks included, so a help text ends where the same
-    /// family's type begins, not where its line does.
+    /// prometheus-client does not escape help texts, not even line breaks, so a help text ends where the same family's
+    /// type begins, not at the end of its line.
     fn head(&mut self) -> Option<Head<'a>> {
         let (name, rest) = self.0.strip_prefix("# HELP ")?.split_once(' ')?;
         let mut searched = 0;
@@ -77,7 +77,7 @@ impl<'a> Items<'a> {
         Some(Head { name, kind, help, unit })
     }
 
-    /// The samples up to the next family, those that are good.
+    /// The valid samples up to the next family.
     pub(super) fn samples(&mut self, family: &'a str, kind: Kind) -> Vec<Sample<'a>> {
         let mut samples = Vec::new();
         while !self.0.is_empty() && !self.0.starts_with('#') {
@@ -107,7 +107,7 @@ impl<'a> Sample<'a> {
         (value.parse::<f64>().is_ok() && sample.labels_are_good()).then_some(sample)
     }
 
-    /// Whether a family of this kind has such samples. When a series was created is in no format of ours.
+    /// Whether a family of this kind has such samples. None of our formats has `_created`.
     fn is_of(&self, kind: Kind) -> bool {
         match kind {
             Kind::Counter => self.suffix == "_total",
@@ -117,7 +117,7 @@ impl<'a> Sample<'a> {
         }
     }
 
-    /// Whether every label has a name, and no two have the same.
+    /// Whether every label has a valid name, and no two have the same one.
     fn labels_are_good(&self) -> bool {
         let mut names = self.labels();
         while let Some((name, _)) = names.next() {
@@ -144,7 +144,7 @@ impl<'a> Sample<'a> {
 
 #[derive(Clone)]
 pub(super) struct LabelPairs<'a> {
-    /// Empty at the end, and not empty where the text is none of labels.
+    /// Empty at the end; not empty if the text is not a valid list of labels.
     rest: &'a str,
 }
 
@@ -196,7 +196,7 @@ fn value_end(text: &str) -> Option<usize> {
     })
 }
 
-/// The text that an escaped one stands for.
+/// `text` without its escapes.
 pub(super) fn unescaped(text: &str) -> Cow<'_, str> {
     if !text.contains('\\') {
         return text.into();

@@ -1,4 +1,4 @@
-//! Registries that others filled without care: what comes out is what every reader takes.
+//! Registries that others filled carelessly: the page has only what every scraper accepts.
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, LabelSetEncoder};
@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use super::*;
 
 #[test]
-fn a_family_that_is_registered_twice_comes_once_with_the_samples_of_both() {
+fn a_family_that_is_registered_twice_appears_once_with_the_samples_of_both() {
     let registry = Registry::default();
     let mut others = Others::default();
     for shard in ["a", "b", "a"] {
@@ -19,12 +19,12 @@ fn a_family_that_is_registered_twice_comes_once_with_the_samples_of_both() {
         family.get_or_create(&vec![("to", "x")]).set(1);
         sub.register("load", "Load", family);
     }
-    // The same labels the other way round are the same series.
+    // The same labels in the other order are the same series.
     let family = Family::<Vec<(&str, &str)>, Gauge>::default();
     family.get_or_create(&vec![("to", "x"), ("shard", "b")]).set(5);
     family.get_or_create(&vec![("to", "y"), ("shard", "b")]).set(6);
     others.register("load", "Load", family);
-    // One name, two types: the first one has it.
+    // One name, two types: the first one keeps it.
     others.register("load", "Load", prometheus_client::metrics::counter::Counter::<u64>::default());
     registry.add_foreign("others", others);
     let text = text(&registry, Format::Text);
@@ -35,7 +35,7 @@ fn a_family_that_is_registered_twice_comes_once_with_the_samples_of_both() {
         .iter()
         .map(|((_, labels), value)| (labels["shard"].as_str(), labels["to"].as_str(), *value))
         .collect();
-    // The registry writes its own families before those of its sub-registries, so that 5 comes before 1.
+    // The registry writes its own families before those of its sub-registries, so 5 comes before 1.
     assert_eq!(samples, [("a", "x", 1.0), ("b", "x", 5.0), ("b", "y", 6.0)], "{text}");
 }
 
@@ -53,7 +53,7 @@ fn labels_in_another_order_are_the_same_series() {
 }
 
 #[test]
-fn a_family_without_samples_does_not_come_at_all() {
+fn a_family_without_samples_is_left_out() {
     let registry = Registry::default();
     let mut others = Others::default();
     others.register("nothing", "Nothing", Family::<Vec<(&str, &str)>, Gauge>::default());
@@ -65,7 +65,7 @@ fn a_family_without_samples_does_not_come_at_all() {
 }
 
 #[test]
-fn names_that_two_families_would_share_in_some_format_are_given_once() {
+fn a_name_that_two_families_would_share_in_some_format_is_used_once() {
     let registry = Registry::default();
     let mut others = Others::default();
     others.register("requests", "A", prometheus_client::metrics::counter::Counter::<u64>::default());
@@ -80,12 +80,12 @@ fn names_that_two_families_would_share_in_some_format_are_given_once() {
     assert_eq!(understood.families["requests_total"].0, "counter");
 }
 
-/// Writes whatever it is told to.
+/// Encodes whatever it is given.
 #[derive(Debug)]
 struct Careless {
     name: String,
     kind: MetricType,
-    /// One series each, with the same value.
+    /// The labels of each series; all have the same value.
     series: Vec<Vec<(String, String)>>,
     value: f64,
 }
@@ -119,7 +119,7 @@ fn careless(name: &str, labels: &[(&str, &str)], value: f64) -> Careless {
 }
 
 #[test]
-fn what_no_reader_would_take_is_left_out_and_the_rest_stays() {
+fn invalid_samples_are_left_out_and_the_rest_stays() {
     let registry = Registry::default();
     let mut others = Others::default();
     for bad in [
@@ -143,7 +143,23 @@ fn what_no_reader_would_take_is_left_out_and_the_rest_stays() {
     assert_eq!(lines, ["e{x=\"\",y=\"1\"} 1.0", "good{a=\"}\\n# EOF\"} +Inf", "good{a=\"n\"} NaN"], "{text}");
 }
 
-/// A name or a label name, good or not.
+/// A name or a label name, valid or not.
+/// An embedding program that uses libp2p, too, has families of the same names.
+#[test]
+fn families_of_the_same_name_in_two_registries_are_joined() {
+    let registry = Registry::default();
+    for shard in ["a", "b"] {
+        let family = Family::<Vec<(&str, &str)>, Gauge>::default();
+        family.get_or_create(&vec![("shard", shard)]).set(1);
+        let mut others = Others::default();
+        others.register("load", "Load", family);
+        registry.add_foreign(shard, others);
+    }
+    let understood = understand(&text(&registry, Format::Text));
+    assert_eq!((understood.families.len(), understood.samples.len()), (1, 2));
+    assert_eq!(own::as_samples(&own::families(&registry)), understood.samples);
+}
+
 fn name() -> impl Strategy<Value = String> {
     prop_oneof![
         4 => proptest::sample::select(vec!["a", "b", "a_total", "a_info", "a_sum", "a_count", "a_bucket", "le"])
@@ -156,7 +172,7 @@ fn anything() -> impl Strategy<Value = Careless> {
     let kind = prop_oneof![
         Just(MetricType::Gauge),
         Just(MetricType::Counter),
-        // Samples of a gauge under another type.
+        // Samples of a gauge under a different type.
         Just(MetricType::Histogram),
         Just(MetricType::Info),
         Just(MetricType::Unknown)
@@ -164,25 +180,25 @@ fn anything() -> impl Strategy<Value = Careless> {
     let value = prop_oneof![Just("x".to_owned()), Just("1".to_owned()), hostile()];
     let labels = proptest::collection::vec((name(), value), 0..3);
     let series = proptest::collection::vec(labels, 0..4);
-    let value = any::<f64>().prop_filter("one that equals itself", |value| !value.is_nan());
+    let value = any::<f64>().prop_filter("a number, which equals itself", |value| !value.is_nan());
     (name(), kind, series, value).prop_map(|(name, kind, series, value)| Careless { name, kind, series, value })
 }
 
 proptest! {
     #[test]
-    fn whatever_is_registered_a_strict_reader_takes_it(all in proptest::collection::vec(anything(), 0..8)) {
+    fn whatever_is_registered_a_strict_parser_accepts_the_page(all in proptest::collection::vec(anything(), 0..8)) {
         let registry = Registry::default();
         let mut others = Others::default();
         for careless in all {
             others.register_collector(Box::new(careless));
         }
         registry.add_foreign("others", others);
-        // It panics at a family or a sample that comes twice, and at whatever is not the format.
+        // This panics on a repeated family or sample, and on anything else that is invalid.
         let understood = understand(&text(&registry, Format::Text));
         for name in understood.families.keys() {
             prop_assert!(understood.samples.keys().any(|(sample, _)| sample.starts_with(name.as_str())), "{}", name);
         }
-        // The same, whatever the format; this, too, panics at a sample that comes twice.
+        // The same in every format; this panics on a repeated sample, too.
         prop_assert_eq!(own::as_samples(&own::families(&registry)), understood.samples.clone());
         let openmetrics = text(&registry, Format::OpenMetrics);
         let samples = openmetrics.lines().filter(|line| !line.starts_with('#')).count();

@@ -1,4 +1,4 @@
-//! The families of our own, in every format, against other encoders and readers.
+//! Our own families, in every format, against other encoders and parsers.
 
 use std::sync::Arc;
 
@@ -17,7 +17,6 @@ fn durations() -> Arc<Buckets> {
     Arc::new(Buckets::durations(&DURATION_BOUNDS, NativeHistograms::default()).unwrap())
 }
 
-/// A family with two labels.
 const TEST_COUNTER: c::Descriptor =
     c::Descriptor { name: "test_redis_total", kind: c::Kind::Counter, labels: &["type", "backend"], help: "A counter" };
 
@@ -55,8 +54,8 @@ impl Instruments {
     }
 }
 
-/// The samples of an OpenMetrics text: name and labels, in whatever order, with their values. Bounds are compared as the
-/// numbers that they are.
+/// The samples of an OpenMetrics text: name and labels, in any order, with their values. Bounds are compared as
+/// numbers.
 fn samples(text: &str) -> BTreeMap<Series, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#')).map(sample);
     lines
@@ -69,7 +68,6 @@ fn samples(text: &str) -> BTreeMap<Series, f64> {
         .collect()
 }
 
-/// prometheus-client's own encoder, given the same instruments, says the same.
 #[test]
 fn the_text_is_what_prometheus_client_would_write() {
     let instruments = Instruments::new();
@@ -87,7 +85,7 @@ fn the_text_is_what_prometheus_client_would_write() {
 
     let our_text = text(&instruments.registry(), Format::OpenMetrics);
     let mut ours = samples(&our_text);
-    // The counter that the events show besides is the histogram's count.
+    // The events also show a counter, which is the histogram's count.
     ours.retain(|(name, _), _| name != "messages_received_total");
     assert_eq!(ours, samples(&their_text));
     let types = |text: &str| -> std::collections::BTreeSet<String> {
@@ -208,7 +206,7 @@ struct Span {
 }
 
 pub(super) fn families(registry: &Registry) -> Vec<MetricFamily> {
-    let page = render(registry, Format::Protobuf, &FamilyFilter::all());
+    let page = registry.render(Format::Protobuf, &FamilyFilter::all());
     let mut rest = &page[..];
     let mut families = Vec::new();
     while !rest.is_empty() {
@@ -217,7 +215,7 @@ pub(super) fn families(registry: &Registry) -> Vec<MetricFamily> {
     families
 }
 
-/// The messages as the samples of a classic text, by which the two can be compared.
+/// The messages as the samples of a classic text, so that the two can be compared.
 pub(super) fn as_samples(families: &[MetricFamily]) -> BTreeMap<Series, f64> {
     let mut samples = BTreeMap::new();
     for family in families {
@@ -249,7 +247,7 @@ pub(super) fn as_samples(families: &[MetricFamily]) -> BTreeMap<Series, f64> {
 }
 
 #[test]
-fn the_messages_say_what_the_text_says() {
+fn the_messages_contain_the_same_as_the_text() {
     let registry = Instruments::new().registry();
     let understood = understand(&text(&registry, Format::Text));
     let families = families(&registry);
@@ -266,7 +264,7 @@ fn the_messages_say_what_the_text_says() {
 }
 
 #[test]
-fn the_messages_carry_native_histograms() {
+fn the_messages_contain_native_histograms() {
     let families = families(&Instruments::new().registry());
     let family = families.iter().find(|family| family.name() == "message_processing_duration_seconds").unwrap();
     let of = |kind: &str| {
@@ -291,14 +289,14 @@ fn the_messages_carry_native_histograms() {
     assert_eq!((deltas.next(), total), (None, 7));
     // 2^(i/8) s at least as large as each value: 1 ns, 10 us twice, 1.5 ms twice, 5 s, 123 s.
     assert_eq!(buckets, [(-239, 1), (-132, 2), (-75, 2), (19, 1), (56, 1)]);
-    // One without observations is native all the same.
+    // A histogram without observations is native, too.
     let get = of("get");
     assert_eq!((get.count, get.schema, get.zero_threshold), (Some(0), Some(3), Some(ZERO_THRESHOLD)));
     assert_eq!((get.positive_span.len(), get.positive_delta.len()), (0, 0));
 }
 
 #[test]
-fn the_families_of_others_are_messages_too() {
+fn the_families_of_others_are_encoded_as_messages_too() {
     let registry = Registry::default();
     let mut others = Others::default();
     let requests = CounterWithExemplar::<Vec<(String, String)>, u64>::default();
@@ -321,14 +319,14 @@ fn the_families_of_others_are_messages_too() {
 }
 
 #[test]
-fn only_the_families_that_are_asked_for_are_shown() {
+fn only_the_requested_families_are_shown() {
     let registry = Instruments::new().registry();
     let mut others = Others::default();
     others.register("requests", "Requests", Counter::<()>::new());
     registry.add_foreign("others", others);
     for format in [Format::Text, Format::OpenMetrics, Format::Protobuf] {
         let names = |query: &str| {
-            let page = render(&registry, format, &FamilyFilter::from_query(Some(query)));
+            let page = registry.render(format, &FamilyFilter::from_query(Some(query)));
             let page = String::from_utf8_lossy(&page).into_owned();
             ["messages_received", "message_processing_duration_seconds", "agent_peers_connected", "requests_total"]
                 .map(|name| page.contains(name))
@@ -340,21 +338,24 @@ fn only_the_families_that_are_asked_for_are_shown() {
             [false, true, true, false]
         );
         assert_eq!(names("name[]=requests_total"), [false, false, false, true]);
-        assert_eq!(names("name[]=message_processing_duration_seconds_bucket"), [false; 4], "a sample is no family");
+        assert_eq!(names("name[]=message_processing_duration_seconds_bucket"), [false; 4], "a sample is not a family");
         assert_eq!(names("name[]=nobody"), [false; 4]);
         assert_eq!(names("other=x"), [true; 4]);
     }
 }
 
 #[test]
-fn a_name_can_be_taken_once() {
+fn a_name_can_be_used_only_once() {
     let registry = Registry::default();
     let mut others = Others::default();
     let gauge = instruments::Gauge::<()>::new();
     registry.register(&c::PEERS_CONNECTED, &gauge).unwrap();
     let error = registry.register(&c::PEERS_CONNECTED, &gauge).unwrap_err();
-    assert_eq!(error.to_string(), "the metric name agent_peers_connected is taken by another family of this registry");
-    // Nor by somebody else, whatever its type.
+    assert_eq!(
+        error.to_string(),
+        "the metric name agent_peers_connected is already used by another family of this registry"
+    );
+    // Not even by a foreign registry, whatever its type.
     others.register("agent_peers_connected", "Another", Counter::<()>::new());
     others.register("agent_peers", "Fine", Counter::<()>::new());
     registry.add_foreign("others", others);
@@ -363,7 +364,7 @@ fn a_name_can_be_taken_once() {
     assert!(text.contains("# TYPE agent_peers_connected gauge\n") && text.contains("agent_peers_total 0\n"), "{text}");
 }
 
-/// A label whose two values have one text.
+/// A label with two values that have the same text.
 #[derive(Debug, Clone, Copy)]
 struct Ambiguous(bool);
 
@@ -385,18 +386,21 @@ impl Label for Ambiguous {
 }
 
 #[test]
-fn what_would_make_the_page_unreadable_cannot_be_registered() {
+fn families_that_would_make_the_page_invalid_cannot_be_registered() {
     let registry = Registry::default();
     let named = |name| c::Descriptor { name, ..TEST_COUNTER };
     let refused = |error: Result<(), RegisterError>, text: &str| {
         let error = error.unwrap_err().to_string();
         assert!(error.contains(text), "{error}");
     };
-    refused(registry.register(&named("my-metric_total"), &Counter::<()>::new()), "`my-metric_total` is no name");
-    refused(registry.register(&named("1st_total"), &Counter::<()>::new()), "is no name");
+    refused(
+        registry.register(&named("my-metric_total"), &Counter::<()>::new()),
+        "`my-metric_total` is not a valid metric name",
+    );
+    refused(registry.register(&named("1st_total"), &Counter::<()>::new()), "is not a valid metric name");
     refused(
         registry.register(&c::SCRAPE_DURATION, &Counter::<()>::new()),
-        "described as histogram and recorded as counter",
+        "described as histogram but recorded as counter",
     );
     let twice = Counter::<(MessageType, MessageType)>::new();
     refused(registry.register(&TEST_COUNTER, &twice), "the same label twice");
@@ -407,7 +411,7 @@ fn what_would_make_the_page_unreadable_cannot_be_registered() {
 }
 
 #[test]
-fn infos_are_gauges_where_there_are_no_infos() {
+fn infos_are_gauges_in_the_formats_that_have_no_infos() {
     let registry = Registry::default();
     registry.add_or_log(crate::metrics::registry::Info::new(&c::BUILD_INFO, &[("version", "1 \"x\"")]));
     assert!(

@@ -1,12 +1,12 @@
-//! How long a tick of the counter is, by comparisons with the standard clock. Pure arithmetic.
+//! Determines the length of a tick of the counter by comparing it with the standard clock. Pure arithmetic.
 
 /// Fractional bits of the length of a tick.
 pub(super) const FRACTION: u32 = 32;
 
-/// The shortest stretch that says anything, in nanoseconds of the standard clock.
+/// The shortest interval that gives a useful result, in nanoseconds of the standard clock.
 pub(super) const FIRST_STRETCH: u64 = 20_000;
 
-/// The longest stretch between two comparisons, in nanoseconds: a quarter of an hour.
+/// The longest interval between two comparisons, in nanoseconds: a quarter of an hour.
 const LONGEST_STRETCH: u64 = 900_000_000_000;
 
 /// Both clocks, read together.
@@ -20,13 +20,13 @@ pub(super) struct Reading {
 
 /// What the comparisons so far have shown.
 ///
-/// While a machine sleeps, one of the clocks may go on and the other not, and a counter may begin anew. The stretch in
-/// which that happened tells nothing about a tick. So what differs from what was found before by more than a
-/// sixteenth is taken for the truth only when the next stretch, a short one, says the same.
+/// While a machine sleeps, one of the clocks may keep running while the other stops, and the counter may restart. An
+/// interval in which that happened says nothing about the length of a tick. A result that differs from the previous one
+/// by more than a sixteenth is therefore believed only if the next interval, a short one, confirms it.
 #[derive(Debug)]
 pub(super) struct Calibration {
     last: Reading,
-    /// Nanoseconds, times 2^32; 0 before the first comparison.
+    /// In nanoseconds, times 2^32; 0 before the first comparison.
     tick: u64,
     doubted: Option<u64>,
 }
@@ -41,18 +41,18 @@ impl Calibration {
         self.tick
     }
 
-    /// Compares the stretch since the last comparison, and says in how many ticks to compare again.
+    /// Compares the clocks over the time since the last comparison. Returns in how many ticks to compare again.
     pub(super) fn compare(&mut self, now: Reading) -> u64 {
         let last = std::mem::replace(&mut self.last, now);
         let (nanos, ticks) = (now.nanos.saturating_sub(last.nanos), now.ticks.saturating_sub(last.ticks));
-        // Nothing is found when the counter stepped back.
+        // There is no result if the counter stepped back.
         let found = if ticks > 0 { found(nanos, ticks) } else { 0 };
         if found > 0 && (self.tick == 0 || alike(found, self.tick) || self.doubted.is_some_and(|d| alike(found, d))) {
             (self.tick, self.doubted) = (found, None);
             return (2 * nanos_as_ticks(nanos, found)).clamp(1, nanos_as_ticks(LONGEST_STRETCH, found).max(1));
         }
         self.doubted = (found > 0).then_some(found);
-        // In which the counter may be slower by far than it was thought to be.
+        // This may take much longer, if the counter is much slower than assumed.
         nanos_as_ticks(FIRST_STRETCH, self.tick.max(1)).max(1)
     }
 }
@@ -73,7 +73,7 @@ fn nanos_as_ticks(nanos: u64, tick: u64) -> u64 {
 mod tests {
     use super::*;
 
-    /// A counter with 2.5 ticks a nanosecond, and the clock that compares with it.
+    /// A counter with 2.5 ticks per nanosecond, and the standard clock.
     struct Machine {
         now: Reading,
         calibration: Calibration,
@@ -98,7 +98,7 @@ mod tests {
             self.next = self.calibration.compare(self.now);
         }
 
-        /// Runs until the next comparison; how long that took.
+        /// Runs until the next comparison. Returns how long that took, in nanoseconds.
         fn run_to_comparison(&mut self) -> u64 {
             let nanos = self.next * 2 / 5 + 1;
             self.run(nanos);
@@ -123,7 +123,7 @@ mod tests {
     const HOUR: u64 = 3_600_000_000_000;
 
     #[test]
-    fn comparisons_double_their_distance_up_to_a_quarter_of_an_hour() {
+    fn the_interval_between_comparisons_doubles_up_to_a_quarter_of_an_hour() {
         let mut machine = Machine::new();
         let mut stretches = vec![machine.run_to_comparison()];
         while stretches.last().is_none_or(|&last| last < LONGEST_STRETCH) {
@@ -137,8 +137,8 @@ mod tests {
         machine.assert_right();
     }
 
-    /// The standard clock stood still while the counter went on: the tick seemed to be 480 times shorter, and would have
-    /// stayed so for most of a day.
+    /// The standard clock stands still while the counter keeps running. If that were believed, a tick would seem 480
+    /// times shorter for most of a day.
     #[test]
     fn a_sleep_that_only_the_counter_saw_changes_nothing() {
         let mut machine = Machine::new();
@@ -147,7 +147,7 @@ mod tests {
         machine.now.ticks += 8 * HOUR * 5 / 2;
         machine.compare();
         machine.assert_right();
-        assert!(machine.run_to_comparison() < 2 * FIRST_STRETCH, "it looks again soon");
+        assert!(machine.run_to_comparison() < 2 * FIRST_STRETCH, "it compares again soon");
         machine.assert_right();
     }
 
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_that_begins_anew_changes_nothing() {
+    fn a_counter_that_restarts_changes_nothing() {
         let mut machine = Machine::new();
         machine.run(30 * 24 * HOUR);
         machine.compare();
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn another_speed_is_believed_the_second_time() {
+    fn a_new_speed_is_believed_the_second_time() {
         let mut machine = Machine::new();
         let right = machine.calibration.tick();
         for nanos in [1_000_000, 20_000] {

@@ -1,4 +1,4 @@
-//! The bytes of a log: pure functions, and the only place that knows them.
+//! The format of a log: pure functions, and the only code that knows it.
 //!
 //! All numbers are little-endian. A *segment* is a file:
 //!
@@ -7,18 +7,20 @@
 //! frame, any number   magic u32 | body length u32 | number u64 | records u32 | head's checksum u32 | xxh3-64 | body
 //! ```
 //!
-//! A *frame* is what one sync made durable: its body is its records, one behind the other, each `key length u32 |
-//! value length u32 | key | value`, where the value length 2^32 - 1 removes the key. The checksum of a frame covers its
-//! header and body and is seeded (`frame_seed`) with the segment's sequence, so that what an earlier life of the file left
-//! behind is never taken for a frame of this one, and with the store's random number, so that nobody can put a value that
-//! looks like a frame.
+//! A *frame* is what one sync made durable. Its body is a sequence of records, each `key length u32 | value length u32
+//! | key | value`, where the value length 2^32 - 1 removes the key. The checksum of a frame covers its header and
+//! body. It is seeded (`frame_seed`) with the segment's sequence number, so that leftovers from an earlier use of the
+//! file are never mistaken for frames of this one, and with the store's random number, so that no peer can put a value
+//! that passes for a frame.
+//!
+//! Functions that take a `sequence` but no `store` expect this seed.
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// What a segment begins with; the number is the version of the format.
+/// The first bytes of a segment, which include the version of the format.
 const SEGMENT_MAGIC: &[u8; 16] = b"peerscope log 1\n";
-/// One sector, the unit in which a disk writes whole or not at all.
+/// One sector, which a disk writes entirely or not at all.
 pub(in super::super) const HEADER: usize = 512;
 const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"PSfr");
 const FRAME_HEADER: usize = 32;
@@ -28,11 +30,11 @@ const REMOVED: u32 = u32::MAX;
 /// The first sector of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) struct SegmentHeader {
-    /// Grows from segment to segment, and is never used again.
+    /// Grows from segment to segment; never reused.
     pub(in super::super) sequence: u64,
-    /// The newest segment before this one that held something durable when this one began.
+    /// The newest earlier segment that contained a durable frame when this one began.
     pub(in super::super) previous: u64,
-    /// Which store the log belongs to.
+    /// The store to which the log belongs.
     pub(in super::super) store: u64,
 }
 
@@ -48,7 +50,7 @@ impl SegmentHeader {
         out.try_into().unwrap_or([0; HEADER])
     }
 
-    /// `Ok(None)` when nothing was ever written there.
+    /// `Ok(None)` if nothing was ever written there.
     pub(in super::super) fn decode(bytes: &[u8]) -> Result<Option<Self>, &'static str> {
         let Some(header) = bytes.get(..HEADER) else { return Ok(None) };
         if header.iter().all(|&byte| byte == 0) {
@@ -60,7 +62,7 @@ impl SegmentHeader {
             return Ok(None);
         };
         if magic != SEGMENT_MAGIC {
-            return Err("it is not a log of this version of Peerscope");
+            return Err("it is not a log that this version of Peerscope can read");
         }
         if header.get(..40).is_none_or(|covered| xxh3_64_with_seed(covered, 0) != checksum) {
             return Err("the first sector of the log does not match its checksum");
@@ -69,12 +71,12 @@ impl SegmentHeader {
     }
 }
 
-/// What the checksums of a segment's frames are seeded with.
+/// The seed of the checksums of a segment's frames.
 pub(in super::super) fn frame_seed(sequence: u64, store: u64) -> u64 {
     xxh3_64_with_seed(&sequence.to_le_bytes(), store)
 }
 
-/// One put or removal, as it stands in a frame. Both parts share the frame's memory.
+/// One put or removal in a frame. Key and value share the frame's memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in super::super) struct Record {
     pub(in super::super) key: Bytes,
@@ -82,7 +84,7 @@ pub(in super::super) struct Record {
     pub(in super::super) value: Option<Bytes>,
 }
 
-/// Makes one frame after the other in the memory that its records are then read from.
+/// Builds a frame in the memory from which its records are later read.
 #[derive(Debug, Default)]
 pub(in super::super) struct FrameBuilder {
     bytes: Vec<u8>,
@@ -93,7 +95,7 @@ pub(in super::super) struct FrameBuilder {
 #[derive(Debug, Clone)]
 pub(in super::super) struct Frame {
     pub(in super::super) bytes: Bytes,
-    /// How many there are.
+    /// The number of records.
     pub(in super::super) records: u32,
 }
 
@@ -104,12 +106,12 @@ impl FrameBuilder {
         Self { bytes: buffer, records: 0 }
     }
 
-    /// The bytes that a record takes.
+    /// The size of a record in bytes.
     pub(in super::super) fn record_size(key: &[u8], value: Option<&[u8]>) -> usize {
         8 + key.len() + value.map_or(0, <[u8]>::len)
     }
 
-    /// Keys and values are below 2^32 - 1 bytes: the limits of the store are far lower.
+    /// Adds a record. Keys and values must be shorter than 2^32 - 1 bytes; the limits of the store are far lower.
     pub(in super::super) fn push(&mut self, key: &[u8], value: Option<&[u8]>) {
         let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(REMOVED);
         self.bytes.extend_from_slice(&length(key).to_le_bytes());
@@ -119,7 +121,7 @@ impl FrameBuilder {
         self.records += 1;
     }
 
-    /// Ends the frame as number `number` of the segment `sequence`.
+    /// Completes the frame as number `number` of a segment.
     pub(in super::super) fn finish(mut self, sequence: u64, number: u64) -> Frame {
         seal(&mut self.bytes, self.records, sequence, number);
         Frame { bytes: self.bytes.into(), records: self.records }
@@ -134,7 +136,7 @@ impl Frame {
         Self { bytes: bytes.into(), records: self.records }
     }
 
-    /// What it says, in order.
+    /// The records, in order.
     pub(in super::super) fn records(&self) -> impl Iterator<Item = Record> + '_ {
         let mut at = FRAME_HEADER;
         std::iter::from_fn(move || {
@@ -163,13 +165,13 @@ fn put(bytes: &mut [u8], at: usize, data: &[u8]) {
     }
 }
 
-/// Of the first 20 bytes: bytes that only look like a frame are told before a body of any length is hashed.
+/// The checksum of the first 20 bytes, to reject bytes that only look like a frame before a long body is hashed.
 fn head_checksum(frame: &[u8], sequence: u64) -> u32 {
     let [a, b, c, d, ..] = xxh3_64_with_seed(frame.get(..20).unwrap_or_default(), sequence).to_le_bytes();
     u32::from_le_bytes([a, b, c, d])
 }
 
-/// Of a whole frame, whose own field it leaves out.
+/// The checksum of a whole frame, without this checksum itself.
 fn checksum(frame: &[u8], sequence: u64) -> u64 {
     let (head, body) = (frame.get(..24).unwrap_or_default(), frame.get(FRAME_HEADER..).unwrap_or_default());
     xxh3_64_with_seed(body, xxh3_64_with_seed(head, sequence))
@@ -188,17 +190,16 @@ fn record_at(bytes: &Bytes, at: usize) -> Option<(Record, usize)> {
     Some((Record { key: bytes.slice(at + 8..key_end), value }, value_end))
 }
 
-/// What a segment holds.
+/// The contents of a segment.
 #[derive(Debug)]
 pub(in super::super) struct Frames {
     pub(in super::super) frames: Vec<Frame>,
-    /// Whether a frame follows behind bytes that are none. The writer begins a frame only when the one before is
-    /// durable, so this is damage and not the end of the log.
+    /// Whether a frame follows bytes that are not one. The writer begins a frame only when the previous one is durable,
+    /// so this is damage and not the end of the log.
     pub(in super::super) damaged: bool,
 }
 
-/// Finds the frames of the segment `sequence` in its bytes: up to the first that is not whole, which is where a crash or
-/// a power cut ended it.
+/// Finds the frames of a segment, up to the first incomplete one, where a crash or a power cut ended it.
 pub(in super::super) fn frames(segment: &Bytes, sequence: u64) -> Frames {
     let mut frames = Vec::new();
     let mut at = HEADER;
@@ -230,7 +231,7 @@ fn later_frame_at(segment: &Bytes, at: usize, sequence: u64, next: u64) -> bool 
     number.is_some_and(|number| number > next && frame_at(segment, at, sequence, number).is_some())
 }
 
-/// The length of what may be a frame: it begins as one does and ends within the segment.
+/// The length of a possible frame: it starts with the magic number and ends within the segment.
 fn frame_length(segment: &[u8], at: usize) -> Option<usize> {
     if u32_at(segment, at)? != FRAME_MAGIC {
         return None;
@@ -247,8 +248,7 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
 }
 
-/// Whatever a file of the log holds, it is frames and an end; with right checksums, too; and frames are what they were
-/// made of.
+/// Arbitrary bytes do not make decoding panic, even with valid checksums, and a frame contains what it was built from.
 #[cfg(any(test, fuzzing))]
 pub fn fuzz(data: &[u8]) {
     let _whatever = SegmentHeader::decode(data);
@@ -256,7 +256,7 @@ pub fn fuzz(data: &[u8]) {
     for frame in frames(&segment, 7).frames {
         assert!(frame.records().count() <= frame.bytes.len());
     }
-    // The same bytes as the body of a frame whose checksums are right, and that says to hold so many records.
+    // The same bytes as the body of a frame with valid checksums and an arbitrary number of records.
     let mut sealed = vec![0; HEADER + FRAME_HEADER];
     sealed.extend_from_slice(data);
     if let Some(frame) = sealed.get_mut(HEADER..) {
@@ -313,7 +313,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn what_was_written_is_read(
+        fn written_frames_are_read_back(
             content in prop::collection::vec(pairs(), 0..5),
             tail in prop::collection::vec(any::<u8>(), 0..80),
         ) {
@@ -323,13 +323,16 @@ mod tests {
         }
 
         #[test]
-        fn another_life_of_the_file_says_nothing(content in prop::collection::vec(pairs(), 1..5)) {
+        fn frames_of_an_earlier_use_of_the_file_are_ignored(content in prop::collection::vec(pairs(), 1..5)) {
             let found = frames(&segment(&content, 7, &[]).into(), 8);
             assert!(found.frames.is_empty() && !found.damaged);
         }
 
         #[test]
-        fn any_cut_leaves_whole_frames(content in prop::collection::vec(pairs(), 1..5), cut in 0.0..1.0_f64) {
+        fn a_truncated_segment_yields_only_whole_frames(
+            content in prop::collection::vec(pairs(), 1..5),
+            cut in 0.0..1.0_f64,
+        ) {
             let whole = segment(&content, 7, &[]);
             let cut = HEADER + ((whole.len() - HEADER) as f64 * cut) as usize;
             let found = frames(&Bytes::copy_from_slice(&whole[..cut]), 7);
@@ -339,7 +342,7 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_byte_is_noticed(
+        fn a_changed_byte_is_detected(
             content in prop::collection::vec(pairs(), 2..5),
             at in 0.0..1.0_f64,
             xor in 1..=255_u8,
@@ -356,7 +359,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..1500)) {
+        fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..1500)) {
             let _any = SegmentHeader::decode(&bytes);
             let _any = frames(&bytes.into(), 0).frames.iter().map(said).count();
         }
@@ -371,9 +374,9 @@ mod tests {
         }
     }
 
-    /// A peer that may put can put anything, and a slot that is used again keeps it behind the new frames.
+    /// A peer with write permission can put any bytes, and a reused slot keeps old values behind the new frames.
     #[test]
-    fn a_value_that_looks_like_a_frame_of_a_guessed_segment_is_none() {
+    fn a_value_that_imitates_a_frame_is_not_mistaken_for_one() {
         let (sequence, store) = (7, 0x005e_ed0f_5706);
         let pairs: Pairs = vec![(b"k".to_vec(), Some(b"v".to_vec()))];
         let mut bytes = SegmentHeader { sequence, previous: 1, store }.encode().to_vec();

@@ -1,7 +1,7 @@
-//! The composition root: the only file that sees everything. [`Node::bind`] opens all that can fail,
+//! The composition root: the only file that knows everything. [`Node::bind`] opens everything that can fail,
 //! [`Node::serve`] runs until it is told to stop and then stops in order.
 //!
-//! Nothing here is global: two nodes in one process share no number, no store and no socket.
+//! Nothing here is global: two nodes in one process share no metric, no store and no socket.
 
 mod handler;
 mod parts;
@@ -32,16 +32,17 @@ use crate::metrics::{
 use crate::network::{self, Driver, Network};
 use crate::storage::{self, Storage};
 
-/// How long requests under way may take to finish once the agent was told to stop.
+/// How long running requests may take to finish while stopping.
 pub const DRAIN: Duration = Duration::from_secs(10);
 
-/// What requests of peers get at least, when local callers have used up [`DRAIN`].
+/// The least time that peers' requests get, even if local callers have used up [`DRAIN`]. Also the limit for a network
+/// or a disk that hangs.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
-/// Metrics pages that are made for peers at once.
+/// How many metrics pages are made for peers at once.
 const PEER_EXPOSITIONS: usize = 4;
 
-/// Metrics pages that are made for the control socket at once.
+/// How many metrics pages are made for the control socket at once.
 const CONTROL_EXPOSITIONS: usize = 2;
 
 /// How long [`Node::bind`] waits for the store before it goes on without it.
@@ -50,15 +51,15 @@ const OPENING: Duration = Duration::from_millis(100);
 /// How long the store may take to close.
 const CLOSE: Duration = Duration::from_secs(5);
 
-/// Why the agent could not start, or not go on.
+/// Why the agent could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// The data directory cannot be made or used.
+    /// The data directory cannot be created or used.
     #[error("cannot use the data directory {} (node.data_dir): {source}", .path.display())]
     DataDir {
         /// The directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Another agent uses the directory.
@@ -73,8 +74,8 @@ pub enum NodeError {
     /// The network cannot be started.
     #[error(transparent)]
     Network(#[from] network::NetworkError),
-    /// A part of the running agent ended by itself, which is a defect.
-    #[error("{0} of this agent has failed, which is a defect worth a report; the log says more")]
+    /// A part of the running agent ended unexpectedly, which is a bug.
+    #[error("{0} of this agent failed unexpectedly, which is a bug; please report it with the log")]
     Died(&'static str),
     /// The control socket cannot be opened.
     #[error(transparent)]
@@ -90,14 +91,14 @@ pub struct Node {
     driver: Driver,
     control: ControlServer,
     endpoint: Option<MetricsServer>,
-    /// The gateway's peers, when this agent is a gateway.
+    /// The gateway's peers, if this agent is a gateway.
     fleet: Option<Arc<Fleet>>,
     health: Health,
     parts: Parts,
-    /// Held while the agent lives: somebody listens whether the runtime turns.
     pulse: Pulse,
+    /// Held while the agent lives: keeps the thread running that notices when the runtime hangs.
     listening: Option<Listening>,
-    /// Held while the agent lives: one agent a data directory.
+    /// Held while the agent lives: only one agent may use the data directory.
     lock: File,
 }
 
@@ -105,27 +106,34 @@ const NETWORK: &str = "the network";
 const CONTROL: &str = "the control socket";
 
 impl Node {
-    /// Makes the identity, begins to open the store, opens the listeners, the endpoint and the control socket, and logs
-    /// one line for each, in this order. `missing` is what the log of this process loses, for the metrics to show.
+    /// Loads or creates the identity, begins to open the store, and opens the listeners, the endpoint and the control
+    /// socket, in this order. Logs the PeerId, the listeners, the store and the endpoint. `missing` counts the lines
+    /// that the log of this process drops, for the metrics.
     ///
     /// # Errors
     ///
-    /// When any of them cannot be opened, but for the endpoint, which is tried again later, and for a store that takes
-    /// its time: [`serve`](Self::serve) ends when that one turns out to be unusable.
+    /// If any of them cannot be opened, except for the endpoint, which is tried again later, and a store that takes
+    /// long to open: if that turns out to be unusable, [`serve`](Self::serve) returns the error.
     pub async fn bind(config: &Config, missing: &MissingLines) -> Result<Self, NodeError> {
-        Self::bind_with(config, missing, Registry::new(config.metrics.native_histograms)).await
+        Self::bind_with(config, missing, Arc::new(Registry::new(config.metrics.native_histograms))).await
     }
 
-    /// As [`bind`](Self::bind), with families of the caller's own in `registry`, which are shown beside the agent's. Where
-    /// the names are the same, the caller's are shown.
+    /// Like [`bind`](Self::bind), with the caller's own families in `registry`, which are shown together with the
+    /// agent's. If names collide, the
+    /// caller's instruments are shown before the agent's, and those before foreign registries. Families can still be added
+    /// while the agent runs.
     ///
     /// # Errors
     ///
     /// Those of [`bind`](Self::bind).
-    pub async fn bind_with(config: &Config, missing: &MissingLines, registry: Registry) -> Result<Self, NodeError> {
+    pub async fn bind_with(
+        config: &Config,
+        missing: &MissingLines,
+        registry: Arc<Registry>,
+    ) -> Result<Self, NodeError> {
         let started = Instant::now();
         let data_dir = &config.node.data_dir;
-        // Before anything is made there: the socket itself comes last.
+        // Checked before anything is created there, although the socket itself comes last.
         control::socket_path(data_dir)?;
         prepare(data_dir).map_err(|source| NodeError::DataDir { path: data_dir.clone(), source })?;
         let lock = lock(data_dir)?;
@@ -137,22 +145,21 @@ impl Node {
         let mut parts = Parts::default();
         let pulse = Pulse::default();
         let listening = pulse.listen(health.clone()).inspect_err(|error| {
-            tracing::warn!("nobody will notice when the runtime hangs: a thread cannot start: {error}");
+            tracing::warn!("cannot start a thread to watch the runtime: {error}; a hang will not be noticed");
         });
-        parts.run("the pulse of the runtime", pulse.clone().beat_runtime());
-        let registry = Arc::new(registry);
+        parts.run("the heartbeat of the runtime", pulse.clone().beat_runtime());
         let agent = AgentInfo { peer_id: peer_id.to_string(), name: config.node.name.clone() };
         let collector = MetricsCollector::new(&registry, &agent);
         metrics::register_scrape_time(&registry, &health, missing);
 
         let default_store = data_dir.join("store.redb");
-        // In the background: a store that takes its time to open must not keep the rest in the dark.
+        // In the background: a store that takes long to open must not hold up the rest.
         let storage = Storage::start(&config.storage, default_store, collector.clone(), health.clone()).await?;
         let gateway_metrics = config.gateway.enabled.then(|| GatewayMetrics::new(&registry));
         let fleet = gateway_metrics
             .as_ref()
             .map(|metrics| Arc::new(Fleet::open(&config.gateway, peer_id, metrics.clone(), data_dir)));
-        // Another one than the endpoint's, so that peers take no place from a scraper next door.
+        // Separate from the endpoint's, so that peers take no place from local scrapers.
         let exposer = Exposer::new(Arc::clone(&registry), collector.clone(), PEER_EXPOSITIONS);
         let sources = ScrapeSources::new(config, exposer, fleet.clone());
         let handler = Handler::new(Access::new(&config.access), storage.clone(), collector.clone(), sources);
@@ -211,7 +218,7 @@ impl Node {
             metrics_url: endpoint.as_ref().map_or_else(UrlReader::default, MetricsServer::url_reader),
         };
         let control = ControlServer::bind(data_dir, api)?;
-        // Most stores are open by now, and most that cannot be opened are known.
+        // By now most stores are open, or are known to be unusable.
         if let Ok(opened) = tokio::time::timeout(OPENING, storage.opened()).await {
             opened?;
         }
@@ -231,56 +238,59 @@ impl Node {
         })
     }
 
-    /// Who this agent is.
+    /// The PeerId of this agent.
     pub fn peer_id(&self) -> PeerId {
         self.peer_id
     }
 
-    /// Where it listens for peers.
+    /// The addresses on which it listens for peers.
     pub fn listen_addresses(&self) -> &[Multiaddr] {
         self.network.listen_addresses()
     }
 
-    /// The metrics page's URL; `None` when the endpoint is off or could not listen yet.
+    /// The URL of the metrics page; `None` if the endpoint is off or could not listen yet.
     pub fn metrics_url(&self) -> Option<String> {
         self.endpoint.as_ref().and_then(MetricsServer::url)
     }
 
-    /// A handle on its network.
+    /// A handle to its network.
     pub fn network(&self) -> Network {
         self.network.clone()
     }
 
-    /// A handle on its store.
+    /// A handle to its store.
     pub fn storage(&self) -> Storage {
         self.storage.clone()
     }
 
-    /// What is ready and what is not.
+    /// The readiness of its components.
     pub fn health(&self) -> Health {
         self.health.clone()
     }
 
-    /// Serves until `stop` completes. Then: accept nothing new, finish what is in flight within
-    /// [`DRAIN`], close the store, and return. The endpoint goes last, so that the end can be watched.
+    /// Serves until `stop` completes. Then it accepts nothing new, finishes what is in flight within [`DRAIN`], closes
+    /// the store and returns. The endpoint is closed last, so that the shutdown can be observed.
     ///
     /// # Errors
     ///
-    /// [`NodeError::Died`] when a part of the agent ended by itself, and [`NodeError::Storage`] when the store cannot be opened.
-    /// The rest was stopped in order.
+    /// [`NodeError::Died`] if a part of the agent ended unexpectedly, and [`NodeError::Storage`] if the store cannot be
+    /// opened. The rest has been stopped in order.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
         let Self { storage, network, driver, control, endpoint, fleet, mut parts, pulse, listening, lock, .. } = self;
         let (stopping, stopped) = watch::channel(false);
         parts.run(NETWORK, driver.run());
         let turning = network.clone();
-        parts.run("the pulse of the network", pulse.beat_network(async move || turning.turn().await, stopped.clone()));
+        parts.run(
+            "the heartbeat of the network",
+            pulse.beat_network(async move || turning.turn().await, stopped.clone()),
+        );
         if let Some(fleet) = &fleet {
             parts.run("the clock of the gateway", gateway::keep(Arc::clone(fleet)));
         }
         parts.run(CONTROL, control.run(stopped));
         let ended = tokio::select! {
             () = stop => Ok(()),
-            // Better to be started anew than to run on without it and look well.
+            // A restart is better than running on without it and looking healthy.
             name = parts.ended() => Err(NodeError::Died(name)),
             _said = storage.died() => Err(NodeError::Died("the store")),
             error = cannot_open(&storage) => Err(error.into()),
@@ -290,27 +300,26 @@ impl Node {
         let _ = stopping.send(true);
         let hangs = tokio::time::timeout(LAST_MOMENT, network.drain()).await.is_err();
         if tokio::time::timeout(DRAIN, parts.end_of(CONTROL)).await.is_err() {
-            tracing::warn!("stopping although clients of the control socket still wait");
+            tracing::warn!("stopping although clients of the control socket are still waiting");
         }
-        // The peers' requests have been draining all the while; what is left of them gets a moment in any case.
+        // Peers' requests have been draining in the meantime; any that are left still get `LAST_MOMENT`.
         let left = deadline.saturating_duration_since(Instant::now());
         let grace = if hangs { Duration::ZERO } else { left.max(LAST_MOMENT) };
         let network_ends = async {
             network.shutdown(grace).await;
-            // It ends with the shutdown.
             parts.end_of(NETWORK).await;
         };
         if tokio::time::timeout(grace + LAST_MOMENT, network_ends).await.is_err() {
             tracing::warn!("stopping although the network hangs");
         }
-        // Nobody waits for an acknowledgement any more, so that a disk that hangs may be left alone.
+        // Nobody waits for an acknowledgement any more, so the stop need not wait for a disk that hangs.
         if let Some(fleet) = fleet {
-            // A panic in it was logged by the panic hook.
+            // The panic hook has logged any panic in it.
             let saving = tokio::task::spawn_blocking(move || fleet.save());
             let _hangs = tokio::time::timeout(LAST_MOMENT, saving).await;
         }
         if tokio::time::timeout(CLOSE, storage.close()).await.is_err() {
-            tracing::warn!("the store did not close within {CLOSE:?}; exiting without it");
+            tracing::warn!("the store did not close within {CLOSE:?}; exiting anyway");
         }
         if let Some(endpoint) = endpoint {
             endpoint.shutdown().await;
@@ -320,7 +329,7 @@ impl Node {
     }
 }
 
-/// Completes when it turns out that the store cannot be opened.
+/// Completes only if the store cannot be opened.
 async fn cannot_open(storage: &Storage) -> storage::OpenError {
     match storage.opened().await {
         Err(error) => error,
@@ -330,15 +339,15 @@ async fn cannot_open(storage: &Storage) -> storage::OpenError {
 
 fn log_listeners(addresses: &[Multiaddr], peer_id: PeerId) {
     if addresses.is_empty() {
-        tracing::info!("Listening for no peers (network.listen is empty): this agent only dials");
+        tracing::info!("Not listening for peers (network.listen is empty): this agent only dials");
         return;
     }
     let addresses: Vec<_> = addresses.iter().map(|address| format!("{address}/p2p/{peer_id}")).collect();
     tracing::info!("Listening for peers on {}", addresses.join(", "));
 }
 
-/// Makes sure that no other agent uses the directory: two would share one identity and one socket. The
-/// system gives the lock back when the process ends, however it ends.
+/// Makes sure that no other agent uses the directory: two would share one identity and one socket. The system releases
+/// the lock when the process ends, however it ends.
 fn lock(data_dir: &Path) -> Result<File, NodeError> {
     let path = data_dir.join("agent.lock");
     let error = |source| NodeError::DataDir { path: data_dir.to_owned(), source };
@@ -350,7 +359,7 @@ fn lock(data_dir: &Path) -> Result<File, NodeError> {
     }
 }
 
-/// Makes the data directory, for its owner only. One that is there keeps its mode.
+/// Creates the data directory, for its owner only. An existing one keeps its mode.
 fn prepare(path: &Path) -> io::Result<()> {
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => Ok(()),
@@ -368,7 +377,7 @@ fn prepare(path: &Path) -> io::Result<()> {
 mod tests {
     use super::Node;
 
-    /// Whoever embeds an agent spawns it.
+    /// A program that embeds an agent spawns it as a task.
     #[test]
     fn an_agent_can_be_spawned() {
         fn assert_send<T: Send>(_: impl FnOnce(Node) -> T) {}

@@ -1,8 +1,8 @@
-//! The recording types: what an event costs to record is what this project cares for most.
+//! The recording types, built to make recording an event as cheap as possible.
 //!
-//! A thread that records owns a numbered slot. An instrument has a row of cells for each slot, which nobody
-//! but the slot's owner writes: so recording takes no lock and no locked instruction, touches no cache
-//! line that another thread writes, and costs the same however many threads do it. Reading adds the rows up.
+//! A thread that records owns a numbered slot. An instrument has a row of cells for each slot, which only the
+//! slot's owner writes. Recording therefore takes no lock and no locked instruction, touches no cache line
+//! that another thread writes, and costs the same however many threads do it. Reading adds up the rows.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -20,20 +20,20 @@
 //! # Exactness
 //!
 //! - An increment by a slot's owner is a load and a store, which is exact because nobody else writes the cell.
-//!   The next owner of the slot goes on adding to the same cells: the lock of the pool of slots, through
-//!   which the slot went back and was given out again, orders the last store of the one before the first
-//!   load of the other. For a reader the stores themselves release what came before them.
-//! - A thread without a slot (there are more threads than slots, or the thread is ending and has given its
-//!   slot back) uses cells that all such threads share: a counter's by an atomic addition, a histogram's
-//!   under a lock.
-//! - A cell is read whole. So two readings of a counter one after the other never go backwards, and a
-//!   histogram's count, sum and buckets always belong together (`packed.rs`).
+//!   The next owner of the slot continues with the same cells: the lock of the slot pool, through which the slot
+//!   was returned and handed out again, orders the last store of the previous owner before the first load of the
+//!   next. For readers, the stores themselves release what came before them.
+//! - A thread without a slot (there are more threads than slots, or the thread is ending and has returned its
+//!   slot) uses cells that all such threads share: a counter's with an atomic addition, a histogram's under a
+//!   lock.
+//! - A cell is read as a whole. Successive readings of a counter therefore never go backwards, and the count, sum
+//!   and buckets of a histogram always match (`packed.rs`).
 //!
 //! # Memory
 //!
-//! A row has a word for each cell and a cache line before and after them, and is made when its slot's owner first records. With the default
-//! buckets, when every slot of a machine with so many cores has recorded (there are 8, and 1.5 for each core),
-//! in bytes:
+//! A row has a word for each cell and a cache line before and after them, and is allocated when its slot's owner
+//! first records. The bytes with the default buckets, once every slot has recorded (there are 8, plus 1.5 for each
+//! core):
 //!
 //! | | 2 cores | 8 cores | 64 cores |
 //! | --- | --- | --- | --- |
@@ -41,8 +41,8 @@
 //! | a counter | 1,768 | 3,208 | 16,648 |
 //! | a duration histogram | 23,936 | 43,520 | 226,304 |
 //!
-//! A histogram in which a value of 4.3 s or more was observed, or 65,536 values in one fine bucket by one
-//! thread, has 12 KiB more. A test keeps these figures, and a whole node's below 1.25 MiB on 8 cores.
+//! A histogram that has observed a value of 4.3 s or more, or 65,536 values in one fine bucket by one thread,
+//! takes 12 KiB more. Tests check these figures, and that a whole node stays below 1.25 MiB on 8 cores.
 
 mod buckets;
 mod cells;
@@ -72,7 +72,7 @@ pub(crate) use native::{NativeSnapshot, ZERO_THRESHOLD};
 pub(crate) use slots::capacity_for;
 
 /// The upper bounds, in seconds, of every duration histogram: 10 us to 10 s. An operation on the
-/// embedded store takes microseconds, one that waits for three retries of Redis takes seconds.
+/// embedded store takes microseconds; one that waits for three Redis retries takes seconds.
 pub const DURATION_BOUNDS: [f64; 16] = [
     0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5,
     10.0,

@@ -1,7 +1,7 @@
 //! The libp2p swarm and the framed link to each peer.
 //!
-//! [`Network::bind`] opens the listeners; [`Driver::run`] serves until it is told to stop. The network
-//! knows no storage: each request of a peer goes to the [`RequestHandler`] it was given, which answers.
+//! [`Network::bind`] opens the listeners; [`Driver::run`] serves until [`Network::shutdown`]. The network knows nothing
+//! about storage: every request of a peer is answered by the [`RequestHandler`].
 
 mod addresses;
 mod behaviour;
@@ -16,7 +16,7 @@ pub mod protocol;
 mod receipt;
 mod request_handler;
 mod scrape;
-#[cfg_attr(not(feature = "metrics-prometheus"), path = "telemetry/noop.rs")]
+#[cfg_attr(not(feature = "metrics-prometheus"), path = "network/telemetry/noop.rs")]
 mod telemetry;
 
 use std::sync::Arc;
@@ -43,16 +43,16 @@ pub use self::scrape::{PageBody, ScrapeAnswer, ScrapeError, ScrapeRequest};
 use crate::metrics::labels::MessageType;
 use crate::metrics::{Health, MetricsCollector, Page, Registry, Timer};
 
-/// How many descriptors the handshakes under way may take, of both directions.
+/// How many file descriptors handshakes in progress may take, in both directions together.
 pub(crate) const HANDSHAKES: u32 = 2 * behaviour::MAX_PENDING;
 
-/// How long a caller waits for a place in the queue to a peer before it is told `busy`.
+/// How long a caller waits for a place in the queue to a peer before it gets [`RequestError::Busy`].
 const BUSY_AFTER: Duration = Duration::from_secs(1);
 
 /// How long a caller waits for a peer that is not connected yet.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Commands that may wait for the event loop.
+/// How many commands may wait for the event loop.
 const COMMAND_QUEUE: usize = 256;
 
 /// A handle on the network. Cloning shares it.
@@ -72,12 +72,12 @@ struct NetworkState {
 }
 
 impl Network {
-    /// Opens the listeners. `max_payload` is the longest key and value together that a frame may
-    /// carry, in bytes. Nothing is served before [`Driver::run`].
+    /// Opens the listeners. `max_payload` is the most bytes that a key and its value may have together in a frame.
+    /// Nothing is served before [`Driver::run`].
     ///
     /// # Errors
     ///
-    /// When an address cannot be listened on or the pre-shared key cannot be used.
+    /// See [`NetworkError`].
     pub async fn bind(
         config: &Config,
         keypair: identity::Keypair,
@@ -115,16 +115,16 @@ impl Network {
         Ok((Self { shared: Arc::new(shared) }, driver))
     }
 
-    /// The addresses that the listeners got at the start.
+    /// The addresses that the listeners were bound to at the start.
     pub fn listen_addresses(&self) -> &[Multiaddr] {
         &self.shared.listen_addresses
     }
 
-    /// Asks `peer`, connecting to it first when one of its addresses is known.
+    /// Sends a request to `peer`, connecting first if one of its addresses is known.
     ///
     /// # Errors
     ///
-    /// See [`RequestError`]. Nothing is tried twice.
+    /// See [`RequestError`]. Nothing is retried.
     pub async fn request(&self, peer: PeerId, request: Request) -> Result<Response, RequestError> {
         let timer = Timer::start();
         let kind = request.message_type();
@@ -141,12 +141,12 @@ impl Network {
         result
     }
 
-    /// Asks `peer` for a metrics page, over a connection that there is. The time that `request` gives is kept
-    /// until the page begins; the caller keeps it from there on.
+    /// Asks `peer` for a metrics page over an existing connection. The timeout of `request` is enforced here until the
+    /// page begins; from then on, the caller has to enforce it.
     ///
     /// # Errors
     ///
-    /// See [`ScrapeError`]. Nothing is tried twice.
+    /// See [`ScrapeError`]. Nothing is retried, except on a new substream if the peer has closed the one that was kept.
     pub async fn scrape(&self, peer: PeerId, request: &ScrapeRequest) -> Result<Page<PageBody>, ScrapeError> {
         let timer = Timer::start();
         let result = match self.shared.scrapes.connection(&peer) {
@@ -165,21 +165,21 @@ impl Network {
         result
     }
 
-    /// How many bytes of pages have come that nobody has read yet, on a gateway.
+    /// On a gateway, how many bytes of pages have arrived and not been read yet.
     pub fn unread_pages(&self) -> usize {
         self.shared.scrapes.unread.load(Ordering::Relaxed)
     }
 
-    /// The peers that are connected now.
+    /// The connected peers.
     pub async fn peers(&self) -> Vec<PeerInfo> {
         let (reply, answer) = oneshot::channel();
         if self.shared.commands.send(event_loop::Command::Peers { reply }).await.is_err() {
-            return Vec::new(); // stopped: nobody is connected
+            return Vec::new(); // stopped: no peer is connected
         }
         answer.await.unwrap_or_default()
     }
 
-    /// Completes when the event loop has come round, or has ended.
+    /// Completes when the event loop has completed a turn, or has ended.
     pub async fn turn(&self) {
         let (reply, done) = oneshot::channel();
         if self.shared.commands.send(event_loop::Command::Turn { reply }).await.is_ok() {
@@ -187,8 +187,8 @@ impl Network {
         }
     }
 
-    /// Stops: no new connections, links finish what they have begun within `grace`, connections are
-    /// closed. [`Driver::run`] returns.
+    /// Shuts down: accepts no new connections, gives links up to `grace` to finish the requests in flight, then closes
+    /// all connections. [`Driver::run`] returns.
     pub async fn shutdown(&self, grace: Duration) {
         let (reply, done) = oneshot::channel();
         if self.shared.commands.send(event_loop::Command::Shutdown { grace, reply }).await.is_ok() {
@@ -196,10 +196,10 @@ impl Network {
         }
     }
 
-    /// Begins to stop: no new connections, peers' new requests are answered with `shutting down`. Our own
-    /// requests over links that are up still work, until [`Network::shutdown`].
+    /// Begins to shut down: accepts no new connections and answers peers' new requests with `shutting down`. This
+    /// agent's own requests still work over links that are up, until [`Network::shutdown`].
     pub async fn drain(&self) {
-        // When the event loop has ended there is nothing to drain.
+        // If the event loop has ended, there is nothing to drain.
         let _ended = self.shared.commands.send(event_loop::Command::Drain).await;
     }
 
@@ -221,7 +221,7 @@ impl Network {
             },
         }
         drop(queue);
-        // The link keeps the deadline; it drops the reply when it ends.
+        // The link enforces the deadline, and drops `reply` when it ends.
         answer.await.unwrap_or(Err(RequestError::LinkLost))
     }
 
@@ -246,7 +246,7 @@ impl Network {
             }
         };
         let patience = CONNECT_TIMEOUT.min(self.shared.request_timeout);
-        let late = || unreachable(&format!("no link came up within {patience:?}"));
+        let late = || unreachable(&format!("no link was established within {patience:?}"));
         tokio::time::timeout(patience, attempt).await.unwrap_or_else(|_| Err(late()))
     }
 }

@@ -1,9 +1,9 @@
-//! File, environment and flags, made into one valid [`Config`].
+//! Turns file, environment and flags into one valid [`Config`].
 //!
-//! Raw input becomes valid types here and nowhere else. The file is parsed into a small tree whose
-//! every node knows where it came from (`tree.rs`); environment and flags are laid over it
-//! (`layers.rs`); serde reads the sections from it (`de.rs`); what only makes sense together is
-//! checked at the end (`check.rs`). Every [`ConfigProblem`] names its origin.
+//! Raw input becomes valid types here and nowhere else. The file is parsed into a small tree whose nodes know where
+//! they were written (`tree.rs`). Environment and flags are merged into it (`layers.rs`), serde reads the sections from
+//! it (`de.rs`), and values that depend on each other are checked at the end (`check.rs`). Every [`ConfigProblem`]
+//! names its origin.
 
 mod access;
 mod check;
@@ -31,17 +31,17 @@ use crate::{expose, gateway, metrics, network, storage};
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Who this agent is and where it keeps its files.
+    /// The agent's name and where it keeps its files.
     pub node: NodeConfig,
     /// What it logs.
     pub log: LogConfig,
     /// The metrics endpoint.
     pub metrics: metrics::MetricsConfig,
-    /// Where the data is.
+    /// Where the data is stored.
     pub storage: storage::Config,
     /// The peer-to-peer network.
     pub network: network::Config,
-    /// Which peer may do what here. Empty: nobody may do anything.
+    /// What peers may do on this agent. If empty, they may only `ping`.
     pub access: Vec<AccessRule>,
     /// The other exporters on this machine that peers with the permission `scrape` may fetch.
     pub expose: Vec<expose::Exposed>,
@@ -49,12 +49,12 @@ pub struct Config {
     pub gateway: gateway::Config,
 }
 
-/// Where a configuration comes from. Later fields go over earlier ones.
+/// Where a configuration comes from. Later fields override earlier ones.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
-    /// The YAML file. When `None`, the variable `PEERSCOPE_CONFIG` may name one; without either, there is none.
+    /// The YAML file. If `None`, the variable `PEERSCOPE_CONFIG` may name one; otherwise no file is read.
     pub file: Option<PathBuf>,
-    /// The whole environment, as `std::env::vars_os().collect()` gives it.
+    /// The whole environment, as from `std::env::vars_os().collect()`.
     pub env: Vec<(OsString, OsString)>,
     /// The flags: the dotted key that each sets, its value, and the flag as the user knows it, such as
     /// `("metrics.port", "9100", "--metrics-port")`.
@@ -72,7 +72,7 @@ impl Config {
         Self::decode(tree, problems)
     }
 
-    /// Reads one YAML text, without environment or flags; `name` stands for the file in messages.
+    /// Reads one YAML text, without environment or flags; messages refer to it as `name`.
     ///
     /// # Errors
     ///
@@ -87,8 +87,8 @@ impl Config {
         yaml::write(self)
     }
 
-    /// Decodes, and for as long as something is wrong notes it, takes it out of the tree and decodes
-    /// again: so one run shows all mistakes.
+    /// Decodes the tree. On a failure, records the problem, marks its node as rejected and decodes again, so that one
+    /// run reports all mistakes.
     fn decode(mut tree: YamlNode, mut problems: Vec<ConfigProblem>) -> Result<Self, ConfigError> {
         let config = loop {
             match de::decode::<Self>(&tree) {
@@ -99,8 +99,8 @@ impl Config {
         };
         let found_so_far = problems.len();
         for problem in check::check(&config, &tree, metrics::BUILT_IN) {
-            // A section with a rejected value holds a default in its place: what the check says about
-            // it could be about nothing that the user wrote.
+            // In a section with a rejected value the default takes its place, so the check could complain about
+            // something that the user did not write.
             if !problems.iter().take(found_so_far).any(|earlier| earlier.section() == problem.section()) {
                 problems.push(problem);
             }

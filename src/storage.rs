@@ -1,7 +1,6 @@
 //! `get`, `put` and `delete` on the embedded store or on Redis.
 //!
-//! [`Storage`] is the only way in. It checks limits and measures every operation, once, for both
-//! backends; a backend only does the work.
+//! [`Storage`] is the only entry point. It checks limits and measures every operation in one place for both backends.
 
 mod local;
 mod redis;
@@ -54,14 +53,14 @@ impl Default for Config {
     }
 }
 
-/// The most that [`Config::max_value_size`] may be, in bytes: no agent takes a longer value.
+/// The upper limit of [`Config::max_value_size`], in bytes. No agent accepts a longer value.
 pub const LARGEST_VALUE: usize = 16 * 1024 * 1024;
 
 /// Which backend holds the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendKind {
-    /// The embedded redb file.
+    /// The embedded store.
     Local,
     /// A Redis server or cluster.
     Redis,
@@ -73,11 +72,11 @@ pub enum BackendKind {
 pub struct LocalConfig {
     /// The file; `None` means `store.redb` in the data directory.
     pub path: Option<PathBuf>,
-    /// How much memory may cache pages, in bytes.
+    /// The memory for cached pages, in bytes.
     #[serde(with = "crate::units::size")]
     pub cache_size: usize,
-    /// Whether every page is read and checked before the store is ready. Without it, damage is found when a value is
-    /// read.
+    /// Whether every page is read and checked before the store is ready. Otherwise damage is found only when a value
+    /// is read.
     pub check_on_open: bool,
 }
 
@@ -93,9 +92,9 @@ impl Default for LocalConfig {
 pub struct RedisConfig {
     /// One URL for a single server, several for the seeds of a cluster.
     pub urls: Vec<RedisUrl>,
-    /// Whether the URLs are seeds of a cluster; `None` means when there are several.
+    /// Whether the URLs are seeds of a cluster; `None` means yes if there are several.
     pub cluster: Option<bool>,
-    /// Put in front of every key.
+    /// Prepended to every key.
     pub key_prefix: String,
     /// The longest that one attempt may take.
     #[serde(with = "crate::units::duration")]
@@ -119,7 +118,7 @@ impl Default for RedisConfig {
 /// Why a storage operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
-    /// Keys are 1 byte or longer.
+    /// Keys have at least 1 byte.
     #[error("the key is empty")]
     KeyEmpty,
     /// The key is over `storage.max_key_size`.
@@ -138,14 +137,14 @@ pub enum StorageError {
         /// The limit in bytes.
         max: usize,
     },
-    /// Too many operations wait for the backend.
+    /// Too many operations are waiting for the backend.
     #[error("the storage backend is busy: its queue of {0} operations is full")]
     Busy(usize),
-    /// The disk that holds the embedded store is full; reads go on.
+    /// The disk that holds the embedded store is full; reads still work.
     #[error("no space left on the disk that holds {}", .0.display())]
     DiskFull(PathBuf),
-    /// The disk that holds the embedded store failed in the middle of this write, which may still happen.
-    #[error("cannot write {}: {reason}; this write may still happen", .path.display())]
+    /// The disk that holds the embedded store failed during this write, which may still take effect.
+    #[error("cannot write {}: {reason}; this write may still take effect", .path.display())]
     Uncertain {
         /// The store.
         path: PathBuf,
@@ -156,14 +155,14 @@ pub enum StorageError {
     #[error(
         "the disk that holds {} has not answered for {seconds} s; {}",
         .path.display(),
-        if *.may_happen { "this write may still happen" } else { "this write was not done" }
+        if *.may_happen { "this write may still take effect" } else { "this write did not take effect" }
     )]
     Hangs {
         /// The store.
         path: PathBuf,
-        /// How long something has been waiting for it, in seconds.
+        /// How long the writer has been waiting for the disk, in seconds.
         seconds: u64,
-        /// Whether this write has begun.
+        /// Whether this write was already under way.
         may_happen: bool,
     },
     /// The store is not open yet.
@@ -175,7 +174,7 @@ pub enum StorageError {
     /// The backend did not answer in time.
     #[error("the storage backend did not answer within {0:?}")]
     Timeout(Duration),
-    /// What the disk holds under the key is not what was put.
+    /// The value on the disk is not the one that was put.
     #[error("the value cannot be served: {0}")]
     Damaged(String),
     /// The backend answered with an error.
@@ -184,7 +183,7 @@ pub enum StorageError {
 }
 
 impl StorageError {
-    /// The label under which the metrics count this error.
+    /// The `reason` label of this error in the metrics.
     pub fn reason(&self) -> StorageErrorReason {
         match self {
             Self::KeyEmpty | Self::KeyTooLarge { .. } | Self::ValueTooLarge { .. } => StorageErrorReason::Invalid,
@@ -207,15 +206,15 @@ pub enum OpenError {
         .0.display()
     )]
     InUse(PathBuf),
-    /// The file is not a store, or is damaged. It was left as it is.
+    /// The file is not a store, or is damaged. It was left unchanged.
     #[error(
-        "the store {} is damaged or not a Peerscope store ({reason}); it was left as it is. Restore it from a backup, or move it away to start empty",
+        "the store {} is damaged or not a Peerscope store ({reason}); it was left unchanged. Restore it from a backup, or move it away to start empty",
         .path.display()
     )]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What redb found.
+        /// What is wrong with it.
         reason: String,
     },
     /// The file or its folder cannot be read or written.
@@ -223,7 +222,7 @@ pub enum OpenError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said. StorageState, because several may wait for one opening.
+        /// The error from the system. Shared, because several callers may wait for one opening.
         source: Arc<std::io::Error>,
     },
     /// The Redis client could not be set up from its URLs.
@@ -231,13 +230,13 @@ pub enum OpenError {
     Redis(String),
 }
 
-/// Reads every value and page of the embedded store, which no agent may have open, and its log. Nothing is written.
-/// `progress` hears once a second how many bytes of how many were read. `default_path` is the file when the configuration
-/// names none.
+/// Reads every value and page of the embedded store, and its log, without writing anything. No agent may have the store
+/// open. Calls `progress` once a second with the bytes read so far and the total. `default_path` is the file if the
+/// configuration names none.
 ///
 /// # Errors
 ///
-/// [`OpenError::InUse`], [`OpenError::Damaged`] when it is so damaged that it cannot be read, and [`OpenError::Io`].
+/// [`OpenError::InUse`], [`OpenError::Damaged`] if the store is too damaged to be read, and [`OpenError::Io`].
 pub fn check(config: &LocalConfig, default_path: PathBuf, progress: &dyn Fn(u64, u64)) -> Result<Checked, OpenError> {
     let path = config.path.clone().unwrap_or(default_path);
     local::check(&path, config.cache_size, progress)
@@ -249,13 +248,10 @@ impl OpenError {
     }
 }
 
-/// The embedded store gives up what its disk does not answer after 8 s, and looks twice a second.
-const LOCAL_PATIENCE: Duration = Duration::from_secs(9);
-
-/// A handle on the store. Cloning shares it.
+/// A handle to the store; clones share it.
 #[derive(Debug, Clone)]
 pub struct Storage {
-    // All of it behind one count: a request clones this, and counts are shared by all threads.
+    // A single `Arc`: every request clones this, and all threads contend for the reference count.
     shared: Arc<StorageState>,
 }
 
@@ -272,6 +268,16 @@ struct StorageState {
 enum Engine {
     Local(LocalStorageBackend),
     Redis(RedisStorageBackend),
+}
+
+/// Calls a method of the backend. With [`Storage::start`], the only place that lists the backends.
+macro_rules! engine {
+    ($storage:expr, $backend:ident => $call:expr) => {
+        match &$storage.shared.engine {
+            Engine::Local($backend) => $call,
+            Engine::Redis($backend) => $call,
+        }
+    };
 }
 
 impl Storage {
@@ -291,14 +297,14 @@ impl Storage {
         Ok(storage)
     }
 
-    /// Begins to open the configured backend. `default_path` is the embedded store's file when the
-    /// configuration names none. Until it is open, operations fail with [`StorageError::Starting`].
+    /// Starts to open the configured backend. `default_path` is the embedded store's file if the configuration names
+    /// none. Until the store is open, operations fail with [`StorageError::Starting`].
     ///
-    /// A Redis that is away is no error: the backend says so in `health` and connects when it can.
+    /// An unreachable Redis is not an error: the backend reports it in `health` and connects as soon as it can.
     ///
     /// # Errors
     ///
-    /// When the Redis URLs cannot be used together.
+    /// If the Redis URLs cannot be used together, or the CA file cannot be used.
     pub async fn start(
         config: &Config,
         default_path: PathBuf,
@@ -326,28 +332,21 @@ impl Storage {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Waits until the embedded store is open; Redis is at once.
+    /// Waits until the embedded store is open. Returns at once for Redis.
     ///
     /// # Errors
     ///
-    /// When the embedded store's file is in use, damaged or not accessible.
+    /// If the embedded store's file is in use, damaged or not accessible.
     pub async fn opened(&self) -> Result<(), OpenError> {
-        match &self.shared.engine {
-            Engine::Local(local) => local.opened().await,
-            Engine::Redis(_) => Ok(()),
-        }
+        engine!(self, backend => backend.opened().await)
     }
 
-    /// Completes when the embedded store has failed for good, by a defect, and says with what. Nothing that was
-    /// acknowledged is lost.
+    /// Completes when a panic has ended the embedded store, and returns the reason. No acknowledged write is lost.
     pub async fn died(&self) -> String {
-        match &self.shared.engine {
-            Engine::Local(local) => local.died().await,
-            Engine::Redis(_) => std::future::pending().await,
-        }
+        engine!(self, backend => backend.died().await)
     }
 
-    /// Reads the value under `key`; `None` when there is none.
+    /// Reads the value under `key`; `None` if there is no value.
     ///
     /// # Errors
     ///
@@ -355,12 +354,9 @@ impl Storage {
     pub async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, StorageError> {
         self.measured(Operation::Get, async {
             self.check_key(key)?;
-            let value = match &self.shared.engine {
-                Engine::Local(local) => local.get(key).await,
-                Engine::Redis(redis) => redis.get(key).await,
-            }?;
+            let value = engine!(self, backend => backend.get(key).await)?;
             match value {
-                // Somebody else wrote it, or the limit was higher then: it would not fit into an answer.
+                // Written by another program, or when the limit was higher. It would not fit into a response.
                 Some(value) if value.len() > self.shared.max_value_size => {
                     Err(StorageError::ValueTooLarge { len: value.len(), max: self.shared.max_value_size })
                 }
@@ -370,8 +366,8 @@ impl Storage {
         .await
     }
 
-    /// Writes `value` under `key`. When it returns `Ok`, the backend has made the write durable (the
-    /// embedded store) or has acknowledged it (Redis).
+    /// Writes `value` under `key`. `Ok` means that the write is durable (the embedded store) or was
+    /// acknowledged (Redis).
     ///
     /// # Errors
     ///
@@ -382,15 +378,12 @@ impl Storage {
             if value.len() > self.shared.max_value_size {
                 return Err(StorageError::ValueTooLarge { len: value.len(), max: self.shared.max_value_size });
             }
-            match &self.shared.engine {
-                Engine::Local(local) => local.put(key, value).await,
-                Engine::Redis(redis) => redis.put(&key, &value).await,
-            }
+            engine!(self, backend => backend.put(key, value).await)
         })
         .await
     }
 
-    /// Removes `key`; `true` when there was a value.
+    /// Removes `key`; `true` if there was a value.
     ///
     /// # Errors
     ///
@@ -398,10 +391,7 @@ impl Storage {
     pub async fn delete(&self, key: Bytes) -> Result<bool, StorageError> {
         self.measured(Operation::Delete, async {
             self.check_key(&key)?;
-            match &self.shared.engine {
-                Engine::Local(local) => local.delete(key).await,
-                Engine::Redis(redis) => redis.delete(&key).await,
-            }
+            engine!(self, backend => backend.delete(key).await)
         })
         .await
     }
@@ -411,12 +401,9 @@ impl Storage {
         self.shared.backend
     }
 
-    /// How long an operation may take until the backend itself gives it up.
+    /// How long the backend may take before it gives up on an operation.
     pub fn patience(&self) -> Duration {
-        match &self.shared.engine {
-            Engine::Local(_) => LOCAL_PATIENCE,
-            Engine::Redis(redis) => redis.patience(),
-        }
+        engine!(self, backend => backend.patience())
     }
 
     /// The longest value, in bytes.
@@ -424,24 +411,18 @@ impl Storage {
         self.shared.max_value_size
     }
 
-    /// One line for people: the backend and where it is, without secrets.
+    /// A one-line description: the backend and its location, without secrets.
     pub fn describe(&self) -> String {
-        match &self.shared.engine {
-            Engine::Local(local) => local.describe(),
-            Engine::Redis(redis) => redis.describe(),
-        }
+        engine!(self, backend => backend.describe())
     }
 
-    /// Waits until everything accepted is done, and closes the backend. Operations after it fail.
+    /// Waits until all accepted operations are done, and closes the backend. Later operations fail.
     pub async fn close(&self) {
-        match &self.shared.engine {
-            Engine::Local(local) => local.close().await,
-            Engine::Redis(redis) => redis.close().await,
-        }
+        engine!(self, backend => backend.close().await)
     }
 
-    /// The one place that measures storage: every operation that a caller began is counted when it
-    /// completes, with its duration and, when it failed, the reason.
+    /// The only place that measures storage: every operation is counted when it completes, with its
+    /// duration and, if it failed, the reason.
     async fn measured<T>(
         &self,
         operation: Operation,
@@ -471,8 +452,7 @@ impl Storage {
     }
 }
 
-/// Counts its operation when it is dropped: also when the caller went away before the end, which may
-/// have been after the backend did the work.
+/// Counts its operation when dropped, even if the caller went away first (the backend may have done the work).
 struct Measure<'a> {
     metrics: &'a MetricsCollector,
     operation: Operation,

@@ -1,4 +1,4 @@
-//! What the parts of this module do together; each file tells one side of it.
+//! Tests of the whole module, one aspect per file.
 
 mod combinations;
 mod file;
@@ -10,8 +10,8 @@ mod values;
 use super::*;
 
 pub(super) const PEER: &str = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
-pub(super) const EXAMPLE: &str = include_str!("../../../peerscope.example.yaml");
-pub(super) const DOCUMENTATION: &str = include_str!("../../../docs/configuration.md");
+pub(super) const EXAMPLE: &str = include_str!("../../peerscope.example.yaml");
+pub(super) const DOCUMENTATION: &str = include_str!("../../docs/configuration.md");
 
 pub(super) fn env(variables: &[(&str, &str)]) -> Sources {
     let env = variables.iter().map(|(name, value)| (name.into(), value.into())).collect();
@@ -19,8 +19,8 @@ pub(super) fn env(variables: &[(&str, &str)]) -> Sources {
 }
 
 pub(super) fn problems(result: Result<Config, ConfigError>) -> Vec<String> {
-    let error = result.expect_err("a configuration that is wrong was taken");
-    assert!(error.to_string().lines().count() == error.problems().len(), "one line a problem: {error}");
+    let error = result.expect_err("an invalid configuration was accepted");
+    assert!(error.to_string().lines().count() == error.problems().len(), "one line per problem: {error}");
     error.problems().iter().map(ToString::to_string).collect()
 }
 
@@ -28,7 +28,7 @@ pub(super) fn refused(yaml: &str) -> Vec<String> {
     problems(Config::from_yaml("peerscope.yaml", yaml))
 }
 
-/// Asserts that this YAML gives exactly these lines.
+/// Asserts that this YAML is rejected with exactly these lines.
 #[track_caller]
 pub(super) fn assert_refused(yaml: &str, expected: &[&str]) {
     assert_eq!(refused(yaml), expected, "{yaml}");

@@ -1,5 +1,5 @@
-//! The commands of the `peerscope` binary. Each is one file; this one says what can be typed, and turns
-//! what went wrong into one message and one exit code.
+//! The commands of the `peerscope` binary, one per file. This file defines the command line, and turns a failure into
+//! a message and an exit code.
 
 mod check;
 mod client;
@@ -35,8 +35,8 @@ mod exit {
 /// A peer-to-peer agent that its operator can see into.
 #[derive(Debug, Parser)]
 #[command(name = "peerscope", version, arg_required_else_help = true, disable_help_subcommand = true)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 64 usage, 69 agent not reachable, 78 configuration.\n\
-    Every configuration key can also be set from the environment, as in PEERSCOPE_METRICS__PORT=9100.")]
+#[command(after_help = "Exit codes: 0 success, 1 failure, 64 usage, 69 agent not reachable, 78 configuration.\n\
+    Every configuration key can also be set in the environment, as in PEERSCOPE_METRICS__PORT=9100.")]
 struct Cli {
     #[command(flatten)]
     common: Common,
@@ -46,10 +46,10 @@ struct Cli {
 
 #[derive(Debug, Args)]
 struct Common {
-    /// The configuration file; without this and without PEERSCOPE_CONFIG, the defaults hold
+    /// The configuration file [default: the one that PEERSCOPE_CONFIG names, or none]
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
-    /// Where the key, the store and the control socket are [default: $XDG_STATE_HOME/peerscope, or
+    /// The directory of the key, the store and the control socket [default: $XDG_STATE_HOME/peerscope, or
     /// ~/.local/state/peerscope]
     #[arg(long, value_name = "DIR", global = true)]
     data_dir: Option<PathBuf>,
@@ -62,13 +62,13 @@ struct Common {
 enum Command {
     /// Run the agent
     Run(run::Flags),
-    /// Check the configuration and print it as it stands after file, environment and flags; or check the store
+    /// Check the configuration and print it as merged from file, environment and flags; or check the store
     Check(check::Check),
     /// Print this agent's PeerId
     Id,
     /// Show the running agent at a glance
     Status,
-    /// List the connected peers; on a gateway, also how their scrapes went, and who left
+    /// List the connected peers; on a gateway, also the results of their scrapes, and the peers that left
     Peers,
     /// Print the value under a key, byte for byte
     Get(kv::Get),
@@ -76,18 +76,18 @@ enum Command {
     Put(kv::Put),
     /// Remove a key
     Delete(kv::Delete),
-    /// What goes with a gateway
+    /// Print configuration for the programs that use a gateway
     Gateway(gateway::Gateway),
     /// Print the metrics of the running agent; on a gateway, with --peer, those of a peer
     Metrics(metrics::Flags),
-    /// Print a completion script
+    /// Print a shell completion script
     Completions {
-        /// For which shell
+        /// The shell
         shell: clap_complete::Shell,
     },
 }
 
-/// Why a command failed: what is true and what to do next, and the exit code that says so.
+/// Why a command failed: a message that says what happened and what to do, and the exit code.
 #[derive(Debug)]
 pub struct CommandError {
     code: u8,
@@ -123,7 +123,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
-            // Where the message cannot be written there is nobody to tell.
+            // If the message cannot be written, that cannot be reported either.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(exit::USAGE) } else { ExitCode::SUCCESS };
         }
@@ -137,7 +137,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Writes to standard error. Nobody may read it: then this goes on after a second, and the process ends all the same.
+/// Writes to standard error, and gives up after a second if nobody reads it, so that the process ends in any case.
 fn say(message: String) {
     let (said, done) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -176,7 +176,7 @@ impl Common {
             let Some(dir) = dir.to_str() else {
                 return Err(CommandError {
                     code: exit::USAGE,
-                    message: format!("--data-dir: {} is not UTF-8", dir.display()),
+                    message: format!("--data-dir: {} is not valid UTF-8", dir.display()),
                 });
             };
             overrides.push(("node.data_dir", run::text(dir), "--data-dir"));
@@ -190,10 +190,10 @@ impl Common {
     }
 }
 
-/// A peer to ask in place of this agent's own store.
+/// A peer whose store to use instead of this agent's own.
 #[derive(Debug, Args)]
 struct PeerFlag {
-    /// Ask this peer, through the local agent, in place of the agent's own store
+    /// Use the store of this peer, through the local agent, instead of the agent's own
     #[arg(long, value_name = "PEER_ID")]
     peer: Option<PeerIdText>,
 }
@@ -202,7 +202,7 @@ struct PeerFlag {
 fn print(bytes: &[u8]) -> Result<(), CommandError> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        // `peerscope metrics | head` is no error.
+        // `peerscope metrics | head` is not an error.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.map_err(|error| CommandError::output(&error)),
     }
