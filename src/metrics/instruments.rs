@@ -53,7 +53,6 @@ mod gauge;
 mod histogram;
 mod native;
 mod packed;
-mod plug;
 mod pool;
 mod slots;
 mod sync;

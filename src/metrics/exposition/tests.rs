@@ -2,6 +2,7 @@
 
 mod others;
 mod own;
+mod theirs;
 
 use std::collections::BTreeMap;
 

@@ -1,12 +1,11 @@
-//! The instruments as metrics of prometheus-client: they can be added to any of its registries, and its encoders
-//! write them, native buckets included.
+//! The instruments as metrics of prometheus-client, so that its encoders can be held against ours.
 
 use std::fmt;
 
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NativeHistogram, NativeHistogramBuckets, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-use super::{Counter, Events, Gauge, Histogram, InFlight, LabelSet, ZERO_THRESHOLD};
+use crate::metrics::instruments::{Counter, Events, Gauge, Histogram, InFlight, LabelSet, ZERO_THRESHOLD};
 
 /// Writes the series of each combination of labels.
 fn each<L: LabelSet>(
