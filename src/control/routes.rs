@@ -185,7 +185,7 @@ impl Api {
             ApiError::new(status, code, error.to_string())
         })?;
         let content_type = page.content_type_header();
-        Ok(with_type(page.body, content_type.unwrap_or_else(|| HeaderValue::from_static("text/plain"))))
+        Ok(page_response(page.body, content_type))
     }
 }
 
@@ -264,6 +264,11 @@ fn json(status: StatusCode, value: &impl serde::Serialize) -> ApiResponse {
 
 fn bytes(value: Bytes) -> ApiResponse {
     with_type(value, HeaderValue::from_static("application/octet-stream"))
+}
+
+/// A metrics page. Nothing asks for gzip here.
+fn page_response(body: Bytes, content_type: Option<HeaderValue>) -> ApiResponse {
+    with_type(body, content_type.unwrap_or_else(|| HeaderValue::from_static("text/plain")))
 }
 
 fn with_type(body: Bytes, content_type: HeaderValue) -> ApiResponse {

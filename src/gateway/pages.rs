@@ -132,10 +132,7 @@ impl Pages {
 
 fn page(page: Page<GuestBody>) -> GuestAnswer {
     let mut headers = vec![(header::VARY, HeaderValue::from_static("Accept, Accept-Encoding"))];
-    headers.extend(page.content_type_header().map(|value| (header::CONTENT_TYPE, value)));
-    if page.gzip {
-        headers.push((header::CONTENT_ENCODING, HeaderValue::from_static("gzip")));
-    }
+    headers.extend(page.headers());
     of_a_peer(GuestAnswer { code: HttpCode::Ok, reason: None, headers, body: page.body })
 }
 

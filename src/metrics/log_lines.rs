@@ -16,6 +16,12 @@ impl MissingLines {
         self.0.fetch_add(lines, Ordering::Relaxed);
     }
 
+    /// The count itself, for the page.
+    #[cfg(feature = "metrics-prometheus")]
+    pub(super) fn shared(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.0)
+    }
+
     /// The number of dropped lines.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)

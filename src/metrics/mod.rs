@@ -47,7 +47,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::header::HeaderValue;
+use hyper::header::{self, HeaderName, HeaderValue};
 
 pub use self::accept::{MAX_ACCEPT, MAX_CONTENT_TYPE};
 pub use self::guest::{Broken, GuestAnswer, GuestBody, GuestPages, GuestStream};
@@ -97,6 +97,13 @@ impl Page {
 }
 
 impl<B> Page<B> {
+    /// What the page is, as headers of the response that carries it.
+    pub(crate) fn headers(&self) -> impl Iterator<Item = (HeaderName, HeaderValue)> + use<B> {
+        let content_type = self.content_type_header().map(|value| (header::CONTENT_TYPE, value));
+        let encoding = self.gzip.then(|| (header::CONTENT_ENCODING, HeaderValue::from_static("gzip")));
+        content_type.into_iter().chain(encoding)
+    }
+
     /// The `Content-Type` as a header value; `None` also if the text is not a valid one.
     pub(crate) fn content_type_header(&self) -> Option<HeaderValue> {
         self.content_type.as_ref().and_then(|text| HeaderValue::from_str(text).ok())

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::catalogue::{Descriptor, Kind};
 use super::exposition::{
@@ -27,13 +27,13 @@ pub struct Registry {
 
 /// A snapshot of the registry, from which a page is made.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Registered {
+struct Registered {
     own: Vec<Arc<dyn Expose>>,
     /// Every name taken by a family of our own.
     names: HashSet<String>,
     foreign: Vec<Arc<ForeignRegistry>>,
     /// How many of them failed for the last page.
-    failed_foreign: Arc<AtomicUsize>,
+    failed_foreign: Arc<AtomicU64>,
 }
 
 /// Families that can be written to a page.
@@ -89,12 +89,13 @@ impl Registry {
 
     /// Adds the families that somebody else keeps in a prometheus-client registry. They come after our own families, in
     /// the order in which their registries were added. Families of the same name and type are joined; other families with
-    /// a name that is taken are left out. Exemplars are shown in OpenMetrics. Native buckets are not shown: prometheus-client's text has none.
+    /// a name that is taken are left out. Exemplars are shown in OpenMetrics. Native buckets are not shown:
+    /// prometheus-client's text has none.
     ///
     /// If one of its metrics cannot be encoded (a histogram with native buckets only, for example) or panics, all
     /// families of this registry are missing from the page, the log reports it under `name`, and
-    /// `exposition_failed_registries` counts it. Give each collector
-    /// that may fail a registry of its own. A collector that hangs blocks the whole page.
+    /// `exposition_failed_registries` counts it. Give each collector that may fail a registry of its own. A collector that
+    /// hangs blocks the whole page.
     pub fn add_foreign(&self, name: impl Into<String>, registry: prometheus_client::registry::Registry) {
         let foreign = Arc::new(ForeignRegistry::new(name.into(), registry));
         self.change(|registered| registered.foreign.push(foreign));
@@ -110,12 +111,12 @@ impl Registry {
     }
 
     /// How many foreign registries failed for the last page.
-    pub(crate) fn failed_foreign(&self) -> Arc<AtomicUsize> {
+    pub(crate) fn failed_foreign(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.registered().failed_foreign)
     }
 
     /// What is registered now. Families can still be added while a page is made from it.
-    pub(crate) fn registered(&self) -> Arc<Registered> {
+    fn registered(&self) -> Arc<Registered> {
         Arc::clone(&self.registered.lock())
     }
 
@@ -185,9 +186,9 @@ impl Registry {
 
 impl Registered {
     /// Writes everything to a page.
-    pub(crate) fn expose(&self, page: &mut PageWriter<'_>) {
+    fn expose(&self, page: &mut PageWriter<'_>) {
         let foreign: Vec<String> = self.foreign.iter().filter_map(|foreign| foreign.encode()).collect();
-        self.failed_foreign.store(self.foreign.len() - foreign.len(), Ordering::Relaxed);
+        self.failed_foreign.store((self.foreign.len() - foreign.len()) as u64, Ordering::Relaxed);
         for families in &self.own {
             families.expose(page);
         }

@@ -1,7 +1,7 @@
 //! Families whose values belong to other parts of the program and are read when a page is made.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::catalogue::{COMPONENT_READY, EXPOSITION_FAILED, LOG_LINES_DROPPED};
 use super::exposition::{Metadata, Number, PageWriter, Series};
@@ -10,13 +10,13 @@ use super::process::ProcessFamilies;
 use super::registry::{Expose, Registry, metadata};
 use super::{Health, MissingLines};
 
-/// Adds `process_*`, `agent_component_ready` (from `health`) and `log_lines_dropped_total` (from `missing`). To be
-/// called once per registry.
+/// Adds `process_*`, `agent_component_ready` (from `health`), `exposition_failed_registries` and `log_lines_dropped_total`
+/// (from `missing`). To be called once per registry.
 pub fn register_scrape_time(registry: &Registry, health: &Health, missing: &MissingLines) {
     registry.add_or_log(ProcessFamilies::new());
     registry.add_or_log(ReadinessFamily::new(health.clone()));
-    registry.add_or_log(FailedRegistries { failed: registry.failed_foreign(), family: metadata(&EXPOSITION_FAILED) });
-    registry.add_or_log(LogFamily { missing: missing.clone(), family: metadata(&LOG_LINES_DROPPED) });
+    registry.add_or_log(SharedNumber { value: registry.failed_foreign(), family: metadata(&EXPOSITION_FAILED) });
+    registry.add_or_log(SharedNumber { value: missing.shared(), family: metadata(&LOG_LINES_DROPPED) });
 }
 
 /// Shows what `/ready` reports.
@@ -46,38 +46,20 @@ impl Expose for ReadinessFamily {
     }
 }
 
-/// Shows how many lines the log has dropped.
+/// Shows a number that another part of the program counts.
 #[derive(Debug)]
-struct LogFamily {
-    missing: MissingLines,
+struct SharedNumber {
+    value: Arc<AtomicU64>,
     family: Metadata,
 }
 
-impl Expose for LogFamily {
+impl Expose for SharedNumber {
     fn families(&self) -> Vec<&Metadata> {
         vec![&self.family]
     }
 
     fn expose(&self, page: &mut PageWriter<'_>) {
         let Some(mut out) = page.family(&self.family) else { return };
-        out.number(&Series::new(&[]), Number::Unsigned(self.missing.get()));
-    }
-}
-
-/// Exposes how many foreign registries are missing from this page.
-#[derive(Debug)]
-struct FailedRegistries {
-    failed: Arc<AtomicUsize>,
-    family: Metadata,
-}
-
-impl Expose for FailedRegistries {
-    fn families(&self) -> Vec<&Metadata> {
-        vec![&self.family]
-    }
-
-    fn expose(&self, page: &mut PageWriter<'_>) {
-        let Some(mut out) = page.family(&self.family) else { return };
-        out.number(&Series::new(&[]), Number::Unsigned(self.failed.load(Ordering::Relaxed) as u64));
+        out.number(&Series::new(&[]), Number::Unsigned(self.value.load(Ordering::Relaxed)));
     }
 }

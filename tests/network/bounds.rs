@@ -19,7 +19,7 @@ use peerscope::network::protocol::{self, Hello, Pair, RequestBody, scrape};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
-use crate::support::agent::{PATIENCE, TestAgent};
+use crate::support::agent::{PATIENCE, TestAgent, within_or};
 use crate::support::raw_peer::{Link, Listening, RawPeer, request};
 use crate::support::raw_yamux::RawYamux;
 
@@ -343,16 +343,10 @@ async fn push(name: &str, kind: Kind, peers: usize, time: Duration) -> String {
         good.bootstrap(&agent).started()
     };
     let id = agent.peer_id();
-    let began = Instant::now();
-    loop {
-        let reply = good.control("GET", &format!("/v1/keys/k?peer={id}"), b"").unwrap();
-        if reply.status == 200 {
-            break;
-        }
-        let logs = || [&good, &agent].map(|agent| agent.log().join("\n")).join("\n\n");
-        assert!(began.elapsed() < PATIENCE, "{name}, {peers} peers: not linked: {}\n{}", reply.text(), logs());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let linked = || good.control("GET", &format!("/v1/keys/k?peer={id}"), b"").unwrap();
+    let logs = || [&good, &agent].map(|agent| agent.log().join("\n")).join("\n\n");
+    let why = || format!("{name}, {peers} peers: they are linked: {}\n{}", linked().text(), logs());
+    within_or(PATIENCE, why, || linked().status == 200);
     let before = (status(&agent, "VmHWM:"), descriptors(&agent), processor(&agent), agent.log().len());
     let paced = || {
         std::thread::sleep(PACE);

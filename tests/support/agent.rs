@@ -389,10 +389,16 @@ pub(crate) fn eventually(what: &str, check: impl FnMut() -> bool) {
 }
 
 #[track_caller]
-pub(crate) fn within(limit: Duration, what: &str, mut check: impl FnMut() -> bool) {
+pub(crate) fn within(limit: Duration, what: &str, check: impl FnMut() -> bool) {
+    within_or(limit, || what.to_owned(), check);
+}
+
+/// Like [`within`]. What `why` returns tells a failure that a name does not explain.
+#[track_caller]
+pub(crate) fn within_or(limit: Duration, why: impl Fn() -> String, mut check: impl FnMut() -> bool) {
     let deadline = Instant::now() + limit;
     while !check() {
-        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {limit:?}: {}", why());
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hyper::StatusCode;
-use hyper::header::HeaderValue;
 use libp2p::PeerId;
 use percent_encoding::percent_decode_str;
 
-use super::{ApiError, ApiResponse, Peer, with_type};
+use super::{ApiError, ApiResponse, Peer, page_response};
 use crate::control::{GatewayPeer, Scrape};
 use crate::gateway::{LastScrape, Member, ScrapeFailure, Scraper, Standing};
 use crate::metrics::labels::{Label as _, ScrapeOutcome};
@@ -62,7 +61,7 @@ pub(super) async fn metrics(
     let content_type = page.content_type_header();
     let body = page.body.collect().await;
     let body = body.map_err(|broken| ApiError::new(StatusCode::BAD_GATEWAY, "scrape", broken.to_string()))?;
-    Ok(with_type(body, content_type.unwrap_or_else(|| HeaderValue::from_static("text/plain"))))
+    Ok(page_response(body, content_type))
 }
 
 /// The connected peers with what the gateway knows about them, followed by the other peers that it knows.

@@ -43,10 +43,7 @@ impl EndpointAnswer {
     }
 
     fn page(code: HttpCode, page: Page) -> Self {
-        let content_type = page.content_type_header().map(|value| (header::CONTENT_TYPE, value));
-        let encoding = page.gzip.then(|| (header::CONTENT_ENCODING, HeaderValue::from_static("gzip")));
-        let headers = content_type.into_iter().chain(encoding).collect();
-        Self { code, body: GuestBody::Whole(page.body), reason: None, headers }
+        Self { code, headers: page.headers().collect(), body: GuestBody::Whole(page.body), reason: None }
     }
 
     fn text(code: HttpCode, body: impl Into<Bytes>) -> Self {
