@@ -37,7 +37,7 @@ pub use self::muxer::fuzz as fuzz_muxer;
 pub use self::peers::{Direction, PeerInfo};
 use self::protocol::{FRAME_OVERHEAD, Request, Response};
 pub use self::receipt::Receipt;
-pub use self::request_handler::{MessageAnswer, RequestHandler};
+pub use self::request_handler::{Handling, MessageAnswer, RequestHandler};
 use self::scrape::ScrapeTable;
 pub use self::scrape::{PageBody, ScrapeAnswer, ScrapeError, ScrapeRequest};
 use crate::metrics::labels::MessageType;

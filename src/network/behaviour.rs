@@ -15,8 +15,7 @@ use libp2p::kad::store::MemoryStore;
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
-    PeerId, StreamProtocol, Swarm, SwarmBuilder, Transport as _, dns, identify, identity, kad, mdns, noise, ping, pnet,
-    tcp,
+    PeerId, StreamProtocol, Swarm, SwarmBuilder, Transport as _, dns, identify, identity, kad, mdns, noise, pnet, tcp,
 };
 use rustix::process::{Resource, getrlimit};
 
@@ -37,6 +36,9 @@ pub(super) const MAX_PENDING: u32 = 256;
 /// How many addresses of a peer are dialed at once, with a socket each. The first to connect is used.
 const DIALED_AT_ONCE: NonZeroU8 = NonZeroU8::new(4).unwrap();
 
+/// How often peers ask what the other one is, after the first time: hardly ever, since each pushes what has changed.
+const IDENTIFY_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// How long an unused connection stays open, that is, one to a peer that does not support the link protocol.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -48,7 +50,6 @@ pub(super) struct Behaviour {
     pub(super) links: Links,
     pub(super) scrapes: Scrapes,
     pub(super) identify: identify::Behaviour,
-    pub(super) ping: ping::Behaviour,
     pub(super) kad: kad::Behaviour<MemoryStore>,
     pub(super) mdns: Toggle<mdns::tokio::Behaviour>,
 }
@@ -158,7 +159,8 @@ impl Behaviour {
         });
         let identify = identify::Config::new("/peerscope/1".into(), keypair.public())
             .with_agent_version(concat!("peerscope/", env!("CARGO_PKG_VERSION")).into())
-            .with_push_listen_addr_updates(true);
+            .with_push_listen_addr_updates(true)
+            .with_interval(IDENTIFY_INTERVAL);
         let mdns = match config.mdns {
             true => Some(mdns::tokio::Behaviour::new(mdns::Config::default(), local).map_err(build_error)?),
             false => None,
@@ -175,7 +177,6 @@ impl Behaviour {
             scrapes: Scrapes::new(answering, scrapes),
             links: Links::new(context, share.established as usize),
             identify: identify::Behaviour::new(identify),
-            ping: ping::Behaviour::new(ping::Config::new()),
             kad,
             mdns: mdns.into(),
         })

@@ -82,8 +82,6 @@ pub(crate) enum LinkError {
     Frame(#[from] FrameError),
     #[error("the peer gave up on the link: {0}")]
     GaveUp(RemoteError),
-    #[error("nothing was heard from the peer for {0:?}")]
-    Silent(Duration),
     #[error(
         "the peer did not read the data queued for it in time ({:?}, longer if there is much of it)",
         framed::PATIENCE
@@ -99,7 +97,7 @@ impl LinkError {
         match self {
             Self::Frame(FrameError::TooLarge { .. }) => Some(FailureReason::TooLarge),
             Self::Frame(FrameError::Malformed(_)) => Some(FailureReason::Malformed),
-            Self::Closed | Self::Io(_) | Self::GaveUp(_) | Self::Silent(_) | Self::NotReading | Self::NotOpened => None,
+            Self::Closed | Self::Io(_) | Self::GaveUp(_) | Self::NotReading | Self::NotOpened => None,
         }
     }
 }
@@ -268,11 +266,6 @@ impl Links {
         self.places.check(peer).map_err(ConnectionDenied::new)
     }
 
-    fn forget(&mut self, connection: ConnectionId) {
-        self.queues.remove(&connection);
-        self.places.forget(connection);
-    }
-
     fn in_flight(&mut self, peer: PeerId) -> Arc<AtomicU32> {
         if self.in_flight.len() > 2 * self.context.limits.max_peers {
             self.in_flight.retain(|_, count| count.strong_count() > 0);
@@ -288,8 +281,7 @@ impl Links {
     fn handler(&mut self, connection: ConnectionId, peer: PeerId) -> LinkHandler {
         let (sender, queue) = mpsc::channel(self.context.limits.max_in_flight as usize);
         self.queues.insert(connection, sender);
-        let heard = self.places.prepare(connection);
-        LinkHandler::new(peer, connection, queue, self.in_flight(peer), heard, Arc::clone(&self.context))
+        LinkHandler::new(peer, connection, queue, self.in_flight(peer), Arc::clone(&self.context))
     }
 }
 
@@ -324,9 +316,9 @@ impl NetworkBehaviour for Links {
         match event {
             FromSwarm::ConnectionEstablished(event) => {
                 let peer_id = event.peer_id;
-                if let Some(silent) = self.places.take(peer_id, event.connection_id) {
-                    tracing::debug!(peer = %peer_id, connection = %silent, "closed for a newer connection of the same peer");
-                    let connection = CloseConnection::One(silent);
+                if let Some(oldest) = self.places.take(peer_id, event.connection_id) {
+                    tracing::debug!(peer = %peer_id, connection = %oldest, "closed for a newer connection of the same peer");
+                    let connection = CloseConnection::One(oldest);
                     self.events.push_back(ToSwarm::CloseConnection { peer_id, connection });
                 }
             }
@@ -337,8 +329,8 @@ impl NetworkBehaviour for Links {
                 self.drained(connection_id);
             }
             // Another behaviour denied the connection after this one had made its queue.
-            FromSwarm::DialFailure(event) => self.forget(event.connection_id),
-            FromSwarm::ListenFailure(event) => self.forget(event.connection_id),
+            FromSwarm::DialFailure(event) => drop(self.queues.remove(&event.connection_id)),
+            FromSwarm::ListenFailure(event) => drop(self.queues.remove(&event.connection_id)),
             _ => {}
         }
     }

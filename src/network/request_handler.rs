@@ -9,9 +9,8 @@ use super::{PeerInfo, Receipt, ScrapeAnswer, ScrapeRequest};
 /// Answers peers' requests, and is notified when peers connect and disconnect. Outside tests, only the node implements
 /// it.
 pub trait RequestHandler: Send + Sync + 'static {
-    /// Carries out a request of `peer`, in bounded time. The future is polled at once, in the connection's task, and is
-    /// run to completion even if the peer disconnects.
-    fn handle(&self, peer: PeerId, request: Request) -> BoxFuture<'static, MessageAnswer>;
+    /// Carries out a request of `peer`, in bounded time. Called in the connection's task, so it must not block.
+    fn handle(&self, peer: PeerId, request: Request) -> Handling;
 
     /// Makes the page that `peer` asks for. The future is dropped if the peer no longer wants the page.
     fn scrape(&self, peer: PeerId, request: ScrapeRequest) -> BoxFuture<'static, ScrapeAnswer>;
@@ -43,6 +42,14 @@ pub trait RequestHandler: Send + Sync + 'static {
 
     /// The last connection to a peer was closed, and why. Called in the event loop, so it must not block.
     fn peer_down(&self, _: &PeerId, _: &str) {}
+}
+
+/// How a [`RequestHandler`] carries out a request.
+pub enum Handling {
+    /// It is done. Most requests are, and then need no allocation.
+    Done(MessageAnswer),
+    /// It takes a while. Run to completion even if the peer disconnects.
+    Pending(BoxFuture<'static, MessageAnswer>),
 }
 
 /// What a [`RequestHandler`] returns for a request.

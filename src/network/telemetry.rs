@@ -1,14 +1,17 @@
 //! Passes the swarm's events to libp2p's own metrics, with one rule: nothing that a peer sends becomes a label value.
 //!
-//! libp2p-metrics labels some series with the protocol stack of an address (`/ip4/tcp`). A peer can invent the
-//! addresses that it reports through identify, and each new stack would create a new series. So only stacks that an
-//! agent can have itself are let through.
+//! libp2p-metrics labels some series with the protocol stack of an address (`/ip4/tcp`). A peer can invent addresses,
+//! and each new stack would create a new series. So only stacks that an agent can have itself are let through.
+//!
+//! Identify's events are counted here: libp2p-metrics' own collector walks what every connected peer has said, at each
+//! scrape.
 
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::Boxed;
-use libp2p::metrics::{BandwidthTransport, Metrics, Recorder as _};
 use libp2p::swarm::SwarmEvent;
-use libp2p::{Multiaddr, PeerId, Transport as _, identify};
+use libp2p::{PeerId, Transport as _, identify};
+use libp2p_metrics::{BandwidthTransport, Metrics, Recorder as _};
+use prometheus_client::metrics::counter::Counter;
 
 use super::addresses::is_usual_stack;
 use super::behaviour::BehaviourEvent;
@@ -16,6 +19,16 @@ use crate::metrics::Registry;
 
 pub(super) struct Telemetry {
     metrics: Metrics,
+    identify: Identify,
+}
+
+/// How often peers exchanged what they say of themselves.
+#[derive(Debug, Default)]
+struct Identify {
+    received: Counter,
+    sent: Counter,
+    pushed: Counter,
+    errors: Counter,
 }
 
 impl Telemetry {
@@ -26,43 +39,37 @@ impl Telemetry {
     ) -> (Self, Boxed<(PeerId, StreamMuxerBox)>) {
         let mut libp2p = prometheus_client::registry::Registry::default();
         let transport = BandwidthTransport::new(transport, &mut libp2p);
-        let telemetry = Self { metrics: Metrics::new(&mut libp2p) };
+        let (metrics, identify) = (Metrics::new(&mut libp2p), Identify::default());
+        let families = libp2p.sub_registry_with_prefix("libp2p").sub_registry_with_prefix("identify");
+        for (name, help, counter) in [
+            ("received", "What peers said of themselves, on request or by a push", &identify.received),
+            ("sent", "What this agent said of itself on request", &identify.sent),
+            ("pushed", "What this agent said of itself because it had changed", &identify.pushed),
+            ("errors", "Exchanges that failed", &identify.errors),
+        ] {
+            families.register(name, help, counter.clone());
+        }
         registry.add_foreign("libp2p", libp2p);
         let boxed = transport.map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection))).boxed();
-        (telemetry, boxed)
+        (Self { metrics, identify }, boxed)
     }
 
     pub(super) fn record(&self, event: &SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::NewExternalAddrCandidate { address } if !is_usual_stack(address) => return,
             SwarmEvent::NewExternalAddrOfPeer { .. } => return,
-            SwarmEvent::Behaviour(BehaviourEvent::Identify(event)) => self.record_identify(event),
-            SwarmEvent::Behaviour(BehaviourEvent::Ping(event)) => self.metrics.record(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(event)) => {
+                match event {
+                    identify::Event::Received { .. } => &self.identify.received,
+                    identify::Event::Sent { .. } => &self.identify.sent,
+                    identify::Event::Pushed { .. } => &self.identify.pushed,
+                    identify::Event::Error { .. } => &self.identify.errors,
+                }
+                .inc();
+            }
             SwarmEvent::Behaviour(BehaviourEvent::Kad(event)) => self.metrics.record(event),
             _ => {}
         }
         self.metrics.record(event);
     }
-
-    fn record_identify(&self, event: &identify::Event) {
-        match event {
-            identify::Event::Received { connection_id, peer_id, info } => {
-                let (connection_id, peer_id, info) = (*connection_id, *peer_id, cleaned(info));
-                self.metrics.record(&identify::Event::Received { connection_id, peer_id, info });
-            }
-            event => self.metrics.record(event),
-        }
-    }
-}
-
-/// The info with only the addresses that cannot create a series.
-fn cleaned(info: &identify::Info) -> identify::Info {
-    let mut info = info.clone();
-    info.listen_addrs.retain(is_usual_stack);
-    info.listen_addrs.truncate(16);
-    info.protocols.truncate(64);
-    if !is_usual_stack(&info.observed_addr) {
-        info.observed_addr = Multiaddr::empty();
-    }
-    info
 }

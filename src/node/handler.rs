@@ -19,7 +19,7 @@ use crate::metrics::labels::MessageType;
 use crate::metrics::{ExposeError, Exposer, MetricsCollector, Page};
 use crate::network::PeerInfo;
 use crate::network::protocol::{ErrorCode, Introduction, RemoteError, Request, Response};
-use crate::network::{MessageAnswer, Receipt, RequestHandler, ScrapeAnswer, ScrapeRequest};
+use crate::network::{Handling, MessageAnswer, Receipt, RequestHandler, ScrapeAnswer, ScrapeRequest};
 use crate::storage::{Storage, StorageError};
 
 /// How much longer a request may take than the store needs to fail by its own time limits. The timeout is reached only
@@ -132,18 +132,26 @@ impl RequestHandler for Handler {
         self.sources.fleet.is_some()
     }
 
-    fn handle(&self, peer: PeerId, request: Request) -> BoxFuture<'static, MessageAnswer> {
+    fn handle(&self, peer: PeerId, request: Request) -> Handling {
         let kind = request.message_type();
         let receipt = Receipt::begin(self.metrics.clone(), kind);
         if let Some(error) = self.refused(&peer, kind) {
-            return std::future::ready(MessageAnswer { result: Err(error), receipt }).boxed();
+            return Handling::Done(MessageAnswer { result: Err(error), receipt });
+        }
+        let done = match &request {
+            Request::Ping { payload } => Some(Ok(Response::Pong(payload.clone()))),
+            Request::Get { key } => self.storage.get_at_once(key).map(|value| value.map(Response::Value)),
+            Request::Put { .. } | Request::Delete { .. } => None,
+        };
+        if let Some(result) = done {
+            return Handling::Done(MessageAnswer { result: result.map_err(|error| remote_error(&error)), receipt });
         }
         let storage = self.storage.clone();
-        async move {
+        let work = async move {
             let result = execute(&storage, request).await;
             MessageAnswer { result, receipt }
-        }
-        .boxed()
+        };
+        Handling::Pending(work.boxed())
     }
 
     fn scrape(&self, peer: PeerId, request: ScrapeRequest) -> BoxFuture<'static, ScrapeAnswer> {

@@ -190,6 +190,15 @@ impl LocalStorageBackend {
         }
     }
 
+    /// The same as [`get`](Self::get) if the answer is in memory; otherwise `None`.
+    pub fn get_at_once(&self, key: &Bytes) -> Option<Result<Option<Bytes>, StorageError>> {
+        match self.shared.look_up(key) {
+            Ok(LookUp::Found(value)) => Some(Ok(value)),
+            Ok(LookUp::In(snapshot)) => Readers::get_at_once(&self.shared, &snapshot, key),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
     /// Writes `value` under `key`, and returns when it is durable.
     ///
     /// # Errors

@@ -15,7 +15,9 @@ use peerscope::network::protocol::scrape::Ask;
 use peerscope::network::protocol::{
     self, ErrorCode, Hello, Introduction, RemoteError, Request, RequestBody, RequestFrame, ResponseBody, ResponseFrame,
 };
-use peerscope::network::{Config, MessageAnswer, Network, Receipt, RequestHandler, ScrapeAnswer, ScrapeRequest};
+use peerscope::network::{
+    Config, Handling, MessageAnswer, Network, Receipt, RequestHandler, ScrapeAnswer, ScrapeRequest,
+};
 use prost::Message as _;
 use tokio::runtime::Runtime;
 
@@ -280,10 +282,10 @@ struct Handler {
 }
 
 impl RequestHandler for Handler {
-    fn handle(&self, _: PeerId, request: Request) -> BoxFuture<'static, MessageAnswer> {
+    fn handle(&self, _: PeerId, request: Request) -> Handling {
         let receipt = Receipt::begin(self.metrics.clone(), request.message_type());
         let error = RemoteError::new(ErrorCode::Refused, "this peer has pages only");
-        std::future::ready(MessageAnswer { result: Err(error), receipt }).boxed()
+        Handling::Done(MessageAnswer { result: Err(error), receipt })
     }
 
     fn scrape(&self, _: PeerId, request: ScrapeRequest) -> BoxFuture<'static, ScrapeAnswer> {

@@ -4,8 +4,8 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use libp2p::metrics::{Metrics, Recorder};
 use libp2p::swarm::SwarmEvent;
+use libp2p_metrics::{Metrics, Recorder};
 use peerscope::metrics::labels::{Backend, Component, MessageType, Operation, StorageErrorReason};
 use peerscope::metrics::{Limits, Timer};
 use prometheus_client::metrics::exemplar::{CounterWithExemplar, HistogramWithExemplars};

@@ -65,7 +65,7 @@ async fn a_peer_stays_connected_when_one_of_two_connections_closes() {
 
 /// Otherwise a machine that was restarted would be locked out until its old connections are found dead.
 #[tokio::test]
-async fn a_fifth_connection_of_a_peer_replaces_the_one_silent_for_the_longest() {
+async fn a_fifth_connection_of_a_peer_replaces_the_oldest() {
     let agent = Agent::start(config()).await;
     let key = Keypair::generate_ed25519();
     let mut connections = Vec::new();

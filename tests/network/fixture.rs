@@ -14,7 +14,7 @@ use peerscope::metrics::{Health, MetricsCollector, Registry};
 use peerscope::network::protocol::{ErrorCode, RemoteError};
 use peerscope::network::protocol::{FRAME_OVERHEAD, Request, Response};
 use peerscope::network::{
-    self, BootstrapAddr, Config, MessageAnswer, Network, Receipt, RequestError, RequestHandler, ScrapeAnswer,
+    self, BootstrapAddr, Config, Handling, MessageAnswer, Network, Receipt, RequestError, RequestHandler, ScrapeAnswer,
     ScrapeRequest,
 };
 use tokio::sync::watch;
@@ -241,11 +241,11 @@ impl RequestHandler for Handler {
         true
     }
 
-    fn handle(&self, _: PeerId, request: Request) -> BoxFuture<'static, MessageAnswer> {
+    fn handle(&self, _: PeerId, request: Request) -> Handling {
         let receipt = Receipt::begin(self.metrics.clone(), request.message_type());
         self.begun.fetch_add(1, Ordering::SeqCst);
         let (ended, mut released) = (Arc::clone(&self.ended), self.released.subscribe());
-        async move {
+        let work = async move {
             let response = match request {
                 Request::Get { key } => {
                     let key = String::from_utf8(key.to_vec()).unwrap();
@@ -268,8 +268,8 @@ impl RequestHandler for Handler {
             };
             ended.fetch_add(1, Ordering::SeqCst);
             MessageAnswer { result: Ok(response), receipt }
-        }
-        .boxed()
+        };
+        Handling::Pending(work.boxed())
     }
 
     fn scrape(&self, _: PeerId, _: ScrapeRequest) -> BoxFuture<'static, ScrapeAnswer> {

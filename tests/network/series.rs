@@ -170,7 +170,7 @@ async fn libp2p_counts_connections_and_bytes() {
         let moved = after - before;
         assert!((100_000.0..130_000.0).contains(&moved), "100 kB there and back moved the counter by {moved}");
     }
-    for family in ["libp2p_swarm_connections_established", "libp2p_identify_", "libp2p_ping_", "libp2p_kad_"] {
+    for family in ["libp2p_swarm_connections_established", "libp2p_identify_", "libp2p_kad_"] {
         assert!(client.exposition().contains(family), "{family}");
     }
 }

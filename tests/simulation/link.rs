@@ -28,13 +28,12 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::handler::{Event, LinkHandler, Step};
-use super::places::Heard;
 use super::{Limits, LinkContext, LinkTable};
 use crate::metrics::{AgentInfo, MetricsCollector, Registry};
 use crate::network::protocol::{FRAME_OVERHEAD, Request, Response};
 use crate::network::scrape::ScrapeTable;
 use crate::network::{
-    MessageAnswer, Network, NetworkState, Receipt, RequestError, RequestHandler, ScrapeAnswer, ScrapeRequest,
+    Handling, MessageAnswer, Network, NetworkState, Receipt, RequestError, RequestHandler, ScrapeAnswer, ScrapeRequest,
 };
 
 const SEEDS: u64 = 150;
@@ -176,7 +175,7 @@ impl RequestHandler for Answers {
         self.trusts
     }
 
-    fn handle(&self, _: PeerId, request: Request) -> BoxFuture<'static, MessageAnswer> {
+    fn handle(&self, _: PeerId, request: Request) -> Handling {
         let receipt = Receipt::begin(self.metrics.clone(), request.message_type());
         self.handled.fetch_add(1, Ordering::Relaxed);
         let respond = |request| match request {
@@ -190,13 +189,13 @@ impl RequestHandler for Answers {
             _ => Duration::ZERO,
         };
         if after.is_zero() {
-            return std::future::ready(MessageAnswer { result: Ok(respond(request)), receipt }).boxed();
+            return Handling::Done(MessageAnswer { result: Ok(respond(request)), receipt });
         }
-        async move {
+        let work = async move {
             tokio::time::sleep(after).await;
             MessageAnswer { result: Ok(respond(request)), receipt }
-        }
-        .boxed()
+        };
+        Handling::Pending(work.boxed())
     }
 
     fn scrape(&self, _: PeerId, _: ScrapeRequest) -> BoxFuture<'static, ScrapeAnswer> {
@@ -509,9 +508,8 @@ impl Story {
         let side = |agents: &[Agent; 2], agent: usize| {
             let (sender, queue) = mpsc::channel(MAX_IN_FLIGHT as usize);
             let own = &agents[agent];
-            let heard = Heard::new(Instant::now());
             let in_flight = Arc::clone(&own.in_flight);
-            let link = LinkHandler::new(agents[1 - agent].peer, id, queue, in_flight, heard, own.context.clone());
+            let link = LinkHandler::new(agents[1 - agent].peer, id, queue, in_flight, own.context.clone());
             Side { link, queue: Some(sender), woken: Flag::new() }
         };
         let sides = [side(&self.agents, 0), side(&self.agents, 1)];

@@ -15,7 +15,8 @@ use peerscope::metrics::labels::MessageType;
 use peerscope::metrics::{Health, MetricsCollector, Registry};
 use peerscope::network::protocol::{ErrorCode, Introduction, RemoteError, Request};
 use peerscope::network::{
-    BootstrapAddr, Config, Driver, MessageAnswer, Network, Receipt, RequestHandler, ScrapeAnswer, ScrapeRequest,
+    BootstrapAddr, Config, Driver, Handling, MessageAnswer, Network, Receipt, RequestHandler, ScrapeAnswer,
+    ScrapeRequest,
 };
 use tokio::task::JoinHandle;
 
@@ -54,10 +55,10 @@ struct Shared {
 }
 
 impl RequestHandler for Fixed {
-    fn handle(&self, _: PeerId, request: Request) -> BoxFuture<'static, MessageAnswer> {
+    fn handle(&self, _: PeerId, request: Request) -> Handling {
         let receipt = Receipt::begin(self.shared.metrics.clone(), request.message_type());
         let result = Err(RemoteError::new(ErrorCode::Refused, "this peer can only be scraped"));
-        std::future::ready(MessageAnswer { result, receipt }).boxed()
+        Handling::Done(MessageAnswer { result, receipt })
     }
 
     fn scrape(&self, _: PeerId, _: ScrapeRequest) -> BoxFuture<'static, ScrapeAnswer> {

@@ -33,8 +33,6 @@ pub(super) struct Framed<S = Stream> {
     /// How much of `out` has been written to the stream.
     written: usize,
     unflushed: bool,
-    /// Whether anything has been received since [`Framed::take_received`].
-    received: bool,
     /// How many bytes have ever been queued, up to the end of `out`.
     queued: u64,
     /// A value of `queued`, and when the bytes up to there must have been written; the oldest first. Each call of
@@ -50,7 +48,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
             out: Vec::new(),
             written: 0,
             unflushed: false,
-            received: false,
             queued: 0,
             deadlines: VecDeque::new(),
         }
@@ -73,7 +70,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
                 0 => return Poll::Ready(Err(LinkError::Closed)),
                 n => self.reader.filled(n),
             }
-            self.received = true;
         }
     }
 
@@ -145,11 +141,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Framed<S> {
             self.deadlines.push_back((self.queued, now + PATIENCE + at_least));
         }
         self.deadlines.front().is_some_and(|(_, deadline)| *deadline <= now)
-    }
-
-    /// Whether the peer has sent anything since the last call.
-    pub(super) fn take_received(&mut self) -> bool {
-        std::mem::take(&mut self.received)
     }
 }
 

@@ -19,7 +19,6 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep};
 
 use super::framed::Framed;
-use super::places::Heard;
 use super::requester::{Outgoing, Requester};
 use super::responder::Responder;
 use super::{LinkContext, LinkError};
@@ -27,11 +26,10 @@ use crate::metrics::labels::FailedMessage;
 use crate::network::muxer::Account;
 use crate::network::protocol::{Introduction, PROTOCOL};
 
-/// How often each side asks for a heartbeat.
-const HEARTBEAT: Duration = Duration::from_secs(5);
-/// How long a peer may be silent. Whether anything was received is checked every [`HEARTBEAT`], so that a dead path is
-/// noticed after 20 to 25 s.
-const DEAD_AFTER: Duration = Duration::from_secs(20);
+/// How long a peer may take to accept a link and to send its hello.
+const OPENING: Duration = Duration::from_secs(20);
+/// How often it is checked whether the peer reads, and whether the link is up.
+const CHECK: Duration = Duration::from_secs(5);
 /// How precisely deadlines are enforced while requests are in flight.
 const DEADLINE_PRECISION: Duration = Duration::from_millis(250);
 
@@ -69,20 +67,29 @@ pub(crate) struct LinkHandler<S = Stream> {
     accepted: bool,
     up: bool,
     draining: Draining,
-    last_alive: Instant,
     /// How many requests the peer has in flight over all of its connections.
     in_flight: Arc<AtomicU32>,
     /// Accounts for what the link holds for a peer without a permission.
     held: Option<Held>,
-    /// Shows [`Places`](super::places::Places) how long the connection has been silent.
-    heard: Heard,
-    next_heartbeat: Instant,
-    timer: Pin<Box<Sleep>>,
-    /// Whether the timer runs at [`DEADLINE_PRECISION`].
-    precise: bool,
+    began: Instant,
+    next_check: Instant,
+    /// Only while there is something to watch, because an idle link must cost nothing.
+    watch: Option<Watch>,
     /// Events that are reported one poll later than they arose, so that frames written in the same poll reach the
     /// socket first. At most one of each kind.
     last_words: VecDeque<Event>,
+}
+
+/// A timer that looks after the link.
+struct Watch {
+    period: Duration,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Watch {
+    fn new(period: Duration) -> Self {
+        Self { period, timer: Box::pin(tokio::time::sleep(period)) }
+    }
 }
 
 /// What a link asks of its connection.
@@ -119,7 +126,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
         connection: ConnectionId,
         queue: mpsc::Receiver<Outgoing>,
         in_flight: Arc<AtomicU32>,
-        heard: Heard,
         context: Arc<LinkContext>,
     ) -> Self {
         let now = Instant::now();
@@ -135,12 +141,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
             accepted: false,
             up: false,
             draining: Draining::No,
-            last_alive: now,
             in_flight,
-            heard,
-            next_heartbeat: now + HEARTBEAT,
-            timer: Box::pin(tokio::time::sleep(HEARTBEAT)),
-            precise: false,
+            began: now,
+            next_check: now + CHECK,
+            watch: None,
             last_words: VecDeque::new(),
         }
     }
@@ -194,14 +198,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
             responder.drain();
         }
         self.responder = Some(responder);
-        self.last_alive = Instant::now();
     }
 
     pub(super) fn on_outbound(&mut self, stream: S) {
         if let Outbound::Opening(queue) = std::mem::replace(&mut self.outbound, Outbound::Gone) {
             let requester = Requester::new(stream, queue, Arc::clone(&self.context));
             self.outbound = Outbound::Open(Box::new(requester));
-            self.last_alive = Instant::now();
         }
     }
 
@@ -265,65 +267,53 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
         verdict.map(|error| Event::Lost(error.into()))
     }
 
-    /// Handles heartbeats, deadlines and silent peers.
+    /// Enforces deadlines, and notices peers that do not read and links that do not come up.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
-        let wants_precision = matches!(&self.outbound, Outbound::Open(requester) if !requester.is_idle());
-        if wants_precision && !self.precise {
-            self.precise = true;
-            self.reset_timer(DEADLINE_PRECISION);
+        let period = self.period();
+        match &mut self.watch {
+            Some(watch) if period.is_none_or(|period| period >= watch.period) => {}
+            _ => self.watch = period.map(Watch::new),
         }
-        while self.timer.as_mut().poll(cx).is_ready() {
+        while let Some(watch) = &mut self.watch
+            && watch.timer.as_mut().poll(cx).is_ready()
+        {
             let now = Instant::now();
-            if self.take_received() {
-                self.last_alive = now;
-                self.heard.set(now);
-            }
-            let has_link = self.responder.is_some() || matches!(self.outbound, Outbound::Open(_));
-            // While a peer has to read answers first, nothing is read from it, so its silence means nothing.
-            let is_heard = self.responder.as_ref().is_none_or(Responder::reads);
-            if has_link && is_heard && now - self.last_alive >= DEAD_AFTER {
-                return Poll::Ready(Event::Lost(LinkError::Silent(DEAD_AFTER)));
-            }
-            let heartbeat_due = now >= self.next_heartbeat;
-            if heartbeat_due {
-                self.next_heartbeat = now + HEARTBEAT;
-                if self.is_overdue(now) {
+            if now >= self.next_check {
+                self.next_check = now + CHECK;
+                if self.is_opening() && now - self.began >= OPENING {
+                    return Poll::Ready(Event::Lost(LinkError::NotOpened));
+                }
+                if self.framed().any(|framed| framed.is_overdue(now)) {
                     return Poll::Ready(Event::Lost(LinkError::NotReading));
                 }
             }
-            if let Outbound::Open(requester) = &mut self.outbound {
-                let made_room = requester.expire(now);
-                if heartbeat_due {
-                    requester.heartbeat();
-                }
-                if made_room || heartbeat_due {
-                    cx.waker().wake_by_ref(); // the streams were polled before: send what can be sent now
-                }
+            if let Outbound::Open(requester) = &mut self.outbound
+                && requester.expire(now)
+            {
+                cx.waker().wake_by_ref(); // the streams were polled before: send what can be sent now
             }
-            self.precise = wants_precision;
-            let until_heartbeat = self.next_heartbeat - now;
-            self.reset_timer(if self.precise { DEADLINE_PRECISION.min(until_heartbeat) } else { until_heartbeat });
+            self.watch = self.period().map(Watch::new);
         }
         Poll::Pending
+    }
+
+    /// How often to look after the link; `None` if there is nothing to watch.
+    fn period(&mut self) -> Option<Duration> {
+        if matches!(&self.outbound, Outbound::Open(requester) if !requester.is_idle()) {
+            return Some(DEADLINE_PRECISION);
+        }
+        (self.is_opening() || self.framed().any(|framed| framed.backlog() > 0)).then_some(CHECK)
+    }
+
+    /// Whether the peer has not yet accepted this side's link.
+    fn is_opening(&self) -> bool {
+        !self.up && !matches!(self.outbound, Outbound::Gone)
     }
 
     /// How many bytes are held for an incomplete frame, and how many wait to be written.
     #[cfg(test)]
     pub(super) fn held(&mut self) -> (usize, usize) {
         self.framed().fold((0, 0), |(read, to_write), framed| (read + framed.held(), to_write + framed.backlog()))
-    }
-
-    fn reset_timer(&mut self, after: Duration) {
-        self.timer.as_mut().reset(Instant::now() + after);
-    }
-
-    fn is_overdue(&mut self, now: Instant) -> bool {
-        self.framed().any(|framed| framed.is_overdue(now))
-    }
-
-    fn take_received(&mut self) -> bool {
-        // No short-circuiting: each flag has to be reset.
-        self.framed().filter_map(|framed| framed.take_received().then_some(())).count() > 0
     }
 
     /// The open streams: the peer's and this side's.

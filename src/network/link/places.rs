@@ -1,12 +1,9 @@
 //! Which peers may be connected, and over how many connections.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use libp2p::PeerId;
 use libp2p::swarm::ConnectionId;
-use tokio::time::Instant;
 
 /// The most connections to one peer. More than one, since two peers may dial each other at the same time, and
 /// then each has to keep what the other opened.
@@ -32,36 +29,13 @@ pub(super) struct Places {
     max_peers: usize,
     max_connections: usize,
     named: HashSet<PeerId>,
-    peers: HashMap<PeerId, HashSet<ConnectionId>>,
-    heard: HashMap<ConnectionId, Heard>,
+    /// The connections of each peer, the oldest first.
+    peers: HashMap<PeerId, BTreeSet<ConnectionId>>,
     /// Connections that are being closed, which the other side can delay.
     closing: HashSet<ConnectionId>,
     connections: usize,
     /// How many connections are on a place reserved for their peer.
     on_own_place: usize,
-}
-
-/// When something was last heard on a connection. Clones share it.
-#[derive(Debug, Clone)]
-pub(super) struct Heard {
-    began: Instant,
-    /// Milliseconds since `began`.
-    after: Arc<AtomicU64>,
-}
-
-impl Heard {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { began: now, after: Arc::default() }
-    }
-
-    pub(super) fn set(&self, now: Instant) {
-        let after = now.saturating_duration_since(self.began).as_millis();
-        self.after.store(u64::try_from(after).unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-
-    fn at(&self) -> Instant {
-        self.began + std::time::Duration::from_millis(self.after.load(Ordering::Relaxed))
-    }
 }
 
 impl Places {
@@ -71,7 +45,6 @@ impl Places {
             max_connections,
             named,
             peers: HashMap::new(),
-            heard: HashMap::new(),
             closing: HashSet::new(),
             connections: 0,
             on_own_place: 0,
@@ -98,40 +71,27 @@ impl Places {
         Ok(())
     }
 
-    /// A connection is about to be established, or to fail.
-    pub(super) fn prepare(&mut self, connection: ConnectionId) -> Heard {
-        let heard = Heard::new(Instant::now());
-        self.heard.insert(connection, heard.clone());
-        heard
-    }
-
-    /// The connection has failed.
-    pub(super) fn forget(&mut self, connection: ConnectionId) {
-        self.heard.remove(&connection);
-    }
-
     /// The connection is established. Returns the connection of the same peer that is to be closed for it, if any: the
-    /// one that has been silent for the longest.
+    /// oldest, which is the most likely one to be dead.
     pub(super) fn take(&mut self, peer: PeerId, connection: ConnectionId) -> Option<ConnectionId> {
         let was_full = self.is_full();
         let connections = self.peers.entry(peer).or_default();
         let others = connections.iter().filter(|other| !self.closing.contains(other));
         let open = others.clone().count() + 1;
-        let silent = others.min_by_key(|other| self.heard.get(other).map(Heard::at)).copied();
+        let oldest = others.min().copied();
         connections.insert(connection);
         self.connections += 1;
         if connections.len() <= OWN_PLACES && self.named.contains(&peer) {
             self.on_own_place += 1;
             return None;
         }
-        let silent = silent.filter(|_| open > MAX_CONNECTIONS_PER_PEER || was_full);
-        self.closing.extend(silent);
-        silent
+        let oldest = oldest.filter(|_| open > MAX_CONNECTIONS_PER_PEER || was_full);
+        self.closing.extend(oldest);
+        oldest
     }
 
     /// The connection is closed.
     pub(super) fn give_back(&mut self, peer: &PeerId, connection: ConnectionId) {
-        self.heard.remove(&connection);
         self.closing.remove(&connection);
         let Some(connections) = self.peers.get_mut(peer) else { return };
         if !connections.remove(&connection) {
@@ -164,8 +124,6 @@ impl Places {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn id(number: usize) -> ConnectionId {
@@ -174,27 +132,23 @@ mod tests {
 
     fn establish(places: &mut Places, peer: PeerId, number: usize) -> Result<Option<ConnectionId>, Denied> {
         places.check(&peer)?;
-        places.prepare(id(number));
-        let silent = places.take(peer, id(number));
-        if let Some(silent) = silent {
-            places.give_back(&peer, silent);
+        let oldest = places.take(peer, id(number));
+        if let Some(oldest) = oldest {
+            places.give_back(&peer, oldest);
         }
-        Ok(silent)
+        Ok(oldest)
     }
 
     #[test]
-    fn the_connection_that_was_silent_for_the_longest_is_closed() {
+    fn the_oldest_connection_is_closed() {
         let (peer, named) = (PeerId::random(), PeerId::random());
         for who in [peer, named] {
             let mut places = Places::new(10, 100, HashSet::from([named]));
             for number in 0..4 {
                 assert_eq!(establish(&mut places, who, number), Ok(None));
             }
-            let now = Instant::now();
-            for (number, silent_for) in [(0, 1), (1, 3), (2, 2), (3, 0)] {
-                places.heard[&id(number)].set(now + Duration::from_secs(10 - silent_for));
-            }
-            assert_eq!(establish(&mut places, who, 4), Ok(Some(id(4 - 3))));
+            assert_eq!(establish(&mut places, who, 4), Ok(Some(id(0))));
+            assert_eq!(establish(&mut places, who, 5), Ok(Some(id(1))));
             assert_eq!(places.of(&who), (4, 0));
         }
     }
@@ -207,7 +161,6 @@ mod tests {
             let mut told = HashSet::new();
             let mut number = 0;
             while places.check(&who).is_ok() {
-                places.prepare(id(number));
                 told.extend(places.take(who, id(number)));
                 number += 1;
             }
@@ -232,7 +185,6 @@ mod tests {
         assert_eq!(establish(&mut places, second, 5), Ok(None));
         // After a restart the peer is let in, and after another one too: its oldest connection is closed.
         assert_eq!(establish(&mut places, first, 6), Ok(None));
-        places.heard[&id(6)].set(Instant::now() + Duration::from_secs(1));
         assert_eq!(establish(&mut places, first, 7), Ok(Some(id(4))));
         places.give_back(&stranger, id(0));
         places.give_back(&first, id(6));
@@ -240,7 +192,7 @@ mod tests {
         places.give_back(&second, id(5));
         places.give_back(&stranger, id(1));
         assert_eq!((places.connections, places.on_own_place), (0, 0));
-        assert!(places.peers.is_empty() && places.heard.is_empty() && places.closing.is_empty());
+        assert!(places.peers.is_empty() && places.closing.is_empty());
         assert_eq!(establish(&mut places, stranger, 9), Ok(None));
         assert_eq!(establish(&mut places, late, 10), Ok(None));
     }

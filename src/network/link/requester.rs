@@ -1,11 +1,12 @@
 //! The requesting side of a link: sends callers' requests, and matches the answers to them by id.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::Stream;
+use slab::Slab;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -13,8 +14,7 @@ use super::framed::{Framed, HIGH_WATER};
 use super::{FRAMES_PER_TURN, LinkContext, LinkError};
 use crate::network::RequestError;
 use crate::network::protocol::{
-    Empty, FRAME_OVERHEAD, Hello, Introduction, Request, RequestBody, RequestFrame, Response, ResponseBody,
-    ResponseFrame,
+    FRAME_OVERHEAD, Hello, Introduction, Request, RequestBody, RequestFrame, Response, ResponseBody, ResponseFrame,
 };
 
 /// A caller's request on its way to the peer.
@@ -27,9 +27,13 @@ pub(crate) struct Outgoing {
 }
 
 struct Pending {
+    id: u64,
     reply: oneshot::Sender<Result<Response, RequestError>>,
     deadline: Instant,
 }
+
+/// How many bits of a request's id are its place among those in flight: enough for the most that can be configured.
+const PLACE_BITS: u32 = 16;
 
 pub(super) struct Requester<S = Stream> {
     pub(super) framed: Framed<S>,
@@ -39,8 +43,10 @@ pub(super) struct Requester<S = Stream> {
     /// Taken from the queue and not sent yet, because the peer has to read first or because the deadline of the first
     /// one has to be watched; at most `max_in_flight`.
     taken: VecDeque<Outgoing>,
-    pending: HashMap<u64, Pending>,
-    last_id: u64,
+    /// The requests that the peer has not answered. The id of a request consists of its place here and of its number, so
+    /// that a late answer finds nobody in a place that is used again.
+    pending: Slab<Pending>,
+    last_number: u64,
     /// The peer's limits; no request is sent before they are known.
     peer: Option<Hello>,
     /// The peer's introduction, until it is taken. Only the first one counts.
@@ -59,8 +65,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
             queue,
             batch: Vec::new(),
             taken: VecDeque::new(),
-            pending: HashMap::new(),
-            last_id: 0,
+            pending: Slab::new(),
+            last_number: 0,
             peer: None,
             introduction: None,
             introduced: false,
@@ -112,18 +118,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
         self.pending.is_empty() && self.taken.is_empty() && (self.peer.is_none() || self.free() > 0)
     }
 
-    pub(super) fn heartbeat(&mut self) {
-        if self.framed.backlog() == 0 {
-            self.framed.push(&RequestFrame { id: 0, body: Some(RequestBody::Heartbeat(Empty {})) });
-        }
-    }
-
     /// Fails the requests whose deadline has passed. Returns whether others may be sent now.
     pub(super) fn expire(&mut self, now: Instant) -> bool {
         let time_is_up = || Err(RequestError::Timeout(self.context.limits.request_timeout));
         let before = self.pending.len();
-        for (_, pending) in self.pending.extract_if(|_, pending| pending.deadline <= now) {
-            let _caller_gone = pending.reply.send(time_is_up());
+        let late: Vec<_> =
+            self.pending.iter().filter(|(_, pending)| pending.deadline <= now).map(|(at, _)| at).collect();
+        for place in late {
+            let _caller_gone = self.pending.remove(place).reply.send(time_is_up());
         }
         let made_room = self.pending.len() < before;
         // The queue is in the order of the deadlines, except for callers that waited for the connection or for a place
@@ -173,9 +175,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
         if reply.is_closed() {
             return; // the caller gave up while the request was in the queue
         }
-        self.last_id += 1;
-        self.framed.push(&RequestFrame { id: self.last_id, body: Some(request.into()) });
-        self.pending.insert(self.last_id, Pending { reply, deadline });
+        self.last_number += 1;
+        let place = self.pending.vacant_entry();
+        let id = (self.last_number << PLACE_BITS) | place.key() as u64;
+        place.insert(Pending { id, reply, deadline });
+        self.framed.push(&RequestFrame { id, body: Some(request.into()) });
     }
 
     fn on_frame(&mut self, frame: ResponseFrame) -> Result<(), LinkError> {
@@ -198,8 +202,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
             },
         };
         // An answer that nobody waits for is late: its caller has already timed out.
-        if let Some(pending) = self.pending.remove(&frame.id) {
-            let _caller_gone = pending.reply.send(result);
+        let place = (frame.id & ((1 << PLACE_BITS) - 1)) as usize;
+        if self.pending.get(place).is_some_and(|pending| pending.id == frame.id) {
+            let _caller_gone = self.pending.remove(place).reply.send(result);
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use crate::metrics::labels::{FailedMessage, FailureReason};
 use crate::network::protocol::{
     ErrorBody, ErrorCode, FRAME_OVERHEAD, Hello, RemoteError, RequestBody, RequestFrame, ResponseBody, ResponseFrame,
 };
-use crate::network::{MessageAnswer, Receipt};
+use crate::network::{Handling, MessageAnswer, Receipt};
 
 pub(super) struct Responder<S = Stream> {
     pub(super) framed: Framed<S>,
@@ -176,8 +176,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Responder<S> {
             let error = RemoteError::new(ErrorCode::Busy, "too many of your requests are in flight");
             return self.answer(id, MessageAnswer { result: Err(error), receipt });
         }
-        let mut work = self.context.handler.handle(self.peer, request);
-        // Most requests are answered at once, and need no place in `in_flight`.
+        let mut work = match self.context.handler.handle(self.peer, request) {
+            Handling::Done(answer) => return self.answer(id, answer),
+            Handling::Pending(work) => work,
+        };
         match work.as_mut().poll(cx) {
             Poll::Ready(answer) => self.answer(id, answer),
             Poll::Pending => self.in_flight.push(InFlight { id, work, _counted: Counted::new(&self.of_peer) }),

@@ -189,6 +189,133 @@ fn crumbs_count_for_more_than_their_bytes() {
     assert_eq!(count, MAX_WAITING / (1 + FRAME_COST) + 1);
 }
 
+/// Two ends of a connection, with Yamux on each, over a pipe that can lose what is sent in one direction. That an idle
+/// connection lives is tested with real time (`tests/network/silence.rs`): Yamux's pings ignore the paused clock.
+mod life {
+    use futures::future::select;
+    use futures::task::AtomicWaker;
+    use futures::{AsyncReadExt as _, AsyncWriteExt as _};
+    use libp2p::core::muxing::StreamMuxerExt as _;
+    use std::future::poll_fn;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    /// One direction: what is written is read at the other end, unless the path is dead.
+    #[derive(Default)]
+    struct Way {
+        bytes: Mutex<VecDeque<u8>>,
+        reader: AtomicWaker,
+        is_dead: AtomicBool,
+        /// How many bytes the path still takes.
+        room: AtomicUsize,
+    }
+
+    struct End {
+        from: Arc<Way>,
+        to: Arc<Way>,
+    }
+
+    impl AsyncRead for End {
+        fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+            self.from.reader.register(cx.waker());
+            let mut bytes = self.from.bytes.lock();
+            if bytes.is_empty() || self.from.is_dead.load(Ordering::Relaxed) {
+                return Poll::Pending;
+            }
+            let len = buffer.len().min(bytes.len());
+            buffer.iter_mut().zip(bytes.drain(..len)).for_each(|(place, byte)| *place = byte);
+            Poll::Ready(Ok(len))
+        }
+    }
+
+    impl AsyncWrite for End {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            let len = bytes.len().min(self.to.room.load(Ordering::Relaxed));
+            if len == 0 {
+                return Poll::Pending;
+            }
+            self.to.room.fetch_sub(len, Ordering::Relaxed);
+            self.to.bytes.lock().extend(bytes.iter().take(len));
+            self.to.reader.wake();
+            Poll::Ready(Ok(len))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn connection() -> ([Muxer<End>; 2], [Arc<Way>; 2]) {
+        let ways = [(); 2].map(|()| Arc::new(Way { room: AtomicUsize::new(1 << 30), ..Way::default() }));
+        let end = |from: usize, to: usize| End { from: Arc::clone(&ways[from]), to: Arc::clone(&ways[to]) };
+        let muxer = |socket, mode| Muxer::new(socket, mode, Multiplex { budget: None, asked: None });
+        ([muxer(end(1, 0), Mode::Client), muxer(end(0, 1), Mode::Server)], ways)
+    }
+
+    /// Serves one end until it fails, as the swarm does, and tells when and why.
+    async fn serve(mut muxer: Muxer<End>) -> (Instant, String) {
+        let error = poll_fn(|cx| match muxer.poll_unpin(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(error),
+            _ => Poll::Pending,
+        })
+        .await;
+        (Instant::now(), error.to_string())
+    }
+
+    /// Also if it dies in one direction only, and if its buffers were full before.
+    #[tokio::test(start_paused = true)]
+    async fn a_dead_path_is_noticed_on_both_sides_within_25_seconds() {
+        for dead in [[true, true], [true, false], [false, true]] {
+            for room in [1 << 30, 4] {
+                for after in [1, 10, 15, 17, 23] {
+                    let ([dialer, listener], ways) = connection();
+                    let (dialer, listener) = (tokio::spawn(serve(dialer)), tokio::spawn(serve(listener)));
+                    tokio::time::sleep(Duration::from_secs(after)).await;
+                    let died = Instant::now();
+                    for (way, is_dead) in ways.iter().zip(dead) {
+                        way.is_dead.store(is_dead, Ordering::Relaxed);
+                        way.room.store(if is_dead { room } else { 1 << 30 }, Ordering::Relaxed);
+                    }
+                    // Where a side still hears the other one, the end of the connection tells it.
+                    let (told, _) = select(dialer, listener).await.factor_first();
+                    let (noticed, why) = told.unwrap();
+                    assert_eq!(why, "nothing was heard from the peer for 24s");
+                    let taken = noticed - died;
+                    assert!(taken <= Duration::from_secs(25), "{dead:?} {room} {after}: {taken:?}");
+                }
+            }
+        }
+    }
+
+    /// A peer that reads slowly and says nothing is not dead.
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_reads_a_little_at_a_time_is_alive() {
+        let ([mut dialer, listener], ways) = connection();
+        let (up, mut stream) = (Arc::clone(&ways[0]), poll_fn(|cx| dialer.poll_outbound_unpin(cx)).await.unwrap());
+        // The listener can be heard only while the dialer reads, which it does not while it is blocked.
+        ways[1].is_dead.store(true, Ordering::Relaxed);
+        up.room.store(0, Ordering::Relaxed);
+        let writer = tokio::spawn(async move {
+            stream.write_all(&vec![7; 100_000]).await.unwrap();
+            let _never = stream.read(&mut [0]).await;
+        });
+        let (mut dialer, _listener) = (tokio::spawn(serve(dialer)), tokio::spawn(serve(listener)));
+        for second in 0..20 {
+            up.room.store(100, Ordering::Relaxed);
+            let waited = tokio::time::timeout(Duration::from_secs(20), &mut dialer).await;
+            assert!(waited.is_err(), "dead after {second} turns");
+        }
+        let (_, why) = dialer.await.unwrap();
+        assert_eq!(why, "nothing was heard from the peer for 24s");
+        writer.abort();
+    }
+}
+
 mod properties {
     use proptest::prelude::*;
 

@@ -55,9 +55,21 @@ impl Readers {
         snapshot: Arc<Snapshot>,
         key: &Bytes,
     ) -> Result<Option<Bytes>, StorageError> {
-        match find(Reading::Inline, &snapshot, key) {
-            Err(LookUpFailure::NotInMemory) => self.wait_for_disk(shared, snapshot, key.clone()).await,
-            found => found.map_err(|failure| report(shared, failure)),
+        match Self::get_at_once(shared, &snapshot, key) {
+            Some(found) => found,
+            None => self.wait_for_disk(shared, snapshot, key.clone()).await,
+        }
+    }
+
+    /// The same if no disk has to be waited for.
+    pub(super) fn get_at_once(
+        shared: &StoreState,
+        snapshot: &Snapshot,
+        key: &[u8],
+    ) -> Option<Result<Option<Bytes>, StorageError>> {
+        match find(Reading::Inline, snapshot, key) {
+            Err(LookUpFailure::NotInMemory) => None,
+            found => Some(found.map_err(|failure| report(shared, failure))),
         }
     }
 
