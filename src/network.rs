@@ -5,6 +5,7 @@
 
 mod addresses;
 mod behaviour;
+mod boxed;
 mod comings;
 mod config;
 mod error;
@@ -43,8 +44,8 @@ pub use self::scrape::{PageBody, ScrapeAnswer, ScrapeError, ScrapeRequest};
 use crate::metrics::labels::MessageType;
 use crate::metrics::{Health, MetricsCollector, Page, Registry, Timer};
 
-/// How many file descriptors handshakes in progress may take, in both directions together.
-pub(crate) const HANDSHAKES: u32 = 2 * behaviour::MAX_PENDING;
+/// How many file descriptors handshakes in progress need, in both directions together.
+pub(crate) const HANDSHAKES: u32 = 2 * behaviour::FIRST_PENDING;
 
 /// How long a caller waits for a place in the queue to a peer before it gets [`RequestError::Busy`].
 const BUSY_AFTER: Duration = Duration::from_secs(1);
@@ -211,7 +212,7 @@ impl Network {
         };
         let (reply, answer) = oneshot::channel();
         let patience = BUSY_AFTER.min(self.shared.request_timeout);
-        match queue.try_send(Outgoing { request, reply, deadline }) {
+        match queue.try_send(Box::new(Outgoing { request, reply, deadline })) {
             Ok(()) => {}
             Err(TrySendError::Closed(_)) => return Err(RequestError::LinkLost),
             Err(TrySendError::Full(outgoing)) => match tokio::time::timeout(patience, queue.send(outgoing)).await {
@@ -225,7 +226,7 @@ impl Network {
         answer.await.unwrap_or(Err(RequestError::LinkLost))
     }
 
-    async fn connect(&self, peer: PeerId) -> Result<mpsc::Sender<Outgoing>, RequestError> {
+    async fn connect(&self, peer: PeerId) -> Result<mpsc::Sender<Box<Outgoing>>, RequestError> {
         let unreachable = |reason: &str| RequestError::Unreachable { peer, reason: reason.into() };
         let mut changes = self.shared.table.watch();
         let (reply, dialed) = oneshot::channel();

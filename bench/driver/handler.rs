@@ -7,8 +7,8 @@ use std::time::Instant;
 use libp2p::PeerId;
 use peerscope::config::{AccessRule, Config, PeerSelector, Permission};
 use peerscope::metrics::Exposer;
-use peerscope::network::RequestHandler as _;
 use peerscope::network::protocol::{FrameReader, Request, RequestBody, RequestFrame, ResponseFrame, encode};
+use peerscope::network::{Handling, RequestHandler as _};
 use peerscope::node::{Access, Handler, ScrapeSources};
 
 use super::{PAYLOAD, Result, collector, key, one_thread, per_operation, storage};
@@ -70,7 +70,10 @@ impl Exchange {
             Some(RequestBody::Ping(payload)) => Request::Ping { payload },
             _ => return Err("unexpected request".into()),
         };
-        let answer = self.handler.handle(self.peer, request).await;
+        let answer = match self.handler.handle(self.peer, request) {
+            Handling::Done(answer) => answer,
+            Handling::Pending(work) => work.await,
+        };
         let outcome = answer.result.as_ref().map(drop).map_err(|error| error.code);
         self.output.clear();
         encode(&ResponseFrame { id: frame.id, body: Some(answer.result.into()) }, &mut self.output);

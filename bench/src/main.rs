@@ -50,7 +50,7 @@ struct Args {
     #[arg(long, value_name = "CASE")]
     case: Vec<String>,
     /// The number of peers of `fleet`, `steady` and `soak`; several sizes are measured in turn.
-    #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=15_000))]
     peers: Vec<u32>,
     /// The number of scrapes of `soak`; 200 peers scraped every 15 s make 48,000 an hour.
     #[arg(long, value_name = "N", default_value_t = 480_000)]

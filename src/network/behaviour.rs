@@ -20,6 +20,7 @@ use libp2p::{
 use rustix::process::{Resource, getrlimit};
 
 use super::addresses::UsualStacks;
+use super::boxed::BoxedHandlers;
 use super::link::{LinkContext, Links};
 use super::muxer::{Budget, Multiplex};
 use super::scrape::{self, ScrapeTable, Scrapes};
@@ -30,8 +31,11 @@ use crate::metrics::Registry;
 /// The protocol name of Peerscope's own Kademlia network: agents do not join the public one.
 pub(super) const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/peerscope/kad/1");
 
-/// The most handshakes in progress in each direction.
-pub(super) const MAX_PENDING: u32 = 256;
+/// The most handshakes in progress in each direction. A peer that is refused comes back after a while, in which this
+/// agent would do nothing. But each takes 22 KiB, and strangers can keep all of them in progress.
+pub(super) const MAX_PENDING: u32 = 2048;
+/// How many handshakes get descriptors before established connections get all of theirs.
+pub(super) const FIRST_PENDING: u32 = 256;
 
 /// How many addresses of a peer are dialed at once, with a socket each. The first to connect is used.
 const DIALED_AT_ONCE: NonZeroU8 = NonZeroU8::new(4).unwrap();
@@ -61,11 +65,11 @@ pub(super) fn build(
     context: Arc<LinkContext>,
     scrapes: ScrapeTable,
     registry: &Registry,
-) -> Result<(Swarm<Behaviour>, Telemetry), NetworkError> {
+) -> Result<(Swarm<BoxedHandlers<Behaviour>>, Telemetry), NetworkError> {
     let psk = config.psk_file.as_deref().map(read_psk).transpose()?;
     let (handler, budget) = (Arc::clone(&context.handler), Arc::clone(&context.budget));
     let transport = transport(&keypair, psk, handler, budget, Arc::clone(&scrapes.unread))?;
-    let behaviour = Behaviour::new(config, &keypair, context, scrapes)?;
+    let behaviour = BoxedHandlers(Behaviour::new(config, &keypair, context, scrapes)?);
     let (telemetry, transport) = Telemetry::new(transport, registry);
     // Wraps the measuring transport, so that an address that is not dialed is not measured.
     let transport = UsualStacks(transport);
@@ -199,7 +203,8 @@ impl Share {
         let Some(descriptors) = descriptors else { return wanted };
         let left = descriptors.saturating_sub(u64::from(config.beside_peers)).max(descriptors / 2);
         let left = u32::try_from(left).unwrap_or(u32::MAX);
-        let pending = wanted.pending.min(left / 4);
+        let spare = left.saturating_sub(wanted.established) / 2;
+        let pending = wanted.pending.min(spare.max(FIRST_PENDING.min(left / 4)));
         Self { established: wanted.established.min(left - 2 * pending), pending }
     }
 }
@@ -240,9 +245,11 @@ mod tests {
             let Share { established, pending } = Share::of(descriptors, &Config::default());
             (established, pending)
         };
-        for enough in [None, Some(1 << 20), Some(256 + 2048 + 512)] {
-            assert_eq!(share(enough), (2048, 256));
+        for enough in [None, Some(1 << 20), Some(256 + 2048 + 2 * 2048)] {
+            assert_eq!(share(enough), (2048, 2048));
         }
+        assert_eq!(share(Some(4096)), (2048, (4096 - 256 - 2048) / 2));
+        assert_eq!(share(Some(256 + 2048 + 512)), (2048, 256));
         assert_eq!(share(Some(1024)), (768 - 2 * 192, 192));
         assert_eq!(share(Some(100)), (26, 12));
         assert_eq!(share(Some(0)), (0, 0));

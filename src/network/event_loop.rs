@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::addresses::is_usual_stack;
 use super::behaviour::{Behaviour, BehaviourEvent, KAD_PROTOCOL};
+use super::boxed::BoxedHandlers;
 use super::comings::Comings;
 use super::link::{self, LinkError};
 use super::peers::{Dial, Direction, Input, PeerInfo, Peers};
@@ -66,7 +67,7 @@ type Event = SwarmEvent<BehaviourEvent>;
 
 /// The network's listeners and connections, which [`Driver::run`] serves.
 pub struct Driver {
-    swarm: Swarm<Behaviour>,
+    swarm: Swarm<BoxedHandlers<Behaviour>>,
     commands: mpsc::Receiver<Command>,
     peers: Peers,
     waiting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), RequestError>>>>,
@@ -87,7 +88,7 @@ pub struct Driver {
 
 impl Driver {
     pub(super) async fn bind(
-        swarm: Swarm<Behaviour>,
+        swarm: Swarm<BoxedHandlers<Behaviour>>,
         telemetry: Telemetry,
         config: &Config,
         commands: mpsc::Receiver<Command>,
@@ -112,7 +113,7 @@ impl Driver {
             stopping: false,
         };
         for target in &config.bootstrap {
-            driver.swarm.behaviour_mut().kad.add_address(&target.peer, target.address.clone());
+            driver.swarm.behaviour_mut().0.kad.add_address(&target.peer, target.address.clone());
         }
         driver.listen(config).await?;
         driver.health.ready(Component::Network);
@@ -235,7 +236,7 @@ impl Driver {
                     } else {
                         tracing::debug!(peer = %peer_id, cause, "Peer disconnected");
                     }
-                    self.swarm.behaviour().links.requests().peer_down(&peer_id, &cause);
+                    self.swarm.behaviour().0.links.requests().peer_down(&peer_id, &cause);
                 }
                 self.tell(Input::Disconnected { peer: peer_id, remaining: num_established as usize });
             }
@@ -311,7 +312,7 @@ impl Driver {
     /// Keeps the newest of the addresses that a peer claims for itself, within a bound: it can keep sending new
     /// ones, and Kademlia itself forgets none.
     fn remember(&mut self, peer: PeerId, said: Vec<Multiaddr>) {
-        let kad = &mut self.swarm.behaviour_mut().kad;
+        let kad = &mut self.swarm.behaviour_mut().0.kad;
         for address in said.into_iter().filter(is_usual_stack).take(MAX_PEER_ADDRESSES) {
             kad.add_address(&peer, address);
         }
@@ -348,7 +349,7 @@ impl Driver {
 
     /// Tells the handler what is known about a peer, if its link is up.
     fn tell_handler(&self, peer: &PeerId) {
-        let links = &self.swarm.behaviour().links;
+        let links = &self.swarm.behaviour().0.links;
         if let Some(info) = self.peers.get(peer).filter(|_| links.table().is_up(peer)) {
             links.requests().peer_up(&PeerInfo { link: true, ..info.clone() });
         }
@@ -409,7 +410,7 @@ impl Driver {
     }
 
     fn list(&self) -> Vec<PeerInfo> {
-        let table = self.swarm.behaviour().links.table();
+        let table = self.swarm.behaviour().0.links.table();
         let mut list: Vec<_> =
             self.peers.list().map(|info| PeerInfo { link: table.is_up(&info.peer), ..info.clone() }).collect();
         list.sort_by_key(|info| (info.connected_at, info.peer));
@@ -423,7 +424,7 @@ impl Driver {
         for (id, _) in std::mem::take(&mut self.listeners) {
             self.swarm.remove_listener(id);
         }
-        self.swarm.behaviour_mut().links.drain();
+        self.swarm.behaviour_mut().0.links.drain();
     }
 
     async fn shut_down(&mut self, grace: Duration) {

@@ -436,9 +436,9 @@ impl FrameReader {
         self.buffer.len().saturating_sub(Self::IDLE_ROOM).max(self.end - self.start)
     }
 
-    /// Frees memory if nothing is waiting; to be called when the link becomes idle.
+    /// Frees memory if nothing is waiting; to be called when there is nothing to read.
     pub fn release(&mut self) {
-        if self.start == self.end && self.buffer.len() > Self::IDLE_ROOM {
+        if self.start == self.end {
             self.buffer = Vec::new();
             (self.start, self.end) = (0, 0);
         }

@@ -16,7 +16,7 @@ use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use libp2p::Multiaddr;
 use libp2p::identity::Keypair;
 use peerscope::network::protocol::{self, Hello, Pair, RequestBody, scrape};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::support::agent::{PATIENCE, TestAgent, within_or};
@@ -115,6 +115,27 @@ fn handshakes(target: Target, _: Keypair) -> Pushing {
         }
         for mut socket in held {
             while socket.read(&mut [0; 64]).await.is_ok_and(|len| len > 0) {}
+        }
+    })
+}
+
+/// Goes through the handshake up to the point where the agent has done the expensive part, and stops there. Fifty such
+/// strangers have more handshakes in progress than the agent allows.
+fn half_handshakes(target: Target, _: Keypair) -> Pushing {
+    Box::pin(async move {
+        let mut held = Vec::new();
+        for _ in 0..45 {
+            let Ok(mut socket) = TcpStream::connect(target.socket).await else { continue };
+            // Both protocols, and then Noise's first message: an ephemeral key, here the base point of Curve25519.
+            let mut hello = b"\x13/multistream/1.0.0\n\x07/noise\n\x00\x20\x09".to_vec();
+            hello.extend([0; 31]);
+            if socket.write_all(&hello).await.is_ok() {
+                target.did();
+                held.push(socket);
+            }
+        }
+        for mut socket in held {
+            while socket.read(&mut [0; 1024]).await.is_ok_and(|len| len > 0) {}
         }
     })
 }
@@ -286,8 +307,9 @@ fn scrapes(target: Target, key: Keypair) -> Pushing {
     })
 }
 
-const KINDS: [(&str, Kind); 12] = [
+const KINDS: [(&str, Kind); 13] = [
     ("handshakes that do not begin", handshakes),
+    ("handshakes that stop half-way", half_handshakes),
     ("connections without requests", connections),
     ("connect and disconnect", churn),
     ("pings of 16 bytes", pings),

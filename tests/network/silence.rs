@@ -105,10 +105,10 @@ async fn a_dead_path_is_noticed_within_25_seconds_and_the_link_recovers_with_it(
     assert_eq!(client.ping(server.peer).await.unwrap(), pong(b"x"));
 }
 
-/// Otherwise a link would be closed for having nothing to say. It outlives the longest silence twice, and costs hardly
-/// anything: a ping and its answer in 16 s on each side.
+/// Otherwise a link would be closed for having nothing to say. It outlives the longest silence twice, on Yamux's pings
+/// alone: no protocol says anything.
 #[tokio::test]
-async fn an_idle_link_lives_on_a_few_bytes() {
+async fn an_idle_link_lives_and_no_protocol_speaks() {
     let (server, client) = pair().await;
     let since = [since(&client, server.peer).await, since(&server, client.peer).await];
     // What the protocols have to say first is said.
@@ -120,7 +120,6 @@ async fn an_idle_link_lives_on_a_few_bytes() {
         let peers = agent.network.peers().await;
         assert!(peers.len() == 1 && peers[0].connected_at == since, "{peers:?}");
     }
-    // Four times 12 bytes, with what Noise adds, each time.
-    assert!((1.0..=1000.0).contains(&taken), "{taken} bytes");
+    assert_eq!(taken, 0.0, "bytes of protocols");
     assert_eq!(client.ping(server.peer).await.unwrap(), pong(b"x"));
 }

@@ -37,8 +37,10 @@ const SUBSTREAMS: &str = "substreams";
 
 /// The least number of scrapes in a round: enough for the 10 ms resolution of `/proc`.
 const SCRAPES_OF_A_ROUND: usize = 5000;
-/// How long to watch a gateway without peers or with idle ones.
-const IDLE: Duration = Duration::from_secs(3);
+/// How long a gateway is left alone before it is measured.
+const SETTLE: Duration = Duration::from_secs(3);
+/// How long to watch a gateway with idle peers: twice as long as they may be silent, so that each asks twice.
+const IDLE: Duration = Duration::from_secs(32);
 
 /// Runs a process that the bench starts for this benchmark.
 pub(crate) fn serve(role: &str, at: Option<&str>) -> Result<()> {
@@ -204,7 +206,7 @@ impl Ours {
         let ids = peers::ids(size)?;
         let mut gateway = Gateway::start(program, &ids, size, None).await?;
         let mut peers = Server::start(PEERS, &format!("{size} {}", gateway.for_peers))?;
-        tokio::time::sleep(IDLE).await;
+        tokio::time::sleep(SETTLE).await;
         let alone = gateway.process.resident()?;
         let cpu = gateway.process.cpu()?;
         let begin = Instant::now();
@@ -220,8 +222,11 @@ impl Ours {
             let listed = gateway.page("/sd").await?;
             report.add(&format!("{size}, /sd"), OURS, Unit::Milliseconds, milliseconds(begin));
             report.add(&format!("{size}, /sd"), OURS, Unit::KiB, listed.len() as f64 / 1024.0);
+            let begin = Instant::now();
+            gateway.page("/metrics").await?;
+            report.add(&format!("{size}, its own page"), OURS, Unit::Milliseconds, milliseconds(begin));
         }
-        tokio::time::sleep(IDLE).await;
+        tokio::time::sleep(SETTLE).await;
         let cpu = gateway.process.cpu()?;
         tokio::time::sleep(IDLE).await;
         let share = (gateway.process.cpu()? - cpu) / IDLE.as_secs_f64() * 100.0;

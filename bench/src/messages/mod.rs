@@ -114,6 +114,7 @@ const CONTENDERS: &[&str] = &[
     "request-response",
     "nats",
     "substream, two tasks",
+    "substream, callers",
     "substream, one task",
     "substream, one thread",
 ];

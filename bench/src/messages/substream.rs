@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::time::Instant;
 
+use bytes::Bytes;
 use futures::future::{Either, select};
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt};
 use libp2p::core::muxing::{StreamMuxerBox, StreamMuxerExt, SubstreamBox};
@@ -16,10 +17,11 @@ use libp2p::core::transport::{Boxed, DialOpts, ListenerId, PortUse, TransportEve
 use libp2p::core::{Endpoint, Transport, upgrade};
 use libp2p::{Multiaddr, PeerId, identity, noise, tcp, yamux};
 use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::{Answers, Contender, Flavour, Load, Operation, check};
-use crate::measure::{Round, Window, nanos};
+use crate::measure::{Round, Window, closed_loop, nanos};
 use crate::process::announce_and_wait;
 use crate::{Error, Result};
 
@@ -33,17 +35,21 @@ pub(super) struct Variant {
     flavour: Flavour,
     /// Whether one task polls both, as in a handler's `poll`; otherwise each has its own task.
     one_task: bool,
+    /// Whether each request has a task that waits for the answer, as an agent's callers do; otherwise the task of the
+    /// substream makes all of them. The difference is what such tasks cost by themselves.
+    callers: bool,
 }
 
 impl Variant {
     pub(super) fn named(name: &str) -> Option<Self> {
-        let (flavour, one_task) = match name {
-            "substream, two tasks" => (Flavour::MultiThread, false),
-            "substream, one task" => (Flavour::MultiThread, true),
-            "substream, one thread" => (Flavour::CurrentThread, true),
+        let (flavour, one_task, callers) = match name {
+            "substream, two tasks" => (Flavour::MultiThread, false, false),
+            "substream, callers" => (Flavour::MultiThread, false, true),
+            "substream, one task" => (Flavour::MultiThread, true, false),
+            "substream, one thread" => (Flavour::CurrentThread, true, false),
             _ => return None,
         };
-        Some(Self { flavour, one_task })
+        Some(Self { flavour, one_task, callers })
     }
 }
 
@@ -127,6 +133,7 @@ pub(super) struct Client {
     runtime: Runtime,
     loads: tokio::sync::mpsc::Sender<(Operation, usize, Window)>,
     rounds: tokio::sync::mpsc::Receiver<Vec<u32>>,
+    of_callers: tokio::sync::mpsc::Receiver<Round>,
     task: JoinHandle<Result<()>>,
 }
 
@@ -134,21 +141,32 @@ impl Client {
     pub(super) fn connect(address: &str, variant: Variant) -> Result<Self> {
         let runtime = variant.flavour.runtime()?;
         let address: Multiaddr = address.parse()?;
-        let (loads, mut next_load) = tokio::sync::mpsc::channel(1);
+        let (loads, mut next_load) = tokio::sync::mpsc::channel::<(Operation, usize, Window)>(1);
         let (done, rounds) = tokio::sync::mpsc::channel(1);
+        let (calls, of_callers) = tokio::sync::mpsc::channel(1);
         let task = runtime.spawn(async move {
             let options = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
             let (_, mut muxer) = transport()?.dial(address, options)?.await?;
             let mut stream = poll_fn(|cx| muxer.poll_outbound_unpin(cx)).await?;
             let rounds = async move {
                 while let Some((operation, in_flight, window)) = next_load.recv().await {
-                    done.send(pipeline(&mut stream, operation, in_flight, window).await?).await?;
+                    if variant.callers {
+                        let (requests, queue) = tokio::sync::mpsc::channel(in_flight);
+                        let callers = closed_loop(in_flight, window, move |number| {
+                            call(requests.clone(), operation.request(number))
+                        });
+                        let callers = tokio::spawn(callers);
+                        for_callers(&mut stream, queue).await?;
+                        calls.send(callers.await??).await?;
+                    } else {
+                        done.send(pipeline(&mut stream, operation, in_flight, window).await?).await?;
+                    }
                 }
                 Ok(())
             };
             with_connection(muxer, variant.one_task, rounds).await
         });
-        Ok(Self { runtime, loads, rounds, task })
+        Ok(Self { runtime, loads, rounds, of_callers, task })
     }
 }
 
@@ -157,11 +175,54 @@ impl Contender for Client {
         self.runtime.block_on(async {
             // If the task has ended, its own error is reported below.
             let _ = self.loads.send((load.operation, load.in_flight, load.window)).await;
-            match self.rounds.recv().await {
-                Some(taken) => load.window.round(taken),
+            let round = tokio::select! {
+                taken = self.rounds.recv() => taken.map(|taken| load.window.round(taken)),
+                round = self.of_callers.recv() => round.map(Ok),
+            };
+            match round {
+                Some(round) => round,
                 None => Err((&mut self.task).await?.err().unwrap_or_else(|| "the substream ended".into())),
             }
         })
+    }
+}
+
+/// A caller's request, and where its answer goes.
+type Call = (Bytes, oneshot::Sender<Result<()>>);
+
+async fn call(requests: tokio::sync::mpsc::Sender<Call>, request: Bytes) -> Result<()> {
+    let (reply, answer) = oneshot::channel();
+    requests.send((request, reply)).await?;
+    answer.await?
+}
+
+/// Carries callers' requests over the substream until there are no callers.
+async fn for_callers(stream: &mut SubstreamBox, mut queue: tokio::sync::mpsc::Receiver<Call>) -> Result<()> {
+    let (mut input, mut output) = (Frames::new(), Vec::with_capacity(READ));
+    let (mut begun, mut batch) = (VecDeque::new(), Vec::new());
+    loop {
+        tokio::select! {
+            read = input.read(stream), if !begun.is_empty() => {
+                if !read? {
+                    return Err("the server side closed the substream".into());
+                }
+                while let Some(answer) = input.next() {
+                    let reply: oneshot::Sender<_> = begun.pop_front().ok_or("an answer without a request")?;
+                    let _caller_gone = reply.send(check(answer));
+                }
+            }
+            count = queue.recv_many(&mut batch, READ) => {
+                if count == 0 {
+                    return Ok(());
+                }
+                output.clear();
+                for (request, reply) in batch.drain(..) {
+                    push_frame(&mut output, &request);
+                    begun.push_back(reply);
+                }
+                write(stream, &output).await?;
+            }
+        }
     }
 }
 
