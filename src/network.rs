@@ -17,6 +17,7 @@ pub mod protocol;
 mod receipt;
 mod request_handler;
 mod scrape;
+mod silence;
 #[cfg_attr(not(feature = "metrics-prometheus"), path = "network/telemetry/noop.rs")]
 mod telemetry;
 

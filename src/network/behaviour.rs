@@ -24,6 +24,7 @@ use super::boxed::BoxedHandlers;
 use super::link::{LinkContext, Links};
 use super::muxer::{Budget, Multiplex};
 use super::scrape::{self, ScrapeTable, Scrapes};
+use super::silence::Watched;
 use super::telemetry::Telemetry;
 use super::{Config, NetworkError, RequestHandler};
 use crate::metrics::Registry;
@@ -40,8 +41,9 @@ pub(super) const FIRST_PENDING: u32 = 256;
 /// How many addresses of a peer are dialed at once, with a socket each. The first to connect is used.
 const DIALED_AT_ONCE: NonZeroU8 = NonZeroU8::new(4).unwrap();
 
-/// How often peers ask what the other one is, after the first time: hardly ever, since each pushes what has changed.
-const IDENTIFY_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+/// How often peers ask what the other one is, after the first time: rarely, since each pushes its new addresses. But a
+/// question that failed is not repeated earlier.
+const IDENTIFY_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 /// How long an unused connection stays open, that is, one to a peer that does not support the link protocol.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -100,7 +102,10 @@ fn transport(
         asked: requests.scrapes().then(|| Arc::clone(&asked)),
     };
     let noise = noise::Config::new(keypair).map_err(build_error)?;
-    let tcp = || tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
+    let tcp = || {
+        let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
+        tcp.map(|socket, endpoint| Watched::new(socket, endpoint.is_dialer()))
+    };
     let open = match psk {
         Some(psk) => tcp()
             .and_then(move |socket, _| pnet::PnetConfig::new(psk).handshake(socket))

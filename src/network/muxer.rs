@@ -24,7 +24,7 @@ use futures::{AsyncRead, AsyncWrite};
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
 use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, UpgradeInfo};
 use parking_lot::{Mutex, MutexGuard};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 use yamux::{Connection, ConnectionError, FrameDecodeError, Mode};
 
 /// The most streams on one connection, for all protocols together. Yamux closes a connection that opens more. A gateway
@@ -51,13 +51,6 @@ const FRAME_COST: usize = 80;
 /// into that many frames.
 const MAX_CRUMBS: usize = 512 * 1024;
 
-/// How long nothing may be heard before the side that dialed asks for a sign of life. A peer that is scraped every 15 s
-/// is never asked, and a NAT that forgets a flow after 30 s is reminded of it.
-const ASK_AFTER: Duration = Duration::from_secs(16);
-/// The same for the side that was dialed, in case the other one does not ask.
-const ASK_BACK_AFTER: Duration = Duration::from_secs(20);
-/// How long there may be no sign of life before the connection is dead.
-const MAX_SILENCE: Duration = Duration::from_secs(24);
 /// How long closing a connection may take.
 const MAX_CLOSING: Duration = Duration::from_secs(5);
 
@@ -409,67 +402,12 @@ const NO_STREAM: u32 = 0;
 const DATA: u8 = 0;
 const WINDOW_UPDATE: u8 = 1;
 
-/// When the peer last gave a sign of life. A path that loses every packet, a peer that is stopped and one that has
-/// lost its memory of the connection all look the same: silence.
-///
-/// Here rather than in the protocols above, because every byte that arrives is a sign of life, whatever it is for, and
-/// because Yamux can ask by itself: once it is polled, it sends a ping if the last one was answered 10 s ago or earlier.
-#[derive(Debug)]
-struct Life {
-    last: Instant,
-    ask_after: Duration,
-    /// Ends when it is time to ask, and then when the connection is dead.
-    timer: Pin<Box<Sleep>>,
-}
-
-impl Life {
-    fn new(ask_after: Duration) -> Self {
-        Self { last: Instant::now(), ask_after, timer: Box::pin(tokio::time::sleep(ask_after)) }
-    }
-
-    fn sign(&mut self) {
-        self.last = Instant::now();
-        // Moving a timer to a later time is a single store, and does not wake the task.
-        self.timer.as_mut().reset(self.last + self.ask_after);
-    }
-
-    /// Wakes the task when Yamux has to be polled, so that it asks. Ready once the connection is dead.
-    fn poll_dead(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        while self.timer.as_mut().poll(cx).is_ready() {
-            if self.last.elapsed() >= MAX_SILENCE {
-                let text = format!("nothing was heard from the peer for {MAX_SILENCE:?}");
-                return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, text));
-            }
-            self.timer.as_mut().reset(self.last + MAX_SILENCE);
-        }
-        Poll::Pending
-    }
-}
-
 /// The socket under Yamux, with the accounting.
 #[derive(Debug)]
 struct Counted<C> {
     inner: C,
     headers: Headers,
     account: Arc<Account>,
-    life: Life,
-    /// Whether a write waits for the peer. Yamux may read nothing meanwhile; that the write goes on is a sign of life.
-    is_blocked: bool,
-}
-
-impl<C> Counted<C> {
-    fn watched<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        let was_blocked = std::mem::replace(&mut self.is_blocked, written.is_pending());
-        if was_blocked && written.is_ready() {
-            self.life.sign();
-        }
-        if written.is_pending()
-            && let Poll::Ready(error) = self.life.poll_dead(cx)
-        {
-            return Poll::Ready(Err(error));
-        }
-        written
-    }
 }
 
 impl<C: AsyncRead + Unpin> AsyncRead for Counted<C> {
@@ -478,11 +416,7 @@ impl<C: AsyncRead + Unpin> AsyncRead for Counted<C> {
         if let Poll::Ready(error) = this.account.poll_verdict(cx.waker()) {
             return Poll::Ready(Err(error));
         }
-        let Poll::Ready(read) = Pin::new(&mut this.inner).poll_read(cx, buffer) else {
-            return this.life.poll_dead(cx).map(Err);
-        };
-        let read = read?;
-        this.life.sign();
+        let read = ready!(Pin::new(&mut this.inner).poll_read(cx, buffer))?;
         this.headers.feed(buffer.get(..read).unwrap_or_default(), &this.account);
         Poll::Ready(Ok(read))
     }
@@ -490,13 +424,11 @@ impl<C: AsyncRead + Unpin> AsyncRead for Counted<C> {
 
 impl<C: AsyncWrite + Unpin> AsyncWrite for Counted<C> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.inner).poll_write(cx, bytes);
-        self.watched(cx, written)
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let written = Pin::new(&mut self.inner).poll_flush(cx);
-        self.watched(cx, written)
+        Pin::new(&mut self.inner).poll_flush(cx)
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -520,15 +452,8 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
         let mut config = yamux::Config::default();
         // In this order: each asserts that its value fits the other's.
         config.set_max_num_streams(MAX_STREAMS).set_max_connection_receive_window(Some(MAX_WINDOW));
-        let is_dialer = matches!(mode, Mode::Client);
-        let account = Account::new(budget, is_dialer, asked);
-        let counted = Counted {
-            inner: socket,
-            headers: Headers::default(),
-            account: Arc::clone(&account),
-            life: Life::new(if is_dialer { ASK_AFTER } else { ASK_BACK_AFTER }),
-            is_blocked: false,
-        };
+        let account = Account::new(budget, matches!(mode, Mode::Client), asked);
+        let counted = Counted { inner: socket, headers: Headers::default(), account: Arc::clone(&account) };
         Self {
             connection: Connection::new(counted, config, mode),
             account,

@@ -162,7 +162,8 @@ fn a_router_with_a_new_address_costs_seconds() {
         house.await_up([1.0; 3]);
         let back = begin.elapsed();
         println!("a new address: up is 1 after {back:.1?}");
-        // The old connections are not given up before 20 s, so the new ones have to be accepted at once.
-        assert!(back < Duration::from_secs(15), "{back:?}");
+        // The peers notice when they ask for a sign of life, after 16 s of silence. The gateway does not give the old
+        // connections up before 24 s, so it has to accept the new ones at once.
+        assert!(back < Duration::from_secs(20), "{back:?}");
     });
 }

@@ -39,7 +39,7 @@ const SUBSTREAMS: &str = "substreams";
 const SCRAPES_OF_A_ROUND: usize = 5000;
 /// How long a gateway is left alone before it is measured.
 const SETTLE: Duration = Duration::from_secs(3);
-/// How long to watch a gateway with idle peers: twice as long as they may be silent, so that each asks twice.
+/// How long to watch a gateway with idle peers: each asks for a sign of life after 16 s.
 const IDLE: Duration = Duration::from_secs(32);
 
 /// Runs a process that the bench starts for this benchmark.

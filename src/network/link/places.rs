@@ -29,7 +29,7 @@ pub(super) struct Places {
     max_peers: usize,
     max_connections: usize,
     named: HashSet<PeerId>,
-    /// The connections of each peer, the oldest first.
+    /// The connections of each peer, in the order in which they were begun.
     peers: HashMap<PeerId, BTreeSet<ConnectionId>>,
     /// Connections that are being closed, which the other side can delay.
     closing: HashSet<ConnectionId>,
@@ -76,9 +76,9 @@ impl Places {
     pub(super) fn take(&mut self, peer: PeerId, connection: ConnectionId) -> Option<ConnectionId> {
         let was_full = self.is_full();
         let connections = self.peers.entry(peer).or_default();
-        let others = connections.iter().filter(|other| !self.closing.contains(other));
+        let mut others = connections.iter().filter(|other| !self.closing.contains(other));
         let open = others.clone().count() + 1;
-        let oldest = others.min().copied();
+        let oldest = others.next().copied();
         connections.insert(connection);
         self.connections += 1;
         if connections.len() <= OWN_PLACES && self.named.contains(&peer) {

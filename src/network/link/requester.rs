@@ -144,6 +144,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
     fn free(&self) -> usize {
         let Some(peer) = self.peer else { return 0 };
         let most = self.context.limits.max_in_flight.min(peer.max_in_flight) as usize;
+        let most = most.min(1 << PLACE_BITS);
         if self.framed.backlog() >= HIGH_WATER { 0 } else { most.saturating_sub(self.pending.len()) }
     }
 
