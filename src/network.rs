@@ -213,7 +213,7 @@ impl Network {
         };
         let (reply, answer) = oneshot::channel();
         let patience = BUSY_AFTER.min(self.shared.request_timeout);
-        match queue.try_send(Box::new(Outgoing { request, reply, deadline })) {
+        match queue.try_send(Outgoing { request: Box::new(request), reply, deadline }) {
             Ok(()) => {}
             Err(TrySendError::Closed(_)) => return Err(RequestError::LinkLost),
             Err(TrySendError::Full(outgoing)) => match tokio::time::timeout(patience, queue.send(outgoing)).await {
@@ -227,7 +227,7 @@ impl Network {
         answer.await.unwrap_or(Err(RequestError::LinkLost))
     }
 
-    async fn connect(&self, peer: PeerId) -> Result<mpsc::Sender<Box<Outgoing>>, RequestError> {
+    async fn connect(&self, peer: PeerId) -> Result<mpsc::Sender<Outgoing>, RequestError> {
         let unreachable = |reason: &str| RequestError::Unreachable { peer, reason: reason.into() };
         let mut changes = self.shared.table.watch();
         let (reply, dialed) = oneshot::channel();

@@ -121,7 +121,7 @@ struct Table {
 #[derive(Debug)]
 struct Entry {
     connection: ConnectionId,
-    queue: mpsc::Sender<Box<Outgoing>>,
+    queue: mpsc::Sender<Outgoing>,
 }
 
 impl Default for LinkTable {
@@ -132,7 +132,7 @@ impl Default for LinkTable {
 
 impl LinkTable {
     /// The queue of the newest link to `peer`: the one whose connection is least likely to be dead.
-    pub(crate) fn queue(&self, peer: &PeerId) -> Option<mpsc::Sender<Box<Outgoing>>> {
+    pub(crate) fn queue(&self, peer: &PeerId) -> Option<mpsc::Sender<Outgoing>> {
         Some(self.read().up.get(peer)?.last()?.queue.clone())
     }
 
@@ -151,7 +151,7 @@ impl LinkTable {
         self.changes.subscribe()
     }
 
-    fn add(&self, peer: PeerId, connection: ConnectionId, queue: mpsc::Sender<Box<Outgoing>>) {
+    fn add(&self, peer: PeerId, connection: ConnectionId, queue: mpsc::Sender<Outgoing>) {
         self.change(|table| table.up.entry(peer).or_default().push(Entry { connection, queue }));
     }
 
@@ -202,7 +202,7 @@ pub(crate) enum Event {
 pub(crate) struct Links {
     context: Arc<LinkContext>,
     /// The caller's end of each connection's queue, until the link is up.
-    queues: HashMap<ConnectionId, mpsc::Sender<Box<Outgoing>>>,
+    queues: HashMap<ConnectionId, mpsc::Sender<Outgoing>>,
     places: Places,
     /// How many requests each peer has in flight over all of its connections, including those that have been closed.
     in_flight: HashMap<PeerId, Weak<AtomicU32>>,

@@ -464,7 +464,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
-        // Yamux reads nothing while it has something to write, and would not notice the verdict.
+        // Yamux may read nothing while it has something to write, and would not notice the verdict.
         if let Poll::Ready(error) = self.account.poll_verdict(cx.waker()) {
             return Poll::Ready(Err(error));
         }

@@ -306,7 +306,7 @@ struct Connection {
 
 struct Side {
     link: LinkHandler<End>,
-    queue: Option<mpsc::Sender<Box<super::Outgoing>>>,
+    queue: Option<mpsc::Sender<super::Outgoing>>,
     woken: Arc<Flag>,
 }
 

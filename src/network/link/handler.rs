@@ -107,8 +107,8 @@ struct Held {
 }
 
 enum Outbound<S> {
-    ToOpen(mpsc::Receiver<Box<Outgoing>>),
-    Opening(mpsc::Receiver<Box<Outgoing>>),
+    ToOpen(mpsc::Receiver<Outgoing>),
+    Opening(mpsc::Receiver<Outgoing>),
     Open(Box<Requester<S>>),
     Gone,
 }
@@ -124,7 +124,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
     pub(super) fn new(
         peer: PeerId,
         connection: ConnectionId,
-        queue: mpsc::Receiver<Box<Outgoing>>,
+        queue: mpsc::Receiver<Outgoing>,
         in_flight: Arc<AtomicU32>,
         context: Arc<LinkContext>,
     ) -> Self {

@@ -17,10 +17,11 @@ use crate::network::protocol::{
     FRAME_OVERHEAD, Hello, Introduction, Request, RequestBody, RequestFrame, Response, ResponseBody, ResponseFrame,
 };
 
-/// A caller's request on its way to the peer. In a box, because a channel allocates room for 32 at once.
+/// A caller's request on its way to the peer.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
-    pub(crate) request: Request,
+    /// In a box, because a channel allocates room for 32 at once.
+    pub(crate) request: Box<Request>,
     pub(crate) reply: oneshot::Sender<Result<Response, RequestError>>,
     /// After this the caller gets [`RequestError::Timeout`].
     pub(crate) deadline: Instant,
@@ -38,11 +39,11 @@ const PLACE_BITS: u32 = 16;
 pub(super) struct Requester<S = Stream> {
     pub(super) framed: Framed<S>,
     context: Arc<LinkContext>,
-    queue: mpsc::Receiver<Box<Outgoing>>,
-    batch: Vec<Box<Outgoing>>,
+    queue: mpsc::Receiver<Outgoing>,
+    batch: Vec<Outgoing>,
     /// Taken from the queue and not sent yet, because the peer has to read first or because the deadline of the first
     /// one has to be watched; at most `max_in_flight`.
-    taken: VecDeque<Box<Outgoing>>,
+    taken: VecDeque<Outgoing>,
     /// The requests that the peer has not answered. The id of a request consists of its place here and of its number, so
     /// that a late answer finds nobody in a place that is used again.
     pending: Slab<Pending>,
@@ -55,7 +56,7 @@ pub(super) struct Requester<S = Stream> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
-    pub(super) fn new(stream: S, queue: mpsc::Receiver<Box<Outgoing>>, context: Arc<LinkContext>) -> Self {
+    pub(super) fn new(stream: S, queue: mpsc::Receiver<Outgoing>, context: Arc<LinkContext>) -> Self {
         let mut framed = Framed::new(stream, context.limits.max_frame);
         let hello = Hello { max_frame: context.limits.max_frame as u64, max_in_flight: 0 };
         framed.push(&RequestFrame { id: 0, body: Some(RequestBody::Hello(hello)) });
@@ -165,8 +166,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
         }
     }
 
-    fn send(&mut self, outgoing: Box<Outgoing>, peer: Hello) {
-        let Outgoing { request, reply, deadline } = *outgoing;
+    fn send(&mut self, outgoing: Outgoing, peer: Hello) {
+        let Outgoing { request, reply, deadline } = outgoing;
         let len = request.payload_len() + FRAME_OVERHEAD;
         if len as u64 > peer.max_frame {
             let max = usize::try_from(peer.max_frame).unwrap_or(usize::MAX).saturating_sub(FRAME_OVERHEAD);
@@ -180,7 +181,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
         let place = self.pending.vacant_entry();
         let id = (self.last_number << PLACE_BITS) | place.key() as u64;
         place.insert(Pending { id, reply, deadline });
-        self.framed.push(&RequestFrame { id, body: Some(request.into()) });
+        self.framed.push(&RequestFrame { id, body: Some((*request).into()) });
     }
 
     fn on_frame(&mut self, frame: ResponseFrame) -> Result<(), LinkError> {
