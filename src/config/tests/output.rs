@@ -206,7 +206,7 @@ prop_compose! {
             allow: allow.into_iter().map(|i| all[i]).collect(),
         }).collect();
         config.gateway.grace = Duration::from_millis(millis);
-        config.gateway.max_body_size = max_value;
+        config.gateway.max_body_size = max_value.max(1024);
         config.gateway.peers = config.network.allow_peers.clone().map_or(PeerList::Any, PeerList::These);
         config.expose =
             exporters.iter().map(|(name, path)| exposed(name, &format!("http://[::1]:{}{path}", port.max(1)))).collect();
