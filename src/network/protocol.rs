@@ -181,7 +181,7 @@ pub enum RequestBody {
     /// The first frame.
     #[prost(message, tag = "2")]
     Hello(Hello),
-    /// Asks for a heartbeat in return, so that both sides know that the path works.
+    /// Asks for a heartbeat in return. This version watches the socket instead, and only answers it.
     #[prost(message, tag = "3")]
     Heartbeat(Empty),
     /// The key to read.

@@ -132,8 +132,7 @@ async fn answer(mut stream: SubstreamBox) -> Result<()> {
 pub(super) struct Client {
     runtime: Runtime,
     loads: tokio::sync::mpsc::Sender<(Operation, usize, Window)>,
-    rounds: tokio::sync::mpsc::Receiver<Vec<u32>>,
-    of_callers: tokio::sync::mpsc::Receiver<Round>,
+    rounds: tokio::sync::mpsc::Receiver<Round>,
     task: JoinHandle<Result<()>>,
 }
 
@@ -143,30 +142,30 @@ impl Client {
         let address: Multiaddr = address.parse()?;
         let (loads, mut next_load) = tokio::sync::mpsc::channel::<(Operation, usize, Window)>(1);
         let (done, rounds) = tokio::sync::mpsc::channel(1);
-        let (calls, of_callers) = tokio::sync::mpsc::channel(1);
         let task = runtime.spawn(async move {
             let options = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
             let (_, mut muxer) = transport()?.dial(address, options)?.await?;
             let mut stream = poll_fn(|cx| muxer.poll_outbound_unpin(cx)).await?;
             let rounds = async move {
                 while let Some((operation, in_flight, window)) = next_load.recv().await {
-                    if variant.callers {
+                    let round = if variant.callers {
                         let (requests, queue) = tokio::sync::mpsc::channel(in_flight);
                         let callers = closed_loop(in_flight, window, move |number| {
                             call(requests.clone(), operation.request(number))
                         });
                         let callers = tokio::spawn(callers);
                         for_callers(&mut stream, queue).await?;
-                        calls.send(callers.await??).await?;
+                        callers.await??
                     } else {
-                        done.send(pipeline(&mut stream, operation, in_flight, window).await?).await?;
-                    }
+                        window.round(pipeline(&mut stream, operation, in_flight, window).await?)?
+                    };
+                    done.send(round).await?;
                 }
                 Ok(())
             };
             with_connection(muxer, variant.one_task, rounds).await
         });
-        Ok(Self { runtime, loads, rounds, of_callers, task })
+        Ok(Self { runtime, loads, rounds, task })
     }
 }
 
@@ -175,12 +174,8 @@ impl Contender for Client {
         self.runtime.block_on(async {
             // If the task has ended, its own error is reported below.
             let _ = self.loads.send((load.operation, load.in_flight, load.window)).await;
-            let round = tokio::select! {
-                taken = self.rounds.recv() => taken.map(|taken| load.window.round(taken)),
-                round = self.of_callers.recv() => round.map(Ok),
-            };
-            match round {
-                Some(round) => round,
+            match self.rounds.recv().await {
+                Some(round) => Ok(round),
                 None => Err((&mut self.task).await?.err().unwrap_or_else(|| "the substream ended".into())),
             }
         })
