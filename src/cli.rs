@@ -10,6 +10,7 @@ mod kv;
 mod logging;
 mod metrics;
 mod peers;
+mod reload;
 mod run;
 mod status;
 
@@ -22,6 +23,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::config::{self, Config, Sources};
+use crate::metrics::WebConfigError;
 use crate::network::PeerIdText;
 
 /// Exit codes, after sysexits.h.
@@ -68,6 +70,8 @@ enum Command {
     Id,
     /// Show the running agent at a glance
     Status,
+    /// Make the running agent read its configuration again
+    Reload(reload::Reload),
     /// List the connected peers; on a gateway, also the results of their scrapes, and the peers that left
     Peers,
     /// Print the value under a key, byte for byte
@@ -103,6 +107,10 @@ impl CommandError {
         Self { code: exit::USAGE, message: message.into() }
     }
 
+    fn config(message: impl Into<String>) -> Self {
+        Self { code: exit::CONFIG, message: message.into() }
+    }
+
     fn unavailable(message: impl Into<String>) -> Self {
         Self { code: exit::UNAVAILABLE, message: message.into() }
     }
@@ -114,7 +122,13 @@ impl CommandError {
 
 impl From<config::ConfigError> for CommandError {
     fn from(error: config::ConfigError) -> Self {
-        Self { code: exit::CONFIG, message: error.to_string() }
+        Self::config(error.to_string())
+    }
+}
+
+impl From<WebConfigError> for CommandError {
+    fn from(error: WebConfigError) -> Self {
+        Self::config(error.to_string())
     }
 }
 
@@ -150,14 +164,18 @@ fn say(message: String) {
 fn dispatch(cli: Cli) -> Result<(), CommandError> {
     let Cli { common, command } = cli;
     match command {
-        Command::Run(flags) => run::run(&flags.checked(common.load(&flags)?)?),
+        Command::Run(flags) => {
+            let sources = common.sources(&flags)?;
+            run::run(&flags.checked(Config::load(&sources)?)?, sources)
+        }
         Command::Check(check) => check::run(&check.flags.checked(common.load(&check.flags)?)?, &check, common.json),
         Command::Id => id::run(&common.plain()?, common.json),
-        Command::Status => status::run(&common.plain()?, common.json),
-        Command::Peers => peers::run(&common.plain()?, common.json),
-        Command::Get(get) => kv::get(&common.plain()?, &get, common.json),
-        Command::Put(put) => kv::put(&common.plain()?, &put, common.json),
-        Command::Delete(delete) => kv::delete(&common.plain()?, &delete, common.json),
+        Command::Status => status::run(&common.local()?, common.json),
+        Command::Reload(reload) => reload::run(&common.local()?, &reload, common.json),
+        Command::Peers => peers::run(&common.local()?, common.json),
+        Command::Get(get) => kv::get(&common.local()?, &get, common.json),
+        Command::Put(put) => kv::put(&common.local()?, &put, common.json),
+        Command::Delete(delete) => kv::delete(&common.local()?, &delete, common.json),
         Command::Gateway(gateway) => gateway::run(&common.plain()?, &gateway),
         Command::Metrics(flags) => metrics::run(&common, &flags),
         Command::Completions { shell } => {
@@ -171,6 +189,10 @@ fn dispatch(cli: Cli) -> Result<(), CommandError> {
 impl Common {
     /// The configuration from file, environment and these flags.
     fn load(&self, flags: &run::Flags) -> Result<Config, CommandError> {
+        Ok(Config::load(&self.sources(flags)?)?)
+    }
+
+    fn sources(&self, flags: &run::Flags) -> Result<Sources, CommandError> {
         let mut overrides = flags.overrides();
         if let Some(dir) = &self.data_dir {
             let Some(dir) = dir.to_str() else {
@@ -181,8 +203,18 @@ impl Common {
             };
             overrides.push(("node.data_dir", run::text(dir), "--data-dir"));
         }
-        let sources = Sources { file: self.config.clone(), env: std::env::vars_os().collect(), flags: overrides };
-        Ok(Config::load(&sources)?)
+        let env = std::env::vars_os().collect();
+        Ok(Sources { text: None, file: self.config.clone(), env, flags: overrides })
+    }
+
+    /// Enough to find the running agent: a mistake in the file must not keep the operator from looking at it.
+    fn local(&self) -> Result<Config, CommandError> {
+        let sources = self.sources(&run::Flags::default())?;
+        Ok(Config::load(&sources).or_else(|error| {
+            let mut config = Config::default();
+            config.node.data_dir = Config::data_dir(&sources).map_err(|_| error)?;
+            Ok::<_, config::ConfigError>(config)
+        })?)
     }
 
     fn plain(&self) -> Result<Config, CommandError> {

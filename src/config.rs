@@ -13,8 +13,10 @@ mod layers;
 mod log;
 mod node;
 mod tree;
+mod web;
 mod yaml;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -24,7 +26,8 @@ pub use self::access::{AccessRule, PeerSelector, Permission};
 pub use self::error::{ConfigError, ConfigProblem, Origin};
 pub use self::log::{LogConfig, LogFormat, LogLevel};
 pub use self::node::NodeConfig;
-use self::tree::YamlNode;
+use self::tree::{Step, Value, YamlNode};
+pub use self::web::load_web_config;
 use crate::{expose, gateway, metrics, network, storage};
 
 /// Everything that can be configured. Each module owns its section.
@@ -52,6 +55,8 @@ pub struct Config {
 /// Where a configuration comes from. Later fields override earlier ones.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
+    /// A text that takes the place of the file, and its name in messages.
+    pub text: Option<(String, String)>,
     /// The YAML file. If `None`, the variable `PEERSCOPE_CONFIG` may name one; otherwise no file is read.
     pub file: Option<PathBuf>,
     /// The whole environment, as from `std::env::vars_os().collect()`.
@@ -72,6 +77,20 @@ impl Config {
         Self::decode(tree, problems)
     }
 
+    /// The data directory alone, which may be known even if the rest is not valid.
+    ///
+    /// # Errors
+    ///
+    /// If the sources cannot be read at all.
+    pub fn data_dir(sources: &Sources) -> Result<PathBuf, ConfigError> {
+        let (tree, _) = layers::assemble(sources)?;
+        let steps = ["node", "data_dir"].map(|key| Step::Key(key.into()));
+        match steps.iter().try_fold(&tree, |node, step| node.child(step)).map(|node| &node.value) {
+            Some(Value::Scalar { text, .. }) if !text.is_empty() => Ok(text.into()),
+            _ => Err(ConfigProblem::new(tree.origin, "node.data_dir", "is not a path").into()),
+        }
+    }
+
     /// Reads one YAML text, without environment or flags; messages refer to it as `name`.
     ///
     /// # Errors
@@ -82,21 +101,28 @@ impl Config {
         Self::decode(tree, problems)
     }
 
+    /// The dotted keys whose values differ, in alphabetical order.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let (mine, theirs) = (layers::values(self), layers::values(other));
+        let keys: BTreeSet<&String> = mine.keys().chain(theirs.keys()).collect();
+        let mut different: Vec<String> =
+            keys.into_iter().filter(|key| mine.get(*key) != theirs.get(*key)).cloned().collect();
+        // Passwords are masked in the values.
+        if self.storage.redis.urls != other.storage.redis.urls {
+            different.push("storage.redis.urls".into());
+        }
+        different.sort();
+        different.dedup();
+        different
+    }
+
     /// This configuration as YAML that loads again, every secret masked.
     pub fn to_yaml_masked(&self) -> String {
         yaml::write(self)
     }
 
-    /// Decodes the tree. On a failure, records the problem, marks its node as rejected and decodes again, so that one
-    /// run reports all mistakes.
     fn decode(mut tree: YamlNode, mut problems: Vec<ConfigProblem>) -> Result<Self, ConfigError> {
-        let config = loop {
-            match de::decode::<Self>(&tree) {
-                Ok(config) => break config,
-                Err(_) if problems.len() >= error::MAX_PROBLEMS => return Err(ConfigError::new(problems)),
-                Err(failure) => problems.extend(failure.take_out_of(&mut tree)),
-            }
-        };
+        let config: Self = decode_all(&mut tree, &mut problems)?;
         let found_so_far = problems.len();
         for problem in check::check(&config, &tree, metrics::BUILT_IN) {
             // In a section with a rejected value the default takes its place, so the check could complain about
@@ -106,6 +132,24 @@ impl Config {
             }
         }
         if problems.is_empty() { Ok(config) } else { Err(ConfigError::new(problems)) }
+    }
+}
+
+/// Decodes a tree. On a failure, records the problem, marks its node as rejected and decodes again, so that one run
+/// reports all mistakes.
+fn decode_all<T: for<'a> Deserialize<'a>>(
+    tree: &mut YamlNode,
+    problems: &mut Vec<ConfigProblem>,
+) -> Result<T, ConfigError> {
+    loop {
+        match de::decode::<T>(tree) {
+            Ok(config) => return Ok(config),
+            Err(_) if problems.len() >= error::MAX_PROBLEMS => return Err(ConfigError::new(std::mem::take(problems))),
+            Err(failure) => {
+                let problem = failure.take_out_of(tree);
+                problems.extend(problem);
+            }
+        }
     }
 }
 

@@ -14,6 +14,7 @@
 //! `KEY` is percent-encoded. `?peer=PEER_ID` sends the request to that peer instead of this agent's own store.
 //! Every failure is an [`ErrorResponse`] with a matching status.
 
+mod reload;
 mod routes;
 
 use std::io;
@@ -26,14 +27,16 @@ use std::time::{Duration, Instant};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use libp2p::PeerId;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
+pub use self::reload::{ConfigState, Reload, ReloadError, Reloaded};
 use crate::files;
-use crate::metrics::{AgentInfo, Exposer, Health, UrlReader};
+use crate::metrics::{Exposer, Health, Seldom, UrlReader};
 use crate::network::{Direction, Network};
 use crate::storage::Storage;
 
@@ -48,9 +51,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The pause after a failed accept: mostly no descriptor is left, and only waiting helps.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// The shortest time between two log lines about problems with the socket.
-const SILENCE: Duration = Duration::from_secs(60);
 
 /// How many connections the kernel queues until they are accepted.
 const BACKLOG: i32 = 128;
@@ -97,8 +97,10 @@ pub fn socket_path(data_dir: &Path) -> Result<PathBuf, ControlError> {
 /// What the API reports on and works with.
 #[derive(Debug)]
 pub struct Api {
-    /// Who the agent is.
-    pub agent: AgentInfo,
+    /// The agent's PeerId.
+    pub peer_id: PeerId,
+    /// Reads the configuration again, and knows the agent's name.
+    pub reloader: Arc<dyn Reload>,
     /// When it started.
     pub started: Instant,
     /// Its network.
@@ -134,6 +136,8 @@ pub struct Status {
     pub store: String,
     /// The URL of its metrics page; `None` if the endpoint is off or cannot listen.
     pub metrics: Option<String>,
+    /// The configuration in use.
+    pub config: ConfigState,
     /// How many peers are connected.
     pub peers_connected: usize,
     /// Whether all components are ready.
@@ -266,7 +270,7 @@ impl ControlServer {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // One at a time, and in the background: the disk may hang.
         let mut looking: JoinSet<io::Result<Option<Socket>>> = JoinSet::new();
-        let mut said = Said::default();
+        let said = Seldom::default();
         loop {
             tokio::select! {
                 () = stopped(&mut stop) => break,
@@ -357,19 +361,6 @@ fn file_of(path: &Path) -> io::Result<(u64, u64)> {
 fn is_ours(stream: &UnixStream) -> bool {
     let user = rustix::process::geteuid().as_raw();
     stream.peer_cred().is_ok_and(|peer| peer.uid() == user || peer.uid() == 0)
-}
-
-/// When a problem with the socket was last logged.
-#[derive(Debug, Default)]
-struct Said(Option<Instant>);
-
-impl Said {
-    fn at_most_once_a_minute(&mut self, say: impl FnOnce()) {
-        if self.0.is_none_or(|said| said.elapsed() >= SILENCE) {
-            self.0 = Some(Instant::now());
-            say();
-        }
-    }
 }
 
 /// Completes when `stop` is true, and also when its sender is gone and can no longer set it.

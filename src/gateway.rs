@@ -26,5 +26,5 @@ pub use self::failure::ScrapeFailure;
 pub use self::fleet::{Fleet, keep};
 pub use self::members::{LastScrape, Member, Standing};
 pub use self::pages::Pages;
-pub use self::prometheus_config::prometheus_config;
+pub use self::prometheus_config::{Job, ScraperTls, prometheus_config};
 pub use self::scrape::Scraper;

@@ -21,6 +21,7 @@ mod silence;
 #[cfg_attr(not(feature = "metrics-prometheus"), path = "network/telemetry/noop.rs")]
 mod telemetry;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -56,6 +57,25 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How many commands may wait for the event loop.
 const COMMAND_QUEUE: usize = 256;
+
+/// What a reload can change.
+#[derive(Debug, Clone, Default)]
+pub struct Reconfigured {
+    /// `network.bootstrap`
+    pub bootstrap: Vec<BootstrapAddr>,
+    /// `network.allow_peers`
+    pub allow_peers: Option<Vec<PeerIdText>>,
+    /// Peers that have to connect again to learn what has changed for them.
+    pub reconnect: HashSet<PeerId>,
+}
+
+impl Reconfigured {
+    /// The peers that have a place whoever else is connected.
+    fn named(&self) -> impl Iterator<Item = PeerId> {
+        let bootstrap = self.bootstrap.iter().map(|target| target.peer);
+        bootstrap.chain(self.allow_peers.iter().flatten().map(|peer| peer.0))
+    }
+}
 
 /// A handle on the network. Cloning shares it.
 #[derive(Debug, Clone)]
@@ -97,9 +117,12 @@ impl Network {
         };
         let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
         let table = LinkTable::default();
-        let named = config.allow_peers.iter().flatten().map(|peer| peer.0);
-        let reserved =
-            config.bootstrap.iter().map(|target| target.peer).chain(named).chain(handler.expected()).collect();
+        let peers = Reconfigured {
+            bootstrap: config.bootstrap.clone(),
+            allow_peers: config.allow_peers.clone(),
+            ..Reconfigured::default()
+        };
+        let reserved = peers.named().chain(handler.expected()).collect();
         let budget = Arc::default();
         let context =
             link::LinkContext { handler, metrics: metrics.clone(), table: table.clone(), limits, reserved, budget };
@@ -115,6 +138,14 @@ impl Network {
             listen_addresses: driver.listen_addresses().to_vec(),
         };
         Ok((Self { shared: Arc::new(shared) }, driver))
+    }
+
+    /// Takes over what a reload has changed. Completes when it counts.
+    pub async fn reconfigure(&self, peers: Reconfigured) {
+        let (reply, done) = oneshot::channel();
+        if self.shared.commands.send(event_loop::Command::Reconfigure { peers, reply }).await.is_ok() {
+            let _ended = done.await;
+        }
     }
 
     /// The addresses that the listeners were bound to at the start.

@@ -6,6 +6,7 @@
 mod handler;
 mod parts;
 mod pulse;
+mod reload;
 
 use std::fs::{DirBuilder, File, Permissions, TryLockError};
 use std::io;
@@ -18,16 +19,18 @@ use std::time::{Duration, Instant};
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::watch;
 
-pub use self::handler::{Access, Handler, ScrapeSources};
+pub use self::handler::{Handler, Policy, ScrapeSources};
 use self::parts::Parts;
 use self::pulse::{Listening, Pulse};
-use crate::config::Config;
+use self::reload::{Changing, ChangingGateway};
+pub use self::reload::{Reloader, SetLogLevel, Source};
+use crate::config::{self, Config};
 use crate::control::{self, ControlServer};
 use crate::gateway::{self, Fleet, Pages, Scraper};
 use crate::identity;
 use crate::metrics::{
-    self, AgentInfo, Exposer, GatewayMetrics, GuestPages, Health, MetricsCollector, MetricsServer, MissingLines,
-    Registry, UrlReader,
+    self, AgentInfo, EndpointOptions, Exposer, GatewayMetrics, GuestPages, Health, MetricsCollector, MetricsServer,
+    MissingLines, Registry, UrlReader, WebAccess, WebConfigError, WebConfigSource,
 };
 use crate::network::{self, Driver, Network};
 use crate::storage::{self, Storage};
@@ -77,6 +80,9 @@ pub enum NodeError {
     /// A part of the running agent ended unexpectedly, which is a bug.
     #[error("{0} of this agent failed unexpectedly, which is a bug; please report it with the log")]
     Died(&'static str),
+    /// The web configuration cannot be used.
+    #[error(transparent)]
+    WebConfig(#[from] WebConfigError),
     /// The control socket cannot be opened.
     #[error(transparent)]
     Control(#[from] control::ControlError),
@@ -89,6 +95,7 @@ pub struct Node {
     storage: Storage,
     network: Network,
     driver: Driver,
+    reloader: Reloader,
     control: ControlServer,
     endpoint: Option<MetricsServer>,
     /// The gateway's peers, if this agent is a gateway.
@@ -141,6 +148,10 @@ impl Node {
         let peer_id = keypair.public().to_peer_id();
         tracing::info!(name = %config.node.name, "PeerId {peer_id}");
 
+        // Early, so that a mistake in it is found before anything is opened.
+        let source = config.metrics.web_config.clone().filter(|_| config.metrics.enabled);
+        let web = source.map(|path| WebAccess::open(web_config_source(path), &registry)).transpose()?;
+
         let health = Health::default();
         let mut parts = Parts::default();
         let pulse = Pulse::default();
@@ -161,8 +172,9 @@ impl Node {
             .map(|metrics| Arc::new(Fleet::open(&config.gateway, peer_id, metrics.clone(), data_dir)));
         // Separate from the endpoint's, so that peers take no place from local scrapers.
         let exposer = Exposer::new(Arc::clone(&registry), collector.clone(), PEER_EXPOSITIONS);
-        let sources = ScrapeSources::new(config, exposer, fleet.clone());
-        let handler = Handler::new(Access::new(&config.access), storage.clone(), collector.clone(), sources);
+        let sources = ScrapeSources::new(exposer, fleet.clone());
+        let handler = Handler::new(Policy::new(config), storage.clone(), collector.clone(), sources);
+        let policy = handler.policy();
         let max_payload = config.storage.max_key_size + config.storage.max_value_size;
         let clients = if config.gateway.enabled { 3 * config.gateway.max_scrapes } else { 0 };
         let beside_peers = config.network.beside_peers.saturating_add(clients);
@@ -183,18 +195,24 @@ impl Node {
             .clone()
             .zip(gateway_metrics)
             .map(|(fleet, metrics)| Scraper::new(&config.gateway, network.clone(), fleet, metrics));
+        let pages = scraper.clone().map(|scraper| {
+            let address = SocketAddr::new(config.metrics.address.first(), config.metrics.port);
+            Arc::new(Pages::new(scraper, address.to_string(), config.gateway.external_url.clone()))
+        });
         let endpoint = if config.metrics.enabled {
             let registry = Arc::clone(&registry);
+            warn_if_open(config, web.as_ref());
             Some(MetricsServer::start(
                 &config.metrics,
                 &agent,
                 registry,
                 collector.clone(),
                 health.clone(),
-                scraper.clone().map(|scraper| {
-                    let address = SocketAddr::new(config.metrics.address, config.metrics.port);
-                    Arc::new(Pages::new(scraper, address.to_string())) as Arc<dyn GuestPages>
-                }),
+                EndpointOptions {
+                    guest: pages.clone().map(|pages| pages as Arc<dyn GuestPages>),
+                    web,
+                    external_url: config.gateway.external_url.clone(),
+                },
             ))
         } else {
             tracing::info!("Metrics endpoint disabled");
@@ -207,8 +225,21 @@ impl Node {
                 tracing::info!("Gateway: targets for Prometheus at {base}/sd");
             }
         }
+        let gateway = fleet.clone().zip(scraper.clone()).zip(pages);
+        let reloader = Reloader::new(
+            config,
+            Changing {
+                policy,
+                peer_id,
+                network: network.clone(),
+                collector: collector.clone(),
+                endpoint: endpoint.as_ref().map(MetricsServer::handle),
+                gateway: gateway.map(|((fleet, scraper), pages)| ChangingGateway { fleet, scraper, pages }),
+            },
+        );
         let api = control::Api {
-            agent,
+            peer_id,
+            reloader: Arc::new(reloader.clone()),
             started,
             network: network.clone(),
             storage: storage.clone(),
@@ -227,6 +258,7 @@ impl Node {
             storage,
             network,
             driver,
+            reloader,
             control,
             endpoint,
             fleet,
@@ -251,6 +283,11 @@ impl Node {
     /// The URL of the metrics page; `None` if the endpoint is off or could not listen yet.
     pub fn metrics_url(&self) -> Option<String> {
         self.endpoint.as_ref().and_then(MetricsServer::url)
+    }
+
+    /// Takes over a changed configuration.
+    pub fn reloader(&self) -> Reloader {
+        self.reloader.clone()
     }
 
     /// A handle to its network.
@@ -335,6 +372,26 @@ async fn cannot_open(storage: &Storage) -> storage::OpenError {
         Err(error) => error,
         Ok(()) => std::future::pending().await,
     }
+}
+
+fn web_config_source(path: PathBuf) -> WebConfigSource {
+    WebConfigSource { path, read: |path| config::load_web_config(path).map_err(|error| error.to_string()) }
+}
+
+/// Says what others can read, if they can.
+fn warn_if_open(config: &Config, web: Option<&WebAccess>) {
+    let Some(address) = config.metrics.address.iter().find(|address| !address.is_loopback()) else { return };
+    if web.is_some_and(|web| web.has_users() || web.checks_certificates()) {
+        return;
+    }
+    let what = match config.gateway.enabled {
+        true => "the metrics, the list of peers with their addresses, and the peers' pages",
+        false => "the metrics",
+    };
+    tracing::warn!(
+        "Anyone who can reach {} can read {what}: metrics.web_config has no users and requires no client certificates",
+        SocketAddr::new(*address, config.metrics.port)
+    );
 }
 
 fn log_listeners(addresses: &[Multiaddr], peer_id: PeerId) {

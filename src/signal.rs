@@ -1,5 +1,5 @@
 //! The signals that stop the agent, handled on a thread of their own: the second one ends the process whatever else
-//! hangs.
+//! hangs. SIGHUP asks for the configuration to be read again.
 
 use std::io;
 use std::sync::{Arc, mpsc};
@@ -15,9 +15,13 @@ const ECHO: Duration = Duration::from_millis(250);
 /// How long the callback for a second signal may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// SIGINT, SIGTERM and SIGHUP (sent when a terminal is closed).
+/// SIGINT and SIGTERM, which stop the agent, and SIGHUP.
 #[derive(Debug, Clone)]
-pub struct Signals(watch::Receiver<Option<&'static str>>);
+pub struct Signals {
+    stop: watch::Receiver<Option<&'static str>>,
+    /// How many times SIGHUP was received.
+    hangups: watch::Receiver<u64>,
+}
 
 impl Signals {
     /// Installs the handlers: these signals no longer end the process by themselves. Neither does SIGXFSZ, which a
@@ -29,11 +33,18 @@ impl Signals {
     /// When the handlers cannot be installed or the thread cannot be started.
     pub fn start(again: impl Fn(&'static str) -> u8 + Send + Sync + 'static) -> io::Result<Self> {
         let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP, SIGXFSZ])?;
-        let (sender, receiver) = watch::channel(None);
+        let (sender, stop) = watch::channel(None);
+        let (hangup, hangups) = watch::channel(0);
         let run = move || {
             let mut first: Option<Instant> = None;
             let again = Arc::new(again);
-            for name in signals.forever().filter_map(name) {
+            for signal in signals.forever() {
+                let Some(name) = name(signal) else {
+                    if signal == SIGHUP {
+                        hangup.send_modify(|hangups| *hangups += 1);
+                    }
+                    continue;
+                };
                 match first {
                     None => {
                         first = Some(Instant::now());
@@ -46,12 +57,20 @@ impl Signals {
             }
         };
         std::thread::Builder::new().name("signals".into()).spawn(run)?;
-        Ok(Self(receiver))
+        Ok(Self { stop, hangups })
     }
 
-    /// Waits for the first signal and returns its name.
+    /// Waits for the next SIGHUP; several in quick succession may count as one.
+    pub async fn hangup(&mut self) {
+        if self.hangups.changed().await.is_err() {
+            // The thread never ends.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Waits for the first signal to stop and returns its name.
     pub async fn first(&mut self) -> &'static str {
-        match self.0.wait_for(Option::is_some).await.map(|name| *name) {
+        match self.stop.wait_for(Option::is_some).await.map(|name| *name) {
             Ok(Some(name)) => name,
             // The thread never ends. Without it nothing could stop the agent cleanly.
             Ok(None) | Err(_) => "the signal thread has ended",
@@ -74,7 +93,6 @@ fn name(signal: i32) -> Option<&'static str> {
     match signal {
         SIGINT => Some("SIGINT"),
         SIGTERM => Some("SIGTERM"),
-        SIGHUP => Some("SIGHUP"),
         _ => None,
     }
 }

@@ -36,6 +36,7 @@ mod agent {
     mod redis;
     #[cfg(feature = "metrics-prometheus")]
     mod redis_history;
+    mod reload;
     #[cfg(feature = "metrics-prometheus")]
     mod runtime;
     mod secrets;

@@ -19,12 +19,15 @@ mod gateway {
     mod fixture;
     mod flood;
     mod hostile;
+    mod names;
     mod nat;
     mod observer;
     mod operator;
     mod pipe;
     mod prometheus;
+    mod protected;
     mod queue;
+    mod reload;
     mod scene;
     mod statuses;
 }

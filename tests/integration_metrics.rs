@@ -35,4 +35,6 @@ mod metrics {
     mod traffic;
     #[cfg(feature = "metrics-prometheus")]
     mod validators;
+    #[cfg(feature = "metrics-prometheus")]
+    mod web;
 }

@@ -6,8 +6,8 @@
 # - redis-server, redis-cli, nft and ip: if missing, installed by apt-get as root or with passwordless sudo;
 #   otherwise their Debian packages are unpacked into the tools folder. The server's binary comes from
 #   redis-tools: the package redis-server would only add a service.
-# - prometheus with promtool, victoria-metrics, prometheus-node-exporter, prometheus-blackbox-exporter, haproxy
-#   and dnsdist: always unpacked, never installed, so that no service starts. prometheus and promtool 3, which
+# - prometheus with promtool, victoria-metrics, prometheus-node-exporter, prometheus-blackbox-exporter, haproxy,
+#   dnsdist, nginx and caddy: always unpacked, never installed, so that no service starts. prometheus and promtool 3, which
 #   Debian 12 does not have, come from Debian's suite sid through this machine's own apt source: lists and
 #   packages stay in the tools folder, the machine's apt is not affected, and apt checks sid's signature as
 #   usual.
@@ -15,7 +15,8 @@
 #
 # The folder is $TEST_TOOLS_DIR, by default target/tools. A second run finds everything there. To use programs
 # that you already have, set their paths: TEST_PROMETHEUS, TEST_PROMTOOL, TEST_PROMETHEUS_3, TEST_PROMTOOL_3,
-# TEST_VICTORIA_METRICS, TEST_NODE_EXPORTER, TEST_BLACKBOX_EXPORTER, TEST_HAPROXY, TEST_DNSDIST.
+# TEST_VICTORIA_METRICS, TEST_NODE_EXPORTER, TEST_BLACKBOX_EXPORTER, TEST_HAPROXY, TEST_DNSDIST,
+# TEST_NGINX, TEST_CADDY.
 # Progress goes to stderr. If a program cannot be fetched, the script fails and says what to do.
 set -eu
 
@@ -136,6 +137,10 @@ haproxy=${TEST_HAPROXY:-$tools/root/usr/sbin/haproxy}
 dnsdist=${TEST_DNSDIST:-$tools/root/usr/bin/dnsdist}
 have "$haproxy" TEST_HAPROXY haproxy -v
 have "$dnsdist" TEST_DNSDIST dnsdist
+nginx=${TEST_NGINX:-$tools/root/usr/sbin/nginx}
+caddy=${TEST_CADDY:-$tools/root/usr/bin/caddy}
+have "$nginx" TEST_NGINX nginx -v
+have "$caddy" TEST_CADDY caddy version
 
 # sid_source DIRECTORY: writes a copy of this machine's first apt source of a Debian release, with its address,
 # keys and other options, but for the suite sid. Prints the name of the file.
@@ -267,4 +272,6 @@ echo "export TEST_NODE_EXPORTER=\"$node_exporter\""
 echo "export TEST_BLACKBOX_EXPORTER=\"$blackbox_exporter\""
 echo "export TEST_HAPROXY=\"$haproxy\""
 echo "export TEST_DNSDIST=\"$dnsdist\""
+echo "export TEST_NGINX=\"$nginx\""
+echo "export TEST_CADDY=\"$caddy\""
 echo "export TEST_PYTHONPATH=\"$tools/python\""

@@ -9,7 +9,7 @@ use peerscope::config::{AccessRule, Config, PeerSelector, Permission};
 use peerscope::metrics::Exposer;
 use peerscope::network::protocol::{FrameReader, Request, RequestBody, RequestFrame, ResponseFrame, encode};
 use peerscope::network::{Handling, RequestHandler as _};
-use peerscope::node::{Access, Handler, ScrapeSources};
+use peerscope::node::{Handler, Policy, ScrapeSources};
 
 use super::{PAYLOAD, Result, collector, key, one_thread, per_operation, storage};
 
@@ -21,8 +21,9 @@ pub(super) fn run(get: bool, count: usize) -> Result<f64> {
         let (storage, _dir) = storage::open(metrics.clone()).await?;
         let peer = PeerId::random();
         let rule = AccessRule { peer: PeerSelector::Peer(peer), allow: vec![Permission::Get] };
-        let sources = ScrapeSources::new(&Config::default(), Exposer::new(Arc::default(), metrics.clone(), 1), None);
-        let handler = Handler::new(Access::new(&[rule]), storage.clone(), metrics, sources);
+        let config = Config { access: vec![rule], ..Config::default() };
+        let sources = ScrapeSources::new(Exposer::new(Arc::default(), metrics.clone(), 1), None);
+        let handler = Handler::new(Policy::new(&config), storage.clone(), metrics, sources);
         let mut exchange = Exchange { handler, peer, reader: FrameReader::new(1 << 20), output: Vec::new() };
         let requests = wire(get);
         for request in requests.iter().cycle().take(WARM_UP) {

@@ -12,7 +12,7 @@ use peerscope::config::{AccessRule, PeerSelector, Permission};
 use peerscope::metrics::{AgentInfo, Exposer, Health, MetricsCollector, Registry};
 use peerscope::network::protocol::{Request, Response};
 use peerscope::network::{BootstrapAddr, Config, ListenAddr, Network, RequestError};
-use peerscope::node::{Access, Handler, ScrapeSources};
+use peerscope::node::{Handler, Policy, ScrapeSources};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -44,8 +44,9 @@ async fn agent(config: Config) -> Result<(Network, PeerId, TempDir)> {
     let (storage, dir) = storage::open(metrics.clone()).await?;
     let rule = AccessRule { peer: PeerSelector::Any, allow: vec![Permission::Get] };
     let exposer = Exposer::new(Arc::default(), metrics.clone(), 1);
-    let sources = ScrapeSources::new(&peerscope::config::Config::default(), exposer, None);
-    let handler = Arc::new(Handler::new(Access::new(&[rule]), storage, metrics.clone(), sources));
+    let sources = ScrapeSources::new(exposer, None);
+    let policy = Policy::new(&peerscope::config::Config { access: vec![rule], ..Default::default() });
+    let handler = Arc::new(Handler::new(policy, storage, metrics.clone(), sources));
     let keypair = Keypair::generate_ed25519();
     let peer = keypair.public().to_peer_id();
     let (network, driver) =

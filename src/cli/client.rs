@@ -43,7 +43,12 @@ pub(super) fn ask(config: &Config, method: Method, target: &str, body: Bytes) ->
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| CommandError::failed(format!("cannot start the runtime: {error}")))?;
     let dir = &config.node.data_dir;
-    let limit = if target.starts_with("/v1/keys/") || target.contains("?peer=") { SLOW } else { QUICK };
+    let limit = match target {
+        // Waits for a disk and for the network, for up to 3 s each.
+        "/v1/reload" => 3 * QUICK,
+        _ if target.starts_with("/v1/keys/") || target.contains("?peer=") => SLOW,
+        _ => QUICK,
+    };
     let answer = runtime.block_on(async {
         tokio::time::timeout(limit, exchange(dir, method, target, body)).await.unwrap_or_else(|_| {
             let socket = dir.join(SOCKET_NAME);
@@ -56,7 +61,8 @@ pub(super) fn ask(config: &Config, method: Method, target: &str, body: Bytes) ->
     if answer.status.is_success() || answer.status == StatusCode::NOT_FOUND {
         return Ok(answer);
     }
-    Err(CommandError::failed(answer.json::<control::ErrorResponse>()?.error))
+    let control::ErrorResponse { code, error } = answer.json()?;
+    Err(if code == "config" { CommandError::config(error) } else { CommandError::failed(error) })
 }
 
 async fn exchange(dir: &Path, method: Method, target: &str, body: Bytes) -> Result<Reply, CommandError> {

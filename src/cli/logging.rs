@@ -7,13 +7,14 @@ use std::io::{self, IsTerminal as _, Write};
 use std::panic::PanicHookInfo;
 
 use rustix::event::{PollFd, PollFlags};
-use tracing_subscriber::fmt;
+use tracing_subscriber::{EnvFilter, fmt, reload};
 
 pub(super) use self::queue::LastLines;
 use self::queue::{Notice, Queue};
 use super::CommandError;
-use crate::config::{LogConfig, LogFormat};
+use crate::config::{LogConfig, LogFormat, LogLevel};
 use crate::metrics::MissingLines;
+use crate::node::SetLogLevel;
 use crate::panics;
 
 /// The most bytes of a panic's message, and of its backtrace, that are logged.
@@ -21,19 +22,35 @@ const MAX_TEXT: usize = 16 * 1024;
 
 /// Starts the log: lines and panics go to standard error, and the threads that log them never wait. `missing` counts
 /// the lines that could not be written.
-pub(super) fn init(config: &LogConfig, missing: MissingLines) -> Result<LastLines, CommandError> {
+/// The second result changes the level.
+pub(super) fn init(config: &LogConfig, missing: MissingLines) -> Result<(LastLines, SetLogLevel), CommandError> {
     // A handle of its own, without the lock of the shared one.
     let out = rustix::io::dup(io::stderr()).map(|out| Patient(out.into()));
     let started = out.map_err(io::Error::from).and_then(|out| Queue::start(out, notice(config.format), missing));
     let (queue, last) = started.map_err(|error| CommandError::failed(format!("cannot start the log: {error}")))?;
     let builder = fmt().with_env_filter(config.level.filter()).with_writer(queue.clone()).with_target(false);
-    match config.format {
-        LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
+    let set_level: SetLogLevel = match config.format {
+        LogFormat::Text => {
+            let builder = builder.with_ansi(io::stderr().is_terminal()).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |level| change(&handle, level))
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |level| change(&handle, level))
+        }
+    };
     let format = config.format;
     std::panic::set_hook(Box::new(move |panic| log_panic(panic, &queue, format)));
-    Ok(last)
+    Ok((last, set_level))
+}
+
+fn change<S>(handle: &reload::Handle<EnvFilter, S>, level: &LogLevel) {
+    // Fails only if the log has ended, with the process.
+    let _ended = handle.reload(level.filter());
 }
 
 /// Standard error. Another process that shares it may have made it non-blocking; this thread waits for the reader.

@@ -33,7 +33,7 @@ pub(super) fn run(common: &Common, flags: &Flags) -> Result<(), CommandError> {
                 format!("/v1/metrics?peer={peer}&exposed={name}")
             }
         };
-        return print(&client::ask(&common.plain()?, Method::GET, &target, Bytes::new())?.body);
+        return print(&client::ask(&common.local()?, Method::GET, &target, Bytes::new())?.body);
     }
     if !common.json {
         let tables = format!("{}\n{}", catalogue::markdown(), labels::markdown());

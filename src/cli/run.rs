@@ -6,9 +6,10 @@ use clap::Args;
 use sd_notify::NotifyState;
 
 use super::{CommandError, descriptors, logging};
-use crate::config::Config;
+use crate::config::{Config, Sources};
+use crate::control::Reload as _;
 use crate::metrics::{Health, MissingLines};
-use crate::node::Node;
+use crate::node::{Node, SetLogLevel};
 use crate::signal::Signals;
 use crate::storage::{self, BackendKind};
 
@@ -91,10 +92,11 @@ pub(super) fn text(value: &str) -> String {
     serde_json::Value::from(value).to_string()
 }
 
-pub(super) fn run(config: &Config) -> Result<(), CommandError> {
+/// Runs until a signal stops it. `sources` are read again when the configuration is reloaded.
+pub(super) fn run(config: &Config, sources: Sources) -> Result<(), CommandError> {
     let missing = MissingLines::default();
     // Waited for at the end of this function, when everything has been logged.
-    let last_lines = logging::init(&config.log, missing.clone())?;
+    let (last_lines, set_level) = logging::init(&config.log, missing.clone())?;
     let exits = last_lines.clone();
     let signals = Signals::start(move |signal| {
         tracing::warn!("{signal} again: exiting at once");
@@ -111,7 +113,7 @@ pub(super) fn run(config: &Config) -> Result<(), CommandError> {
     let runtime = runtime.map_err(|error| CommandError::failed(format!("cannot start the runtime: {error}")))?;
     // The kernel prefers the main thread for signals, which would be lost if it hung. So the main thread only waits.
     let result = std::thread::scope(|scope| {
-        let run = || runtime.block_on(agent(config, signals, &missing));
+        let run = || runtime.block_on(agent(config, sources, set_level, signals, &missing));
         let agent = std::thread::Builder::new().name("agent".into()).spawn_scoped(scope, run);
         let agent = agent.map_err(|error| CommandError::failed(format!("cannot start a thread: {error}")))?;
         // The panic has been logged.
@@ -125,7 +127,14 @@ pub(super) fn run(config: &Config) -> Result<(), CommandError> {
     result
 }
 
-async fn agent(config: &Config, mut signals: Signals, missing: &MissingLines) -> Result<(), CommandError> {
+async fn agent(
+    config: &Config,
+    sources: Sources,
+    set_level: SetLogLevel,
+    mut signals: Signals,
+    missing: &MissingLines,
+) -> Result<(), CommandError> {
+    let mut hangups = signals.clone();
     let node = tokio::select! {
         node = Node::bind(config, missing) => node.map_err(|error| CommandError::failed(error.to_string()))?,
         signal = signals.first() => {
@@ -133,7 +142,20 @@ async fn agent(config: &Config, mut signals: Signals, missing: &MissingLines) ->
             return Ok(());
         }
     };
+    let reloader = node.reloader();
+    reloader.set_log_level(set_level);
+    reloader.set_source(Box::new(move |text| {
+        let text = text.map(|text| ("the configuration".to_owned(), text));
+        Config::load(&Sources { text, ..sources.clone() }).map_err(|error| error.to_string())
+    }));
     let _waits = tokio::time::timeout(TOLD, notify(NotifyState::Ready)).await;
+    tokio::spawn(async move {
+        loop {
+            hangups.hangup().await;
+            // It logs the result.
+            let _logged = reloader.reload(None).await;
+        }
+    });
     tokio::spawn(tell_systemd(node.health()));
     let stop = async move {
         let signal = signals.first().await;

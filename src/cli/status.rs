@@ -8,7 +8,7 @@ use hyper::Method;
 
 use super::{CommandError, client, print};
 use crate::config::Config;
-use crate::control::Status;
+use crate::control::{ConfigState, Status};
 
 pub(super) fn run(config: &Config, json: bool) -> Result<(), CommandError> {
     let answer = client::ask(config, Method::GET, "/v1/status", Bytes::new())?;
@@ -19,6 +19,18 @@ pub(super) fn run(config: &Config, json: bool) -> Result<(), CommandError> {
     print(render(&status).as_bytes())
 }
 
+fn describe(config: &ConfigState) -> String {
+    let hash = config.hash;
+    let mut text = format!("{hash:012x}");
+    if !config.last_reload_successful {
+        text += ", the last reload FAILED; see the log";
+    }
+    if !config.restart_needed.is_empty() {
+        text += &format!(", a restart is needed for {}", config.restart_needed.join(", "));
+    }
+    text
+}
+
 fn render(status: &Status) -> String {
     let uptime = humantime::format_duration(Duration::from_secs(status.uptime_seconds));
     let mut rows = vec![
@@ -27,6 +39,7 @@ fn render(status: &Status) -> String {
         ("up for", uptime.to_string()),
         ("ready", if status.ready { "yes".into() } else { "NO".into() }),
         ("peers", status.peers_connected.to_string()),
+        ("config", describe(&status.config)),
         ("store", status.store.clone()),
     ];
     let listening = status.components.iter().any(|c| c.component == "metrics");

@@ -17,6 +17,7 @@ use super::{AccessRule, Config, NodeConfig};
 use crate::expose::{Exposed, MAX_EXPOSED};
 use crate::gateway::{self, PeerList};
 use crate::metrics::{MetricsConfig, NativeHistograms};
+use crate::units::quoted;
 use crate::{network, storage};
 
 const KIB: usize = 1 << 10;
@@ -71,6 +72,20 @@ impl Check<'_> {
             let message = "this build has no metrics: it was built without the cargo feature `metrics-prometheus`; \
                            set it to false, or use a build with that feature";
             self.refuse("metrics.enabled", message);
+        }
+        if let Some(path) = &metrics.web_config {
+            self.path("metrics.web_config", path);
+        }
+        if metrics.address.iter().len() == 0 {
+            self.refuse("metrics.address", "is empty; give at least one address, or set metrics.enabled to false");
+        }
+        self.distinct("metrics.address", metrics.address.iter().map(|address| (address.to_string(), *address)));
+        for (index, name) in metrics.host_names.iter().enumerate() {
+            let good = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+            if name.is_empty() || name.len() > 253 || !name.bytes().all(good) {
+                let message = format!("{} is not a host name; write one without scheme and port", quoted(name));
+                self.refuse(&format!("metrics.host_names[{index}]"), message);
+            }
         }
         let native = metrics.native_histograms;
         self.range("metrics.native_histograms.schema", native.schema, NativeHistograms::SCHEMAS, "5");

@@ -223,7 +223,10 @@ impl<'de> de::Deserializer<'de> for NodeDeserializer<'de> {
         match &self.0.value {
             Value::List(items) => visitor.visit_seq(Items { items: items.iter().enumerate() }),
             Value::Map(entries) => visitor.visit_map(Entries { entries: entries.iter(), value: None }),
-            Value::Unreadable(_) => Err(self.wrong("valid YAML")),
+            Value::Unreadable(_) => match &self.0.raw {
+                Some(raw) => visitor.visit_str(raw),
+                None => Err(self.wrong("valid YAML")),
+            },
             Value::Scalar { .. } if self.0.is_null() => visitor.visit_unit(),
             Value::Scalar { text, .. } => match (self.truth(), self.number()) {
                 (Some(truth), _) => visitor.visit_bool(truth),

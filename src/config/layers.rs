@@ -1,5 +1,6 @@
 //! Merges the layers: the environment overrides the file, and the flags override both.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
@@ -26,8 +27,13 @@ pub(super) fn assemble(sources: &Sources) -> Result<(YamlNode, Vec<ConfigProblem
     let variable = |name: &str| sources.env.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_os_str());
 
     let named = variable(FILE_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
-    let mut tree = match sources.file.as_ref().or(named.as_ref()) {
-        Some(path) => {
+    let mut tree = match (&sources.text, sources.file.as_ref().or(named.as_ref())) {
+        (Some((name, text)), _) => {
+            let (tree, found) = tree::parse(text, &Source::File(name.as_str().into()))?;
+            problems = found;
+            tree
+        }
+        (None, Some(path)) => {
             let name = path.display().to_string();
             let text =
                 read(path).map_err(|problem| ConfigProblem::new(Origin::File(name.as_str().into()), "", problem))?;
@@ -35,7 +41,7 @@ pub(super) fn assemble(sources: &Sources) -> Result<(YamlNode, Vec<ConfigProblem
             problems = found;
             tree
         }
-        None => YamlNode::new(Value::Map(Vec::new()), Origin::Default),
+        (None, None) => YamlNode::new(Value::Map(Vec::new()), Origin::Default),
     };
 
     // Sorted, so that a whole section comes before its keys.
@@ -94,7 +100,7 @@ fn is_service_link(name: &str, value: &OsString) -> bool {
         || (name.ends_with("_PORT") && value.to_str().is_some_and(|value| value.contains("://")))
 }
 
-fn read(path: &Path) -> Result<String, String> {
+pub(super) fn read(path: &Path) -> Result<String, String> {
     let unreadable = |error: io::Error| format!("cannot be read: {error}");
     let mut bytes = Vec::new();
     // Reading one byte more than allowed shows that the file is too large.
@@ -174,19 +180,24 @@ fn merge(base: &mut YamlNode, over: YamlNode, problems: &mut Vec<ConfigProblem>)
 
 /// Every dotted key that is not a section. Taken from the default configuration, so that none can be forgotten.
 pub(super) fn known_keys() -> Vec<String> {
-    fn walk(value: &serde_json::Value, path: &str, keys: &mut Vec<String>) {
+    values(&Config::default()).into_keys().collect()
+}
+
+/// The value of every dotted key that is not a section.
+pub(super) fn values(config: &Config) -> BTreeMap<String, serde_json::Value> {
+    fn walk(value: serde_json::Value, path: &str, values: &mut BTreeMap<String, serde_json::Value>) {
         match value {
             serde_json::Value::Object(map) => {
                 for (key, value) in map {
-                    walk(value, &if path.is_empty() { key.clone() } else { format!("{path}.{key}") }, keys);
+                    walk(value, &if path.is_empty() { key } else { format!("{path}.{key}") }, values);
                 }
             }
-            _ => keys.push(path.to_owned()),
+            value => drop(values.insert(path.to_owned(), value)),
         }
     }
-    let mut keys = Vec::new();
-    walk(&serde_json::to_value(Config::default()).unwrap_or_default(), "", &mut keys);
-    keys
+    let mut values = BTreeMap::new();
+    walk(serde_json::to_value(config).unwrap_or_default(), "", &mut values);
+    values
 }
 
 /// The variable that sets a dotted key.

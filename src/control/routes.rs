@@ -12,7 +12,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use libp2p::PeerId;
 use percent_encoding::percent_decode_str;
 
-use super::{Api, ComponentStatus, Deleted, ErrorResponse, Peer, Status};
+use super::{Api, ComponentStatus, Deleted, ErrorResponse, Peer, ReloadError, Status};
 use crate::metrics::{BUILT_IN, all_ready};
 use crate::network::RequestError;
 use crate::network::protocol::{self, ErrorCode};
@@ -22,6 +22,9 @@ type ApiResponse = Response<Full<Bytes>>;
 
 /// How long a client may take to send a value.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The largest configuration, in bytes: as large as a file can be.
+const MAX_CONFIG: usize = 1 << 20;
 
 /// How long making a metrics page may take, as at the endpoint.
 const MAKING: Duration = Duration::from_secs(20);
@@ -71,14 +74,38 @@ impl Api {
                 let peer = peer(request.uri().query())?;
                 self.key(key, peer, request).await
             }
+            (&Method::POST, "/v1/reload") => self.reload(request).await,
+            (_, "/v1/reload") => Ok(method_not_allowed("POST")),
             (_, "/v1/status" | "/v1/peers" | "/v1/metrics") => Ok(method_not_allowed("GET")),
             (_, path) if path.starts_with("/v1/keys/") => Ok(method_not_allowed("GET, PUT, DELETE")),
             _ => Err(ApiError::new(StatusCode::NOT_FOUND, "bad_request", format!("{path} not found"))),
         }
     }
 
+    /// A body is a configuration that takes the place of the agent's file.
+    async fn reload(&self, request: Request<Incoming>) -> Result<ApiResponse, ApiError> {
+        let body = limited(request, MAX_CONFIG, "the configuration", "").await?;
+        let text = match String::from_utf8(body.into()) {
+            Ok(text) => Some(text).filter(|text| !text.is_empty()),
+            Err(_) => return Err(ApiError::bad_request("the configuration is not valid UTF-8")),
+        };
+        match self.reloader.reload(text).await {
+            Ok(reloaded) => Ok(json(StatusCode::OK, &reloaded)),
+            Err(error) => {
+                let (status, code) = match error {
+                    ReloadError::NoSource => (StatusCode::NOT_IMPLEMENTED, "no_source"),
+                    ReloadError::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "config"),
+                    ReloadError::DiskHangs(_) | ReloadError::NetworkHangs => {
+                        (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
+                    }
+                };
+                Err(ApiError::new(status, code, error.to_string()))
+            }
+        }
+    }
+
     async fn status(&self) -> Status {
-        let peer_id = &self.agent.peer_id;
+        let peer_id = self.peer_id.to_string();
         let states = self.health.snapshot();
         let ready = all_ready(&states);
         let components = states.into_iter().map(|state| ComponentStatus {
@@ -88,7 +115,8 @@ impl Api {
         });
         Status {
             peer_id: peer_id.clone(),
-            name: self.agent.name.clone(),
+            name: self.reloader.name(),
+            config: self.reloader.state(),
             version: env!("CARGO_PKG_VERSION").into(),
             revision: env!("BUILD_REVISION").into(),
             uptime_seconds: self.started.elapsed().as_secs(),
@@ -151,18 +179,7 @@ impl Api {
     }
 
     async fn body(&self, request: Request<Incoming>) -> Result<Bytes, ApiError> {
-        let limit = self.storage.max_value_size();
-        let mut body = request.into_body();
-        match tokio::time::timeout(BODY_TIMEOUT, Limited::new(&mut body, limit).collect()).await {
-            Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                let _ = tokio::time::timeout(BODY_TIMEOUT, discard(&mut body)).await;
-                let error = format!("the value is larger than the {limit} bytes that storage.max_value_size allows");
-                Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", error))
-            }
-            Ok(Err(error)) => Err(ApiError::bad_request(format!("cannot read the value: {error}"))),
-            Err(_) => Err(ApiError::bad_request(format!("the value did not arrive within {BODY_TIMEOUT:?}"))),
-        }
+        limited(request, self.storage.max_value_size(), "the value", " that storage.max_value_size allows").await
     }
 
     async fn metrics(&self, request: &Request<Incoming>) -> Result<ApiResponse, ApiError> {
@@ -186,6 +203,21 @@ impl Api {
         })?;
         let content_type = page.content_type_header();
         Ok(page_response(page.body, content_type))
+    }
+}
+
+/// Reads a body of at most `limit` bytes. `what` it is, and what `allowed` the limit, is for the error.
+async fn limited(request: Request<Incoming>, limit: usize, what: &str, allowed: &str) -> Result<Bytes, ApiError> {
+    let mut body = request.into_body();
+    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(&mut body, limit).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            let _ = tokio::time::timeout(BODY_TIMEOUT, discard(&mut body)).await;
+            let error = format!("{what} is larger than the {limit} bytes{allowed}");
+            Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", error))
+        }
+        Ok(Err(error)) => Err(ApiError::bad_request(format!("cannot read {what}: {error}"))),
+        Err(_) => Err(ApiError::bad_request(format!("{what} did not arrive within {BODY_TIMEOUT:?}"))),
     }
 }
 

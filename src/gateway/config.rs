@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::metrics::ExternalUrl;
 use crate::network::PeerIdText;
 
 /// The `gateway` section of the configuration.
@@ -29,6 +30,8 @@ pub struct Config {
     /// The size limit of one page as it crosses the network, in bytes.
     #[serde(with = "crate::units::size")]
     pub max_body_size: usize,
+    /// Where Prometheus reaches this gateway, if that is not where it listens: behind a proxy.
+    pub external_url: Option<ExternalUrl>,
 }
 
 impl Default for Config {
@@ -41,6 +44,7 @@ impl Default for Config {
             settle: Duration::from_secs(30),
             max_scrapes: 512,
             max_body_size: 16 << 20,
+            external_url: None,
         }
     }
 }

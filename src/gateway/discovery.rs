@@ -18,12 +18,22 @@ struct Group<'a> {
     labels: BTreeMap<&'static str, String>,
 }
 
-/// The whole list, in the order of the members. `address` is where Prometheus reaches this gateway.
-pub(super) fn targets(members: &[(PeerId, Member)], address: &str) -> Bytes {
+/// Where Prometheus reaches this gateway.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) address: &'a str,
+    /// `None` for that of the job.
+    pub(super) scheme: Option<&'static str>,
+    /// Empty, or the path before every page's own.
+    pub(super) prefix: &'a str,
+}
+
+/// The whole list, in the order of the members.
+pub(super) fn targets(members: &[(PeerId, Member)], place: Place<'_>) -> Bytes {
     let mut groups = Vec::new();
     for (peer, member) in members {
-        groups.push(group(peer, member, None, address));
-        groups.extend(member.exposed.iter().map(|name| group(peer, member, Some(name), address)));
+        groups.push(group(peer, member, None, place));
+        groups.extend(member.exposed.iter().map(|name| group(peer, member, Some(name), place)));
     }
     // These types always serialise. If they did not, Prometheus would reject the empty answer and keep its old list.
     serde_json::to_vec(&groups).unwrap_or_default().into()
@@ -37,9 +47,9 @@ pub(super) fn path(peer: &PeerId, exposed: Option<&str>) -> String {
     }
 }
 
-fn group<'a>(peer: &PeerId, member: &Member, exposed: Option<&String>, address: &'a str) -> Group<'a> {
+fn group<'a>(peer: &PeerId, member: &Member, exposed: Option<&String>, place: Place<'a>) -> Group<'a> {
     let mut labels = BTreeMap::from([
-        ("__metrics_path__", path(peer, exposed.map(String::as_str))),
+        ("__metrics_path__", place.prefix.to_owned() + &path(peer, exposed.map(String::as_str))),
         ("instance", peer.to_string()),
         ("__meta_peerscope_peer_id", peer.to_string()),
         ("__meta_peerscope_named", member.named.to_string()),
@@ -50,6 +60,7 @@ fn group<'a>(peer: &PeerId, member: &Member, exposed: Option<&String>, address: 
             labels.insert(label, value.to_owned());
         }
     };
+    add("__scheme__", place.scheme);
     add("peer_name", member.name.as_deref());
     add("exposed", exposed.map(String::as_str));
     add("__meta_peerscope_name", member.name.as_deref());
@@ -64,7 +75,7 @@ fn group<'a>(peer: &PeerId, member: &Member, exposed: Option<&String>, address: 
             Direction::Outbound => "outbound",
         }),
     );
-    Group { targets: [address], labels }
+    Group { targets: [place.address], labels }
 }
 
 /// The IP address in a multiaddress: `/ip4/192.0.2.1/tcp/4001`.

@@ -69,6 +69,16 @@ impl Fleet {
         fleet
     }
 
+    /// Takes over another configuration. `connected` are the peers with a link.
+    pub fn configure(&self, config: &Config, connected: &[PeerInfo]) {
+        self.change(|members| {
+            members.configure(config, Instant::now());
+            for info in connected.iter().filter(|info| info.link) {
+                members.up(info, Instant::now());
+            }
+        });
+    }
+
     /// Writes what the next run needs, if it has changed. Blocks on the disk.
     pub fn save(&self) {
         // The background save and the one at the end may meet.

@@ -138,6 +138,27 @@ impl Members {
         }
     }
 
+    /// Takes over another configuration. Peers that are connected and were not known before have to be reported anew.
+    pub(super) fn configure(&mut self, config: &Config, now: Instant) {
+        let named: BTreeSet<PeerId> = config.peers.named().iter().map(|peer| peer.0).collect();
+        self.any = config.peers == PeerList::Any;
+        (self.max_peers, self.grace, self.settle) = (config.max_peers as usize, config.grace, config.settle);
+        let known: Vec<PeerId> = self.peers.keys().copied().collect();
+        for peer in known.into_iter().filter(|peer| !named.contains(peer)) {
+            let kept = self.edit(peer, |member| {
+                member.named = false;
+                member.standing != Standing::Unseen
+            });
+            if !kept || !self.any {
+                self.forget(&peer);
+            }
+        }
+        for peer in named {
+            self.edit(peer, |member| (member.named, member.admitted) = (true, true));
+        }
+        self.tick(now);
+    }
+
     /// Restores what an earlier run knew. Peers that were connected then count as departed now.
     pub(super) fn restore(&mut self, known: Vec<Known>, now: Instant) {
         for known in known {

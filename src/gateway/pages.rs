@@ -1,17 +1,20 @@
 //! The gateway's pages on the metrics endpoint.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use libp2p::PeerId;
 
+use super::discovery::{self, Place};
 use super::fleet::shown;
-use super::{ScrapeFailure, Scraper, discovery};
+use super::{ScrapeFailure, Scraper};
 use crate::metrics::accept::{accepts_gzip, gzip, joined};
 use crate::metrics::labels::{HttpCode, ScrapeOutcome};
-use crate::metrics::{GuestAnswer, GuestBody, GuestPages, Page};
+use crate::metrics::{ExternalUrl, GuestAnswer, GuestBody, GuestPages, Page};
 use crate::network::ScrapeRequest;
 use crate::network::protocol::scrape::MAX_ACCEPT;
 
@@ -30,6 +33,7 @@ pub struct Pages {
     scraper: Scraper,
     /// The address of the endpoint, for clients without a usable `Host`.
     fallback: String,
+    external_url: ArcSwapOption<ExternalUrl>,
 }
 
 /// What a path asks for.
@@ -80,21 +84,33 @@ impl GuestPages for Pages {
 
 impl Pages {
     /// The pages of one gateway, whose endpoint is configured to listen at `address`.
-    pub fn new(scraper: Scraper, address: String) -> Self {
-        Self { scraper, fallback: address }
+    pub fn new(scraper: Scraper, address: String, external_url: Option<ExternalUrl>) -> Self {
+        Self { scraper, fallback: address, external_url: ArcSwapOption::from_pointee(external_url) }
+    }
+
+    /// Takes over another external URL.
+    pub fn configure(&self, external_url: Option<ExternalUrl>) {
+        self.external_url.store(external_url.map(Arc::new));
     }
 
     fn discovery(&self, headers: &HeaderMap) -> GuestAnswer {
-        // Where Prometheus reached this page is where it can reach the others.
-        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).filter(|host| is_address(host));
-        let address = host.unwrap_or(&self.fallback);
+        let external = self.external_url.load_full().map(|url| (url.address(), url.scheme(), url.prefix.clone()));
+        let place = match &external {
+            Some((address, scheme, prefix)) => Place { address, scheme: Some(scheme), prefix },
+            None => {
+                // Where Prometheus reached this page is where it can reach the others.
+                let host =
+                    headers.get(header::HOST).and_then(|host| host.to_str().ok()).filter(|host| is_address(host));
+                Place { address: host.unwrap_or(&self.fallback), scheme: None, prefix: "" }
+            }
+        };
         match self.scraper.fleet().targets() {
             Ok(members) => {
                 let mut list = vec![
                     (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
                     (header::VARY, HeaderValue::from_static("Accept-Encoding, Host")),
                 ];
-                let mut body = discovery::targets(&members, address);
+                let mut body = discovery::targets(&members, place);
                 if accepts_gzip(&joined(headers, &header::ACCEPT_ENCODING))
                     && let Ok(compressed) = gzip(&body)
                 {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use libp2p::PeerId;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -32,7 +33,13 @@ struct ScraperState {
     metrics: GatewayMetrics,
     lanes: Lanes<(PeerId, Option<String>)>,
     peers: Lanes<PeerId>,
-    slots: Slots,
+    limits: ArcSwap<ScrapeLimits>,
+}
+
+/// What a reload can change.
+#[derive(Debug)]
+struct ScrapeLimits {
+    slots: Arc<Slots>,
     max_body: usize,
     clients: usize,
 }
@@ -87,17 +94,6 @@ const BUSY: &str = "too many scrapes are under way at this gateway (gateway.max_
 impl Scraper {
     /// A scraper of the peers of `fleet`. Must be created on the network's runtime.
     pub fn new(config: &Config, network: Network, fleet: Arc<Fleet>, metrics: GatewayMetrics) -> Self {
-        let max_scrapes = config.max_scrapes as usize;
-        let slots = Slots {
-            all: Arc::new(Semaphore::new(max_scrapes)),
-            slow: Arc::new(Semaphore::new(max_scrapes.div_ceil(2))),
-            slow_line: Arc::new(Semaphore::new(max_scrapes)),
-            line: Arc::new(Semaphore::new((IN_LINE - 1) * max_scrapes)),
-            slow_beginning: Arc::new(Semaphore::new(BEGINNING)),
-            beginning: Arc::new(Semaphore::new(BEGINNING)),
-            large: Arc::new(Semaphore::new(MAX_LARGE)),
-            slow_large: Arc::new(Semaphore::new(MAX_LARGE / 2)),
-        };
         Self {
             shared: Arc::new(ScraperState {
                 network,
@@ -106,16 +102,25 @@ impl Scraper {
                 metrics,
                 lanes: Lanes::default(),
                 peers: Lanes::default(),
-                slots,
-                max_body: config.max_body_size,
-                clients: IN_LINE * max_scrapes,
+                limits: ArcSwap::from_pointee(ScrapeLimits::new(config)),
             }),
         }
     }
 
+    /// Takes over other limits. What is under way keeps its places among the old ones.
+    pub fn configure(&self, config: &Config) {
+        let limits = self.shared.limits.load();
+        let mut new = ScrapeLimits::new(config);
+        if limits.clients == new.clients {
+            // New places would be in addition to those that are taken.
+            new.slots = Arc::clone(&limits.slots);
+        }
+        self.shared.limits.store(Arc::new(new));
+    }
+
     /// How many clients may wait for a page at once.
     pub fn clients(&self) -> usize {
-        self.shared.clients
+        self.shared.limits.load().clients
     }
 
     /// The gateway's peers.
@@ -158,9 +163,10 @@ impl Scraper {
         under_way: &mut UnderWay,
     ) -> Result<Page<Body>, ScrapeFailure> {
         let (shared, deadline) = (&self.shared, under_way.deadline);
+        let limits = shared.limits.load_full();
         let is_slow = shared.fleet.is_slow(&peer, request.exposed.as_deref());
         under_way.is_slow = is_slow;
-        under_way.holds.push(shared.slots.line(is_slow)?);
+        under_way.holds.push(limits.slots.line(is_slow)?);
         shared.fleet.check(&peer, request.exposed.as_deref())?;
         // Scrapes of an exporter that hangs must not take places from others.
         let busy =
@@ -169,11 +175,12 @@ impl Scraper {
         under_way.lane = Some(lane.ok_or_else(|| busy("this page are under way"))?);
         let of_peer = shared.peers.enter(peer, MAX_OF_PEER);
         under_way.of_peer = Some(of_peer.ok_or_else(|| busy("this peer are under way"))?);
-        let (places, beginning) = shared.slots.take(is_slow, deadline, &shared.network).await?;
+        let (places, beginning) = limits.slots.take(is_slow, deadline, &shared.network).await?;
         under_way.holds.extend(places);
         let asked = *under_way.asked.insert(Instant::now());
         // Times out a little later than the peer, which knows the reason better.
-        let asking = tokio::time::timeout_at((deadline + LAST_WORD).into(), self.ask(peer, request, deadline));
+        let asking =
+            tokio::time::timeout_at((deadline + LAST_WORD).into(), self.ask(peer, request, limits.max_body, deadline));
         let mut asking = std::pin::pin!(asking);
         let early = tokio::time::timeout(SOON, asking.as_mut()).await;
         drop(beginning);
@@ -187,14 +194,20 @@ impl Scraper {
         let late = |_| Err(ScrapeFailure::new(ScrapeOutcome::Timeout, "the peer did not answer in time"));
         let page = answered.unwrap_or_else(late)?;
         if let Body::Coming(_) = page.body {
-            shared.slots.take_large(under_way).await?;
+            limits.slots.take_large(under_way).await?;
         }
         Ok(page)
     }
 
     /// Runs on the network's runtime, so that data from a peer wakes a task of the same runtime. On the endpoint's
     /// single thread, every piece would cost a system call.
-    async fn ask(&self, peer: PeerId, request: ScrapeRequest, deadline: Instant) -> Result<Page<Body>, ScrapeFailure> {
+    async fn ask(
+        &self,
+        peer: PeerId,
+        request: ScrapeRequest,
+        max_body: usize,
+        deadline: Instant,
+    ) -> Result<Page<Body>, ScrapeFailure> {
         let shared = Arc::clone(&self.shared);
         let mut tasks = JoinSet::new();
         tasks.spawn_on(
@@ -202,7 +215,7 @@ impl Scraper {
                 // Some of the time has already passed.
                 let request = ScrapeRequest { timeout: deadline.saturating_duration_since(Instant::now()), ..request };
                 let incoming = shared.network.scrape(peer, &request).await.map_err(fetch::lost)?;
-                fetch::begin(incoming, request.gzip, shared.max_body, deadline).await
+                fetch::begin(incoming, request.gzip, max_body, deadline).await
             },
             &self.shared.runtime,
         );
@@ -210,6 +223,23 @@ impl Scraper {
             Some(Ok(result)) => result,
             _ => Err(ScrapeFailure::new(ScrapeOutcome::Cancelled, "this gateway is shutting down")),
         }
+    }
+}
+
+impl ScrapeLimits {
+    fn new(config: &Config) -> Self {
+        let max_scrapes = config.max_scrapes as usize;
+        let slots = Slots {
+            all: Arc::new(Semaphore::new(max_scrapes)),
+            slow: Arc::new(Semaphore::new(max_scrapes.div_ceil(2))),
+            slow_line: Arc::new(Semaphore::new(max_scrapes)),
+            line: Arc::new(Semaphore::new((IN_LINE - 1) * max_scrapes)),
+            slow_beginning: Arc::new(Semaphore::new(BEGINNING)),
+            beginning: Arc::new(Semaphore::new(BEGINNING)),
+            large: Arc::new(Semaphore::new(MAX_LARGE)),
+            slow_large: Arc::new(Semaphore::new(MAX_LARGE / 2)),
+        };
+        Self { slots: Arc::new(slots), max_body: config.max_body_size, clients: IN_LINE * max_scrapes }
     }
 }
 

@@ -155,6 +155,12 @@ catalogue! {
     BUILD_INFO: Info "agent_build_info" ["version", "revision", "rustc", "target"];
     /// The agent's identity
     AGENT_INFO: Info "agent_info" ["peer_id", "name"];
+    /// 1 if the configuration was last read without an error, 0 if the agent uses what it read before
+    CONFIG_SUCCESSFUL: Gauge "agent_config_last_reload_successful" [];
+    /// When the configuration was last read without an error, in seconds since the Unix epoch
+    CONFIG_SUCCESS_TIME: Gauge "agent_config_last_reload_success_timestamp_seconds" [];
+    /// A hash of the configuration that is in use: agents with the same one show the same number
+    CONFIG_HASH: Gauge "agent_config_hash" [];
     /// 1 if the component is ready, 0 if it is not, as /ready reports it
     COMPONENT_READY: Gauge "agent_component_ready" ["component"];
     /// Log lines dropped because they could not be written, or not fast enough
@@ -167,6 +173,12 @@ catalogue! {
     SCRAPE_DURATION: Histogram "exposition_duration_seconds" [];
     /// Registries of other libraries whose families are missing from this page, because one of them failed
     EXPOSITION_FAILED: Gauge "exposition_failed_registries" [];
+    /// 1 if the web configuration and its files were last read without an error, 0 if the endpoint uses what it read before (only with metrics.web_config)
+    WEB_CONFIG_SUCCESSFUL: Gauge "web_config_last_reload_successful" [];
+    /// When the web configuration and its files were last read without an error, in seconds since the Unix epoch (only with metrics.web_config)
+    WEB_CONFIG_SUCCESS_TIME: Gauge "web_config_last_reload_success_timestamp_seconds" [];
+    /// Connections to the endpoint that ended before TLS was established (only with metrics.web_config)
+    TLS_FAILURES: Counter "http_tls_handshake_failures_total" [];
     /// Scrapes of peers through the gateway (only on a gateway)
     GATEWAY_SCRAPES: Counter "gateway_scrapes_total" ["outcome"];
     /// Peers known to the gateway (only on a gateway)

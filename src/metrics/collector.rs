@@ -1,6 +1,7 @@
 //! The collector: every family's instrument, and one short method for each event.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::AgentInfo;
 use super::catalogue::{self as c, Descriptor};
@@ -12,7 +13,7 @@ use super::labels::{
     Backend, FailedMessage, FailureReason, HttpCode, HttpHandler, MessageType, Operation, SendFailure,
     StorageErrorReason,
 };
-use super::registry::{Info, Instrument, Registry, log_if_refused};
+use super::registry::{Expose, Info, Instrument, Registry, log_if_refused};
 
 /// Records what the agent does. Clones share the same numbers.
 #[derive(Debug, Clone)]
@@ -22,6 +23,10 @@ pub struct MetricsCollector {
 
 #[derive(Debug)]
 struct Families {
+    agent: Arc<Info>,
+    config_successful: Gauge<()>,
+    config_success_time: Gauge<()>,
+    config_hash: Gauge<()>,
     peers_connected: Gauge<()>,
     messages_received: Events<MessageType>,
     messages_failed: Counter<(FailedMessage, FailureReason)>,
@@ -47,8 +52,11 @@ impl MetricsCollector {
         let batches = buckets(Buckets::numbers(&BATCH_BOUNDS, registry.native_histograms()));
         let add = Add { registry, durations: &durations };
         add.info(&c::BUILD_INFO, &build_labels());
-        add.info(&c::AGENT_INFO, &[("peer_id", &agent.peer_id), ("name", &agent.name)]);
         let families = Families {
+            agent: add.info(&c::AGENT_INFO, &agent.labels()),
+            config_successful: add.instrument(&c::CONFIG_SUCCESSFUL, Gauge::new()),
+            config_success_time: add.instrument(&c::CONFIG_SUCCESS_TIME, Gauge::new()),
+            config_hash: add.instrument(&c::CONFIG_HASH, Gauge::new()),
             peers_connected: add.instrument(&c::PEERS_CONNECTED, Gauge::new()),
             messages_received: add.events(&c::MESSAGES_RECEIVED, &c::MESSAGE_PROCESSING),
             messages_failed: add.instrument(&c::MESSAGES_FAILED, Counter::new()),
@@ -65,6 +73,24 @@ impl MetricsCollector {
             scrape_duration: add.instrument(&c::SCRAPE_DURATION, Histogram::new(&durations)),
         };
         Self { families: Arc::new(families) }
+    }
+
+    /// The agent's name has changed.
+    pub fn set_agent(&self, agent: &AgentInfo) {
+        self.families.agent.set(&agent.labels());
+    }
+
+    /// The configuration was read; `hash` is that of what runs now.
+    pub fn config_read(&self, hash: u64) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.families.config_successful.set((), 1);
+        self.families.config_success_time.set((), i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+        self.families.config_hash.set((), hash.cast_signed());
+    }
+
+    /// The configuration could not be read again.
+    pub fn config_rejected(&self) {
+        self.families.config_successful.set((), 0);
     }
 
     /// Sets the number of peers with at least one live connection.
@@ -166,8 +192,10 @@ impl Add<'_> {
         events
     }
 
-    fn info(&self, descriptor: &Descriptor, labels: &[(&str, &str)]) {
-        self.registry.add_or_log(Info::new(descriptor, labels));
+    fn info(&self, descriptor: &Descriptor, labels: &[(&str, &str)]) -> Arc<Info> {
+        let info = Arc::new(Info::new(descriptor, labels));
+        log_if_refused(self.registry.add(Arc::clone(&info) as Arc<dyn Expose>));
+        info
     }
 }
 

@@ -201,12 +201,16 @@ label! {
     HttpCode = "code" {
         /// OK
         Ok = "200",
+        /// Unauthorized: the password is wrong or missing
+        Unauthorized = "401",
         /// Forbidden
         Forbidden = "403",
         /// Not found
         NotFound = "404",
         /// Method not allowed
         MethodNotAllowed = "405",
+        /// Misdirected request: meant for another server
+        Misdirected = "421",
         /// Internal server error
         InternalServerError = "500",
         /// Bad gateway

@@ -1,7 +1,10 @@
-//! How many lines the log has dropped.
+//! How many lines the log has dropped, and a limit for lines that others can cause.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// Counts the lines that the log has dropped. Clones share the count.
 ///
@@ -25,5 +28,20 @@ impl MissingLines {
     /// The number of dropped lines.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// When a problem that others can cause at will was last logged.
+#[derive(Debug, Default)]
+pub(crate) struct Seldom(Mutex<Option<Instant>>);
+
+impl Seldom {
+    /// Calls `say`, unless that happened less than a minute ago.
+    pub(crate) fn at_most_once_a_minute(&self, say: impl FnOnce()) {
+        let mut last = self.0.lock();
+        if last.is_none_or(|last| last.elapsed() >= Duration::from_secs(60)) {
+            *last = Some(Instant::now());
+            say();
+        }
     }
 }

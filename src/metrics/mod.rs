@@ -8,10 +8,12 @@
 
 pub(crate) mod accept;
 pub mod catalogue;
+mod external_url;
 mod guest;
 mod health;
 pub mod labels;
 mod log_lines;
+pub mod web_config;
 
 cfg_if::cfg_if! {
     if #[cfg(feature = "metrics-prometheus")] {
@@ -31,18 +33,21 @@ cfg_if::cfg_if! {
         pub use self::instruments::{Timer, UnderWay};
         pub use self::registry::{Instrument, RegisterError, Registry};
         pub use self::scrape_time::register_scrape_time;
-        pub use self::server::{Limits, MetricsServer};
+        pub use self::server::{EndpointHandle, Limits, MetricsServer, WebAccess, check_web_config};
     } else {
         mod noop;
 
         pub use self::noop::{
-            Exposer, GatewayMetrics, MetricsCollector, MetricsServer, Registry, Timer, UnderWay, register_scrape_time,
+            EndpointHandle, Exposer, GatewayMetrics, MetricsCollector, MetricsServer, Registry, Timer, UnderWay, WebAccess,
+            check_web_config, register_scrape_time,
         };
     }
 }
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -50,25 +55,46 @@ use bytes::Bytes;
 use hyper::header::{self, HeaderName, HeaderValue};
 
 pub use self::accept::{MAX_ACCEPT, MAX_CONTENT_TYPE};
+pub use self::external_url::ExternalUrl;
 pub use self::guest::{Broken, GuestAnswer, GuestBody, GuestPages, GuestStream};
 pub(crate) use self::health::all_ready;
 pub use self::health::{ComponentState, Health};
 pub use self::log_lines::MissingLines;
+pub(crate) use self::log_lines::Seldom;
+pub use self::web_config::{WebConfig, WebConfigError, WebConfigSource};
 
 /// Whether this build can serve metrics at all (the cargo feature `metrics-prometheus`).
 pub const BUILT_IN: bool = cfg!(feature = "metrics-prometheus");
+
+/// What an endpoint has beside its own pages.
+#[derive(Debug, Default)]
+pub struct EndpointOptions {
+    /// Further pages.
+    pub guest: Option<Arc<dyn GuestPages>>,
+    /// The web configuration.
+    pub web: Option<WebAccess>,
+    /// Where others reach it, if that is configured.
+    pub external_url: Option<ExternalUrl>,
+}
 
 /// Reads the URL of the metrics page, which is known once the endpoint listens.
 #[derive(Debug, Clone, Default)]
 pub struct UrlReader {
     address: Arc<OnceLock<SocketAddr>>,
+    /// Whether it is `https`.
+    tls: Arc<AtomicBool>,
     path: String,
 }
 
 impl UrlReader {
     /// The URL of the metrics page; `None` until the endpoint listens, and if it is disabled.
     pub fn url(&self) -> Option<String> {
-        self.address.get().map(|address| format!("http://{address}{}", self.path))
+        self.address.get().map(|address| self.at(*address))
+    }
+
+    fn at(&self, address: SocketAddr) -> String {
+        let scheme = if self.tls.load(Ordering::Relaxed) { "https" } else { "http" };
+        format!("{scheme}://{address}{}", self.path)
     }
 }
 
@@ -136,19 +162,31 @@ pub struct AgentInfo {
     pub name: String,
 }
 
+impl AgentInfo {
+    #[cfg(feature = "metrics-prometheus")]
+    fn labels(&self) -> [(&'static str, &str); 2] {
+        [("peer_id", &self.peer_id), ("name", &self.name)]
+    }
+}
+
 /// The `metrics` section of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MetricsConfig {
     /// Whether the endpoint is served.
     pub enabled: bool,
-    /// The address it listens on.
-    #[serde(deserialize_with = "address")]
-    pub address: IpAddr,
+    /// The addresses it listens on, at least one.
+    pub address: Addresses,
     /// The TCP port it listens on; 0 lets the system choose.
     pub port: u16,
     /// The path of the metrics page.
     pub path: String,
+    /// The file with TLS and users, in the format of Prometheus's exporter-toolkit; `None` for neither.
+    pub web_config: Option<PathBuf>,
+    /// Names under which the endpoint is reached, beside its addresses and `gateway.external_url`.
+    pub host_names: Vec<String>,
+    /// Whether `/live` and `/ready` need no password although other pages do.
+    pub open_probes: bool,
     /// The native buckets of every histogram.
     pub native_histograms: NativeHistograms,
 }
@@ -157,9 +195,12 @@ impl Default for MetricsConfig {
     fn default() -> Self {
         Self {
             enabled: BUILT_IN,
-            address: IpAddr::from([127, 0, 0, 1]),
+            address: IpAddr::from([127, 0, 0, 1]).into(),
             port: 8080,
             path: "/metrics".into(),
+            web_config: None,
+            host_names: Vec::new(),
+            open_probes: false,
             native_histograms: NativeHistograms::default(),
         }
     }
@@ -190,13 +231,64 @@ impl NativeHistograms {
     pub const MAX_BUCKETS: std::ops::RangeInclusive<u32> = 8..=1_000;
 }
 
-/// Parses an IP address. serde's own error would show neither the text nor an example.
-fn address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<IpAddr, D::Error> {
-    let text = <String as serde::Deserialize>::deserialize(deserializer)?;
-    text.parse().map_err(|_| {
-        let message = format!(
-            "`{text}` is not an IP address; write one such as 127.0.0.1, or 0.0.0.0 or \"::\" for all interfaces"
-        );
-        serde::de::Error::custom(message)
-    })
+/// One IP address or several. One is written as text, several as a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Addresses(Vec<IpAddr>);
+
+impl Addresses {
+    /// All addresses, in their order.
+    pub fn iter(&self) -> std::slice::Iter<'_, IpAddr> {
+        self.0.iter()
+    }
+
+    /// The first address; loopback if there is none.
+    pub fn first(&self) -> IpAddr {
+        self.0.first().copied().unwrap_or(IpAddr::from([127, 0, 0, 1]))
+    }
+}
+
+impl From<IpAddr> for Addresses {
+    fn from(address: IpAddr) -> Self {
+        Self(vec![address])
+    }
+}
+
+impl serde::Serialize for Addresses {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            [one] => one.serialize(serializer),
+            several => several.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Addresses {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrSeveral;
+
+        impl<'de> serde::de::Visitor<'de> for OneOrSeveral {
+            type Value = Addresses;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an IP address, or a list of them")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Addresses, E> {
+                text.parse::<IpAddr>().map(Addresses::from).map_err(|_| {
+                    let help = "write one such as 127.0.0.1, or 0.0.0.0 or \"::\" for all interfaces";
+                    E::custom(format!("`{text}` is not an IP address; {help}"))
+                })
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Addresses, A::Error> {
+                let mut addresses = Vec::new();
+                while let Some(text) = seq.next_element::<String>()? {
+                    addresses.extend(OneOrSeveral.visit_str::<A::Error>(&text)?.0);
+                }
+                Ok(Addresses(addresses))
+            }
+        }
+
+        deserializer.deserialize_any(OneOrSeveral)
+    }
 }

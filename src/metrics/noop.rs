@@ -10,7 +10,8 @@ use super::labels::{
     SendFailure, StorageErrorReason,
 };
 use super::{
-    AgentInfo, ExposeError, GuestPages, Health, MetricsConfig, MissingLines, NativeHistograms, Page, UrlReader,
+    AgentInfo, EndpointOptions, ExposeError, ExternalUrl, Health, MetricsConfig, MissingLines, NativeHistograms, Page,
+    UrlReader, WebConfig, WebConfigError, WebConfigSource,
 };
 
 /// Takes the place of the registry.
@@ -58,6 +59,9 @@ impl MetricsCollector {
     pub fn new(_: &Registry, _: &AgentInfo) -> Self {
         Self
     }
+    pub fn set_agent(&self, _: &AgentInfo) {}
+    pub fn config_read(&self, _: u64) {}
+    pub fn config_rejected(&self) {}
     #[inline(always)]
     pub fn set_peers_connected(&self, _: usize) {}
     #[inline(always)]
@@ -121,6 +125,38 @@ impl Exposer {
     }
 }
 
+/// Checks nothing: there is nothing to protect.
+#[allow(clippy::missing_errors_doc, missing_docs, reason = "the API of server/web.rs, documented there")]
+pub fn check_web_config(_: WebConfig) -> Result<(), String> {
+    Ok(())
+}
+
+/// Reads nothing: there is nothing to protect.
+#[derive(Debug)]
+pub struct WebAccess;
+
+#[allow(clippy::unused_self, missing_docs, reason = "the API of server/web.rs, documented there")]
+impl WebAccess {
+    pub fn open(_: WebConfigSource, _: &Registry) -> Result<Self, WebConfigError> {
+        Ok(Self)
+    }
+    pub fn has_users(&self) -> bool {
+        false
+    }
+    pub fn checks_certificates(&self) -> bool {
+        false
+    }
+}
+
+/// Changes nothing.
+#[derive(Debug, Clone)]
+pub struct EndpointHandle;
+
+#[allow(clippy::unused_self, missing_docs, reason = "the API of server.rs, documented there")]
+impl EndpointHandle {
+    pub fn configure(&self, _: &MetricsConfig, _: &AgentInfo, _: Option<ExternalUrl>) {}
+}
+
 /// Serves nothing: this build rejects a configuration with `metrics.enabled: true`.
 #[derive(Debug)]
 pub struct MetricsServer;
@@ -133,13 +169,16 @@ impl MetricsServer {
         _: Arc<Registry>,
         _: MetricsCollector,
         _: Health,
-        _: Option<Arc<dyn GuestPages>>,
+        _: EndpointOptions,
     ) -> Self {
         tracing::warn!("this build has no metrics endpoint: it was built without the cargo feature metrics-prometheus");
         Self
     }
     pub fn url(&self) -> Option<String> {
         None
+    }
+    pub fn handle(&self) -> EndpointHandle {
+        EndpointHandle
     }
     pub fn url_reader(&self) -> UrlReader {
         UrlReader::default()

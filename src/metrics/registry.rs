@@ -12,7 +12,7 @@ use super::exposition::{
 };
 use super::instruments::{Counter, Events, Gauge, Histogram, InFlight, LabelSet, NativeHistograms};
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 /// The families of one agent: those of our own instruments, and those that others, such as libp2p, keep in
 /// registries of prometheus-client.
@@ -312,16 +312,21 @@ impl<L: LabelSet> Expose for EventFamilies<L> {
     }
 }
 
-/// Constant text in labels.
+/// Text in labels, which rarely changes.
 #[derive(Debug)]
 pub(crate) struct Info {
     family: Metadata,
-    series: Series,
+    series: RwLock<Series>,
 }
 
 impl Info {
     pub(crate) fn new(descriptor: &Descriptor, labels: &[(&str, &str)]) -> Self {
-        Self { family: metadata(descriptor), series: Series::new(labels) }
+        Self { family: metadata(descriptor), series: RwLock::new(Series::new(labels)) }
+    }
+
+    /// Shows other values of the labels.
+    pub(crate) fn set(&self, labels: &[(&str, &str)]) {
+        *self.series.write() = Series::new(labels);
     }
 }
 
@@ -332,7 +337,7 @@ impl Expose for Info {
 
     fn expose(&self, page: &mut PageWriter<'_>) {
         if let Some(mut out) = page.family(&self.family) {
-            out.number(&self.series, Number::Unsigned(1));
+            out.number(&self.series.read(), Number::Unsigned(1));
         }
     }
 }

@@ -7,20 +7,30 @@ mod body;
 mod connection;
 mod framing;
 mod listen;
+mod names;
 mod pages;
+mod passwords;
 mod places;
 mod routes;
+mod tls;
+mod web;
 
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::{oneshot, watch};
 
+use self::names::Names;
 use self::routes::Routes;
+pub use self::web::{WebAccess, check_web_config};
 use super::labels::Component;
-use super::{AgentInfo, Exposer, GuestPages, Health, MetricsCollector, MetricsConfig, Registry, UrlReader};
+use super::{
+    AgentInfo, EndpointOptions, Exposer, ExternalUrl, Health, MetricsCollector, MetricsConfig, Registry, Seldom,
+    UrlReader,
+};
 
 /// The limits of the endpoint. Tests shorten the times; everything else uses the defaults.
 #[doc(hidden)]
@@ -28,7 +38,9 @@ use super::{AgentInfo, Exposer, GuestPages, Health, MetricsCollector, MetricsCon
 pub struct Limits {
     /// How many metrics pages are made at once; further scrapes get a 503.
     pub scrapes: usize,
-    /// How many connections may be open. A further one takes the place of the one that has waited longest for
+    /// How many connections may be open, in addition to those for clients that wait for a guest's pages: a response
+    /// that is being made keeps its connection, and many of them must not lock out clients that want the agent's own
+    /// pages. A further one takes the place of the one that has waited longest for
     /// its client.
     pub connections: usize,
     /// How long the head of a request may take, from its first byte or from the start of the connection.
@@ -71,6 +83,7 @@ impl Default for Limits {
 #[derive(Debug)]
 pub struct MetricsServer {
     url: UrlReader,
+    handle: EndpointHandle,
     limits: Limits,
     // Dropped or set to true: stop.
     stop: watch::Sender<bool>,
@@ -87,13 +100,9 @@ impl MetricsServer {
         registry: Arc<Registry>,
         collector: MetricsCollector,
         health: Health,
-        guest: Option<Arc<dyn GuestPages>>,
+        options: EndpointOptions,
     ) -> Self {
-        // Clients that wait for a guest's pages get places in addition to the usual ones: a response that is being
-        // made keeps its connection, and many of them must not lock out clients that want the agent's own pages.
-        let beside = guest.as_ref().map_or(0, |guest| guest.clients());
-        let limits = Limits { connections: Limits::default().connections + beside, ..Limits::default() };
-        Self::start_with_limits(config, agent, registry, collector, health, guest, limits)
+        Self::start_with_limits(config, agent, registry, collector, health, options, Limits::default())
     }
 
     /// [`MetricsServer::start`] with limits other than the defaults.
@@ -104,29 +113,38 @@ impl MetricsServer {
         registry: Arc<Registry>,
         collector: MetricsCollector,
         health: Health,
-        guest: Option<Arc<dyn GuestPages>>,
+        options: EndpointOptions,
         limits: Limits,
     ) -> Self {
+        let EndpointOptions { guest, web, external_url } = options;
         let address = Arc::new(OnceLock::new());
+        let tls = web.as_ref().map_or_else(Arc::default, WebAccess::tls_reader);
         let (stop, stopped) = watch::channel(false);
         let (running, ended) = oneshot::channel();
         let links = guest.as_ref().map(|guest| guest.links()).unwrap_or_default();
+        let handle = EndpointHandle {
+            changing: Arc::new(ArcSwap::from_pointee(Changing::new(config, agent, &links, external_url))),
+            links: links.clone(),
+        };
         let routes = Routes {
             path: config.path.clone(),
-            index: pages::index(&config.path, agent, &links),
             not_found: pages::not_found(&config.path, &links),
+            changing: Arc::clone(&handle.changing),
             exposer: Exposer::new(registry, collector.clone(), limits.scrapes),
             guest,
             collector,
             health: health.clone(),
+            web,
+            spoke_tls: Seldom::default(),
             limits,
         };
-        let listener = listen::Listener::new(config, health.clone(), Arc::clone(&address), limits);
+        let url = UrlReader { address, tls, path: config.path.clone() };
+        let listener = listen::Listener::new(config, health.clone(), url.clone(), limits);
         if let Err(error) = spawn(listener, routes, stopped, running, limits) {
             tracing::warn!("the metrics endpoint cannot start: {error}; the agent runs without it");
             health.not_ready(Component::Metrics, format!("its thread cannot start: {error}"));
         }
-        Self { url: UrlReader { address, path: config.path.clone() }, limits, stop, ended }
+        Self { url, handle, limits, stop, ended }
     }
 
     /// The address on which it listens; `None` until it does.
@@ -137,6 +155,11 @@ impl MetricsServer {
     /// The URL of the metrics page; `None` until it listens.
     pub fn url(&self) -> Option<String> {
         self.url.url()
+    }
+
+    /// A handle for changes while it runs.
+    pub fn handle(&self) -> EndpointHandle {
+        self.handle.clone()
     }
 
     /// A handle through which others can read the URL.
@@ -150,6 +173,47 @@ impl MetricsServer {
         let _ = self.stop.send(true);
         // The server has its own bound; this one matters only if the thread itself hangs.
         let _ = tokio::time::timeout(self.limits.shutdown + Duration::from_secs(1), self.ended).await;
+    }
+}
+
+/// Changes an endpoint while it runs.
+#[derive(Debug, Clone)]
+pub struct EndpointHandle {
+    changing: Arc<ArcSwap<Changing>>,
+    /// The links to a guest's pages.
+    links: Vec<(&'static str, &'static str)>,
+}
+
+impl EndpointHandle {
+    /// Takes over the names, `open_probes` and the agent's name, from the next request on. Everything else stays as it
+    /// was at the start.
+    pub fn configure(&self, config: &MetricsConfig, agent: &AgentInfo, external_url: Option<ExternalUrl>) {
+        self.changing.store(Arc::new(Changing::new(config, agent, &self.links, external_url)));
+    }
+}
+
+/// What can change while the endpoint runs.
+#[derive(Debug)]
+struct Changing {
+    /// The page at `/`.
+    index: String,
+    names: Names,
+    /// Whether `/live` and `/ready` need no password.
+    open_probes: bool,
+}
+
+impl Changing {
+    fn new(
+        config: &MetricsConfig,
+        agent: &AgentInfo,
+        links: &[(&'static str, &'static str)],
+        external_url: Option<ExternalUrl>,
+    ) -> Self {
+        Self {
+            index: pages::index(&config.path, agent, links),
+            names: Names { external: external_url, others: config.host_names.clone() },
+            open_probes: config.open_probes,
+        }
     }
 }
 
@@ -211,7 +275,7 @@ mod tests {
 
     fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
         let mut stream = TcpStream::connect(address)?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         Ok(text)
@@ -241,7 +305,15 @@ mod tests {
         let limits = Limits { scrapes: 1, ..Limits::default() };
         let shared = Arc::clone(&registry);
         let health = Health::default();
-        let server = MetricsServer::start_with_limits(&config, &agent, shared, collector, health, None, limits);
+        let server = MetricsServer::start_with_limits(
+            &config,
+            &agent,
+            shared,
+            collector,
+            health,
+            EndpointOptions::default(),
+            limits,
+        );
         let address = server.local_addr().unwrap();
         registry.add_or_log(Broken(Metadata::new(Kind::Gauge, "broken", None, "Broken."), AtomicUsize::new(0)));
         for _ in 0..3 {
@@ -268,7 +340,7 @@ mod tests {
             Arc::new(registry),
             collector,
             health.clone(),
-            None,
+            EndpointOptions::default(),
             limits,
         );
         let address = server.local_addr().unwrap();

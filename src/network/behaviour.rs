@@ -26,7 +26,7 @@ use super::muxer::{Budget, Multiplex};
 use super::scrape::{self, ScrapeTable, Scrapes};
 use super::silence::Watched;
 use super::telemetry::Telemetry;
-use super::{Config, NetworkError, RequestHandler};
+use super::{Config, NetworkError, PeerIdText, RequestHandler};
 use crate::metrics::Registry;
 
 /// The protocol name of Peerscope's own Kademlia network: agents do not join the public one.
@@ -159,13 +159,6 @@ impl Behaviour {
             .with_max_pending_incoming(Some(share.pending))
             .with_max_pending_outgoing(Some((share.pending / u32::from(DIALED_AT_ONCE.get())).max(1)));
         let limits = connection_limits::Behaviour::new(limits);
-        let allowed = config.allow_peers.as_ref().map(|peers| {
-            let mut allowed = allow_block_list::Behaviour::<AllowedPeers>::default();
-            for peer in peers {
-                allowed.allow_peer(peer.0);
-            }
-            allowed
-        });
         let identify = identify::Config::new("/peerscope/1".into(), keypair.public())
             .with_agent_version(concat!("peerscope/", env!("CARGO_PKG_VERSION")).into())
             .with_push_listen_addr_updates(true)
@@ -182,7 +175,7 @@ impl Behaviour {
         let answering = scrape::Context { requests: Arc::clone(&context.handler), metrics: context.metrics.clone() };
         Ok(Self {
             limits,
-            allowed: allowed.into(),
+            allowed: allowed(config.allow_peers.as_deref()).into(),
             scrapes: Scrapes::new(answering, scrapes),
             links: Links::new(context, share.established as usize),
             identify: identify::Behaviour::new(identify),
@@ -190,6 +183,17 @@ impl Behaviour {
             mdns: mdns.into(),
         })
     }
+}
+
+/// Lets only these peers connect, if there is a list.
+pub(super) fn allowed(peers: Option<&[PeerIdText]>) -> Option<allow_block_list::Behaviour<AllowedPeers>> {
+    peers.map(|peers| {
+        let mut allowed = allow_block_list::Behaviour::default();
+        for peer in peers {
+            allowed.allow_peer(peer.0);
+        }
+        allowed
+    })
 }
 
 /// How many connections there may be: as many as configured, but never so many that strangers could leave the endpoint,

@@ -16,15 +16,15 @@ use socket2::{Domain, Socket, Type};
 use tokio::sync::{mpsc, oneshot};
 
 use super::addresses::is_usual_stack;
-use super::behaviour::{Behaviour, BehaviourEvent, KAD_PROTOCOL};
+use super::behaviour::{Behaviour, BehaviourEvent, KAD_PROTOCOL, allowed};
 use super::boxed::BoxedHandlers;
 use super::comings::Comings;
 use super::link::{self, LinkError};
 use super::peers::{Dial, Direction, Input, PeerInfo, Peers};
 use super::telemetry::Telemetry;
-use super::{Config, NetworkError, RequestError};
+use super::{Config, NetworkError, Reconfigured, RequestError};
 use crate::metrics::labels::Component;
-use crate::metrics::{Health, MetricsCollector};
+use crate::metrics::{Health, MetricsCollector, Seldom};
 
 /// How long the listeners may take to learn their addresses.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -34,8 +34,6 @@ const FAREWELL: Duration = Duration::from_millis(100);
 const GOODBYE: Duration = Duration::from_secs(1);
 /// How many callers may wait for one peer to be dialed.
 const MAX_WAITING: usize = 256;
-/// After logging a failed accept, how long further ones are not logged, so that strangers cannot fill the log.
-const LISTENER_SILENCE: Duration = Duration::from_secs(60);
 /// How many addresses that a peer claims for itself are accepted at a time. Twice as many are kept, to leave room for
 /// those from the configuration or from a connection.
 const MAX_PEER_ADDRESSES: usize = 8;
@@ -53,6 +51,11 @@ pub(super) enum Command {
     },
     /// Replies at once, to show that the loop is running.
     Turn {
+        reply: oneshot::Sender<()>,
+    },
+    /// Takes over what a reload has changed.
+    Reconfigure {
+        peers: Reconfigured,
         reply: oneshot::Sender<()>,
     },
     /// Accepts nothing new; what is in progress continues.
@@ -74,7 +77,7 @@ pub struct Driver {
     listeners: HashMap<ListenerId, Multiaddr>,
     comings: Comings,
     /// When a failed accept was last logged.
-    listener_failed: Option<Instant>,
+    listener_failed: Seldom,
     addresses: Vec<Multiaddr>,
     metrics: MetricsCollector,
     health: Health,
@@ -103,7 +106,7 @@ impl Driver {
             waiting: HashMap::new(),
             listeners: HashMap::new(),
             comings: Comings::new(Instant::now()),
-            listener_failed: None,
+            listener_failed: Seldom::default(),
             addresses: Vec::new(),
             metrics,
             health,
@@ -178,6 +181,10 @@ impl Driver {
                     Some(Command::Peers { reply }) => {
                         let _caller_gone = reply.send(self.list());
                     }
+                    Some(Command::Reconfigure { peers, reply }) => {
+                        self.reconfigure(&peers);
+                        let _caller_gone = reply.send(());
+                    }
                     Some(Command::Drain) => self.drain(),
                     Some(Command::Shutdown { grace, reply }) => {
                         self.shut_down(grace).await;
@@ -200,6 +207,34 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// Takes over what a reload has changed.
+    fn reconfigure(&mut self, peers: &Reconfigured) {
+        let local = *self.swarm.local_peer_id();
+        let behaviour = &mut self.swarm.behaviour_mut().0;
+        let expected = behaviour.links.requests().expected();
+        behaviour.links.reserve(peers.named().chain(expected).collect());
+        behaviour.allowed = allowed(peers.allow_peers.as_deref()).into();
+        for target in &peers.bootstrap {
+            behaviour.kad.add_address(&target.peer, target.address.clone());
+        }
+        let is_allowed =
+            |peer: &PeerId| peers.allow_peers.as_ref().is_none_or(|allowed| allowed.iter().any(|id| id.0 == *peer));
+        let connected: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+        for peer in connected {
+            let reason = if !is_allowed(&peer) {
+                "no longer in network.allow_peers"
+            } else if peers.reconnect.contains(&peer) {
+                "so that it learns what has changed for it"
+            } else {
+                continue;
+            };
+            self.lost.insert(peer, format!("closed by this agent, {reason}"));
+            let _not_connected = self.swarm.disconnect_peer_id(peer);
+        }
+        let dials = self.peers.configure(&peers.bootstrap, local, Instant::now());
+        self.dial(dials);
     }
 
     fn on_event(&mut self, event: Event) {
@@ -254,10 +289,9 @@ impl Driver {
 
     /// Usually the process is out of file descriptors. Then every incoming connection fails.
     fn on_listener_error(&mut self, error: &std::io::Error) {
-        if self.listener_failed.is_none_or(|said| said.elapsed() >= LISTENER_SILENCE) {
-            self.listener_failed = Some(Instant::now());
+        self.listener_failed.at_most_once_a_minute(|| {
             tracing::warn!(%error, "cannot accept a connection from a peer; the listener stays open");
-        }
+        });
     }
 
     fn log_lost(&self, peer: PeerId, error: &LinkError) {
@@ -359,6 +393,10 @@ impl Driver {
     fn tell(&mut self, input: Input) {
         let dials = self.peers.handle(input, Instant::now());
         self.metrics.set_peers_connected(self.peers.count());
+        self.dial(dials);
+    }
+
+    fn dial(&mut self, dials: Vec<Dial>) {
         if self.stopping {
             return;
         }

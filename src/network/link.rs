@@ -233,6 +233,11 @@ impl Links {
         &self.context.table
     }
 
+    /// Reserves places for these peers instead of those before.
+    pub(crate) fn reserve(&mut self, named: HashSet<PeerId>) {
+        self.places.name(named);
+    }
+
     /// Lets every link finish its requests in flight; [`Event::Drained`] follows.
     pub(crate) fn drain(&mut self) {
         let mut all = HashSet::new();

@@ -142,6 +142,25 @@ impl Peers {
         Self { connected: HashMap::new(), targets, jitter }
     }
 
+    /// Stays connected to these peers instead of those configured before. Connections that are up stay so.
+    pub(super) fn configure(&mut self, bootstrap: &[BootstrapAddr], local: PeerId, now: Instant) -> Vec<Dial> {
+        let mut wanted: HashMap<PeerId, Vec<Multiaddr>> = HashMap::new();
+        for BootstrapAddr { peer, address } in bootstrap.iter().filter(|target| target.peer != local) {
+            wanted.entry(*peer).or_default().push(address.clone());
+        }
+        self.targets.retain(|peer, target| target.found || wanted.contains_key(peer));
+        for (peer, addresses) in wanted {
+            let next_dial = (!self.connected.contains_key(&peer)).then_some(now);
+            let target = self.targets.entry(peer).or_insert_with(|| Target::new(false, next_dial));
+            if target.found || target.addresses != addresses {
+                // Another address may work at once.
+                (target.found, target.addresses, target.failures) = (false, addresses, 0);
+                target.next_dial = next_dial;
+            }
+        }
+        self.due(now)
+    }
+
     /// How many peers have at least one live connection.
     pub(super) fn count(&self) -> usize {
         self.connected.len()
@@ -396,6 +415,28 @@ mod tests {
         assert_eq!((peers.count(), peers.list().next().unwrap().connections), (1, 1));
         peers.handle(Input::Disconnected { peer, remaining: 0 }, now);
         assert_eq!(peers.count(), 0);
+    }
+
+    #[test]
+    fn other_bootstrap_peers_are_dialed_at_once_and_those_before_no_longer() {
+        let start = Instant::now();
+        let (mut peers, before) = table(start);
+        peers.handle(Input::Tick, start);
+        peers.handle(connected(before), start);
+        let (new, found, local) = (PeerId::random(), PeerId::random(), PeerId::random());
+        peers.handle(Input::Found { peer: found, address: address() }, start);
+        let target = |peer, address: &str| BootstrapAddr { peer, address: address.parse().unwrap() };
+        let list = [target(new, "/ip4/127.0.0.1/tcp/1"), target(local, "/ip4/127.0.0.1/tcp/2")];
+        let dials = peers.configure(&list, local, start);
+        assert_eq!(dials, vec![Dial { peer: new, addresses: vec!["/ip4/127.0.0.1/tcp/1".parse().unwrap()] }]);
+        assert_eq!(peers.configure(&list, local, start), vec![], "nothing has changed");
+        // The one before stays connected, and is not dialed any more once it leaves.
+        assert!(peers.is_connected(&before) && !peers.is_target(&before) && peers.is_target(&found));
+        peers.handle(Input::Disconnected { peer: before, remaining: 0 }, start);
+        peers.handle(Input::DialFailed { peer: new }, start);
+        // Another address is tried at once, whatever the backoff.
+        let dials = peers.configure(&[target(new, "/ip4/127.0.0.1/tcp/3")], local, start);
+        assert_eq!(dials, vec![Dial { peer: new, addresses: vec!["/ip4/127.0.0.1/tcp/3".parse().unwrap()] }]);
     }
 
     proptest! {

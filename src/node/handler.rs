@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -34,7 +35,7 @@ const LAST_WORDS: Duration = Duration::from_millis(250);
 
 /// Who may do what. Anything that no rule allows is denied, except `ping`, which needs no rule.
 #[derive(Debug, Clone)]
-pub struct Access {
+struct Access {
     peers: HashMap<PeerId, Allowed>,
     anyone: Allowed,
 }
@@ -49,7 +50,7 @@ struct Allowed {
 
 impl Access {
     /// The rules of the configuration. A peer's own rule replaces the one for any peer.
-    pub fn new(rules: &[AccessRule]) -> Self {
+    fn new(rules: &[AccessRule]) -> Self {
         let mut access = Self { peers: HashMap::new(), anyone: Allowed::default() };
         for rule in rules {
             let allowed = Allowed {
@@ -83,10 +84,42 @@ impl Access {
     }
 }
 
+/// What peers are answered with, as far as a reload can change it.
+#[derive(Debug)]
+pub struct Policy {
+    access: Access,
+    /// The configured name of this agent.
+    name: String,
+    /// The exposed exporters.
+    exposed: Vec<Exposed>,
+    /// The size limit of an exporter's page, in bytes.
+    max_body: usize,
+}
+
+impl Policy {
+    /// What the configuration says.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            access: Access::new(&config.access),
+            name: config.node.name.clone(),
+            exposed: config.expose.clone(),
+            max_body: config.gateway.max_body_size,
+        }
+    }
+
+    /// How the agent introduces itself to `peer`; `None` if that may not scrape it.
+    pub(super) fn introduction(&self, peer: &PeerId) -> Option<Introduction> {
+        self.access.allows(peer, MessageType::Scrape).then(|| Introduction {
+            name: self.name.clone(),
+            exposed: self.exposed.iter().map(|exporter| exporter.name.to_string()).collect(),
+        })
+    }
+}
+
 /// Answers peers, as far as the access rules allow.
 #[derive(Debug)]
 pub struct Handler {
-    access: Access,
+    policy: Arc<ArcSwap<Policy>>,
     storage: Storage,
     metrics: MetricsCollector,
     sources: ScrapeSources,
@@ -95,14 +128,8 @@ pub struct Handler {
 /// The pages that peers with the permission `scrape` can fetch.
 #[derive(Debug, Clone)]
 pub struct ScrapeSources {
-    /// The configured name of this agent.
-    name: String,
     /// Makes the agent's own page.
     exposer: Exposer,
-    /// The exposed exporters.
-    exposed: Arc<[Exposed]>,
-    /// The size limit of an exporter's page, in bytes.
-    max_body: usize,
     /// The exporters whose last page could not be fetched.
     failing: Arc<Mutex<HashSet<String>>>,
     /// One permit for each page of an exporter that is being fetched or sent to a peer.
@@ -113,19 +140,24 @@ pub struct ScrapeSources {
 
 impl Handler {
     /// Combines the access rules with what they give access to.
-    pub fn new(access: Access, storage: Storage, metrics: MetricsCollector, sources: ScrapeSources) -> Self {
-        Self { access, storage, metrics, sources }
+    pub fn new(policy: Policy, storage: Storage, metrics: MetricsCollector, sources: ScrapeSources) -> Self {
+        Self { policy: Arc::new(ArcSwap::from_pointee(policy)), storage, metrics, sources }
+    }
+
+    /// The policy, which counts from the next request on.
+    pub(super) fn policy(&self) -> Arc<ArcSwap<Policy>> {
+        Arc::clone(&self.policy)
     }
 
     fn refused(&self, peer: &PeerId, kind: MessageType) -> Option<RemoteError> {
         let text = || format!("{peer} is not allowed to {kind} here");
-        (!self.access.allows(peer, kind)).then(|| RemoteError::new(ErrorCode::Refused, text()))
+        (!self.policy.load().access.allows(peer, kind)).then(|| RemoteError::new(ErrorCode::Refused, text()))
     }
 }
 
 impl RequestHandler for Handler {
     fn has_permission(&self, peer: &PeerId) -> bool {
-        self.access.has_permission(peer)
+        self.policy.load().access.has_permission(peer)
     }
 
     fn scrapes(&self) -> bool {
@@ -159,16 +191,12 @@ impl RequestHandler for Handler {
         if let Some(error) = self.refused(&peer, MessageType::Scrape) {
             return std::future::ready(ScrapeAnswer { result: Err(error), receipt }).boxed();
         }
-        let sources = self.sources.clone();
-        async move { ScrapeAnswer { result: sources.page(request).await, receipt } }.boxed()
+        let (sources, policy) = (self.sources.clone(), self.policy.load_full());
+        async move { ScrapeAnswer { result: sources.page(&policy, request).await, receipt } }.boxed()
     }
 
     fn introduction(&self, peer: &PeerId) -> Option<Introduction> {
-        let may = self.access.allows(peer, MessageType::Scrape);
-        may.then(|| Introduction {
-            name: self.sources.name.clone(),
-            exposed: self.sources.exposed.iter().map(|exporter| exporter.name.to_string()).collect(),
-        })
+        self.policy.load().introduction(peer)
     }
 
     fn expected(&self) -> Vec<PeerId> {
@@ -189,23 +217,15 @@ impl RequestHandler for Handler {
 }
 
 impl ScrapeSources {
-    /// The configured exporters, the agent's own page from `exposer`, and `fleet` if it is a gateway.
-    pub fn new(config: &Config, exposer: Exposer, fleet: Option<Arc<Fleet>>) -> Self {
-        Self {
-            name: config.node.name.clone(),
-            exposed: config.expose.clone().into(),
-            max_body: config.gateway.max_body_size,
-            failing: Arc::default(),
-            fetches: Arc::new(Semaphore::new(MAX_FETCHES)),
-            exposer,
-            fleet,
-        }
+    /// The agent's own page from `exposer`, and `fleet` if it is a gateway.
+    pub fn new(exposer: Exposer, fleet: Option<Arc<Fleet>>) -> Self {
+        Self { failing: Arc::default(), fetches: Arc::new(Semaphore::new(MAX_FETCHES)), exposer, fleet }
     }
 
-    async fn page(&self, request: ScrapeRequest) -> Result<Page, RemoteError> {
+    async fn page(&self, policy: &Policy, request: ScrapeRequest) -> Result<Page, RemoteError> {
         let ScrapeRequest { exposed, accept, gzip, timeout } = request;
         if let Some(name) = exposed {
-            return self.fetch(&name, expose::FetchOptions { accept: &accept, gzip, timeout }).await;
+            return self.fetch(policy, &name, expose::FetchOptions { accept: &accept, gzip, timeout }).await;
         }
         match self.exposer.expose(&accept, None, gzip, timeout).await {
             Ok(page) => Ok(page),
@@ -221,8 +241,8 @@ impl ScrapeSources {
         }
     }
 
-    async fn fetch(&self, name: &str, options: expose::FetchOptions<'_>) -> Result<Page, RemoteError> {
-        let Some(exporter) = self.exposed.iter().find(|exporter| exporter.name.as_str() == name) else {
+    async fn fetch(&self, policy: &Policy, name: &str, options: expose::FetchOptions<'_>) -> Result<Page, RemoteError> {
+        let Some(exporter) = policy.exposed.iter().find(|exporter| exporter.name.as_str() == name) else {
             // The name is not repeated, because it is the peer's text.
             return Err(RemoteError::new(ErrorCode::Unsupported, "this agent exposes no exporter with that name"));
         };
@@ -232,7 +252,7 @@ impl ScrapeSources {
         };
         // A little before the peer stops waiting, so that it gets the reason.
         let timeout = options.timeout - LAST_WORDS.min(options.timeout / 10);
-        match expose::fetch(exporter, expose::FetchOptions { timeout, ..options }, self.max_body).await {
+        match expose::fetch(exporter, expose::FetchOptions { timeout, ..options }, policy.max_body).await {
             Ok(mut page) => {
                 if options.gzip {
                     // Not on the runtime: compressing megabytes takes a tenth of a second.

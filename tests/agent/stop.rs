@@ -18,7 +18,7 @@ const SLACK: Duration = Duration::from_secs(5);
 fn half_a_request(agent: &TestAgent, key: &str) -> UnixStream {
     let mut stream = agent.connect_control().unwrap();
     let head =
-        format!("PUT /v1/keys/{key} HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
+        format!("PUT /v1/keys/{key} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
     stream.write_all(head.as_bytes()).unwrap();
     let mut goes_on = [0; 25];
     stream.read_exact(&mut goes_on).unwrap();

@@ -178,7 +178,7 @@ fn whole(scraper: &Scraper, selector: &str) -> bool {
 }
 
 /// An exporter from a Debian package; killed when this is dropped.
-struct Real(Child);
+pub(super) struct Real(Child);
 
 impl Drop for Real {
     fn drop(&mut self) {
@@ -189,7 +189,7 @@ impl Drop for Real {
 
 impl Real {
     /// Runs the program that the variable names, and waits until it listens at the address.
-    fn start(variable: &str, address: SocketAddr, arguments: &[&str]) -> Self {
+    pub(super) fn start(variable: &str, address: SocketAddr, arguments: &[&str]) -> Self {
         let program = std::env::var_os(variable).unwrap_or_else(|| panic!("{variable} is not set; run tests/tools.sh"));
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -200,7 +200,7 @@ impl Real {
 }
 
 /// An address of the test's own.
-fn free_address() -> SocketAddr {
+pub(super) fn free_address() -> SocketAddr {
     let ip = own_address();
     SocketAddr::from((ip, free_port(ip)))
 }

@@ -11,7 +11,11 @@ fn a_peer_that_connects_is_found_and_scraped_with_its_own_numbers() {
     let targets = await_targets(&gateway, 1);
     let id = edge.peer_id();
     let labels = &targets[0]["labels"];
-    assert_eq!(targets[0]["targets"], serde_json::json!(["test"]), "the address through which this client reached it");
+    assert_eq!(
+        targets[0]["targets"],
+        serde_json::json!(["localhost"]),
+        "the address through which this client reached it"
+    );
     assert_eq!(labels["instance"], id.as_str());
     assert_eq!(labels["peer_name"], "edge-17");
     assert_eq!(labels["__metrics_path__"], format!("/peers/{id}/metrics"));

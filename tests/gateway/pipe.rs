@@ -22,7 +22,7 @@ const TIME: &str = "X-Prometheus-Scrape-Timeout-Seconds";
 pub(crate) fn fetch(gateway: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Reply {
     let stream = connect(gateway).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let host = [("Host", "test")];
+    let host = [("Host", "localhost")];
     http::get(stream, path, &[&host, headers].concat()).unwrap()
 }
 
@@ -68,7 +68,7 @@ fn a_large_page_that_ends_too_early_looks_truncated_to_every_reader() {
     for version in ["1.1", "1.0"] {
         let mut stream = connect(scene.gateway.metrics_socket()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "GET /peers/{}/metrics HTTP/{version}\r\nHost: a\r\n\r\n", cut.id).unwrap();
+        write!(stream, "GET /peers/{}/metrics HTTP/{version}\r\nHost: localhost\r\n\r\n", cut.id).unwrap();
         let mut answer = Vec::new();
         // A reset may end it, too.
         let _reset = stream.read_to_end(&mut answer);
@@ -132,7 +132,7 @@ async fn stall(mut stream: SubstreamBox) {
 fn ask_and_read(scene: &Scene, id: &str, time: &str) -> String {
     let mut stream = connect(scene.gateway.metrics_socket()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let headers = format!("Host: a\r\nAccept-Encoding: gzip\r\nConnection: close\r\n{TIME}: {time}");
+    let headers = format!("Host: localhost\r\nAccept-Encoding: gzip\r\nConnection: close\r\n{TIME}: {time}");
     write!(stream, "GET /peers/{id}/metrics HTTP/1.1\r\n{headers}\r\n\r\n").unwrap();
     let mut answer = Vec::new();
     let _cut = stream.read_to_end(&mut answer);
@@ -185,8 +185,11 @@ fn strangers_with_many_exporters_make_the_gateway_hold_little() {
                 let socket = scene.gateway.metrics_socket();
                 scope.spawn(move || {
                     let mut stream = connect(socket).unwrap();
-                    write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\n{TIME}: 5\r\n\r\n")
-                        .unwrap();
+                    write!(
+                        stream,
+                        "GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n{TIME}: 5\r\n\r\n"
+                    )
+                    .unwrap();
                     let _cut = stream.read_to_end(&mut Vec::new());
                 });
             }
@@ -232,7 +235,7 @@ fn ask_for_too_much(pace: u64) {
         .flat_map(|_| &peers)
         .map(|peer| {
             let mut stream = connect(scene.gateway.metrics_socket()).unwrap();
-            write!(stream, "GET /peers/{}/metrics HTTP/1.1\r\nHost: a\r\n{TIME}: 4\r\n\r\n", peer.id).unwrap();
+            write!(stream, "GET /peers/{}/metrics HTTP/1.1\r\nHost: localhost\r\n{TIME}: 4\r\n\r\n", peer.id).unwrap();
             stream
         })
         .collect();

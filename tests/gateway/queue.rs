@@ -60,7 +60,7 @@ fn a_scraper_that_goes_away_ends_its_scrape_at_the_peer() {
     let scene = Scene::set("");
     let (peer, _never) = held(&scene);
     let mut client = connect(scene.gateway.metrics_socket()).unwrap();
-    write!(client, "GET /peers/{}/metrics HTTP/1.1\r\nHost: x\r\n\r\n", peer.id).unwrap();
+    write!(client, "GET /peers/{}/metrics HTTP/1.1\r\nHost: localhost\r\n\r\n", peer.id).unwrap();
     eventually("the scrape is under way at the peer", || peer.seen.under_way() == 1);
     drop(client);
     eventually("the peer has given it up", || peer.seen.given_up() == 1);

@@ -92,7 +92,8 @@ fn every_local_link_leads_somewhere() {
 /// Alerts and queries fail silently if they name a family that does not exist.
 #[test]
 fn every_family_that_the_documentation_names_exists() {
-    let prefixes = ["agent_", "exposition_", "gateway_", "http_", "message_", "messages_", "process_", "storage_"];
+    let prefixes =
+        ["agent_", "exposition_", "gateway_", "http_", "message_", "messages_", "process_", "storage_", "web_"];
     let known: Vec<&str> = catalogue::ALL.iter().map(|family| family.name).collect();
     let mut unknown = Vec::new();
     for file in ["README.md", "docs/metrics.md", "docs/operations.md", "docs/gateway.md", "deploy/peerscope.rules.yml"]

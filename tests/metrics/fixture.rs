@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use peerscope::metrics::{
-    GatewayMetrics, Health, Limits, MetricsCollector, MetricsConfig, MetricsServer, MissingLines, Registry,
-    register_scrape_time,
+    EndpointOptions, GatewayMetrics, Health, Limits, MetricsCollector, MetricsConfig, MetricsServer, MissingLines,
+    Registry, register_scrape_time,
 };
 
 use crate::support::agent_info;
@@ -53,7 +53,7 @@ impl Endpoint {
             Arc::clone(&registry),
             collector.clone(),
             health.clone(),
-            None,
+            EndpointOptions::default(),
             limits,
         );
         Self { server, collector, health, registry }
@@ -114,7 +114,7 @@ impl Client {
 
     pub(crate) fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)]) -> Reply {
         let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        self.send(format!("{method} {path} HTTP/1.1\r\nHost: test\r\n{headers}\r\n").as_bytes()).unwrap();
+        self.send(format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n").as_bytes()).unwrap();
         self.reply(method == "HEAD").unwrap()
     }
 

@@ -21,14 +21,19 @@ const KINDS: &[Kind] = &[
     ("silent", 2_000, |_, _| Ok(()), true),
     ("slow to write", 1_000, |stream, _| stream.write_all(b"GET /metrics HTTP/1.1\r\nHo"), true),
     ("slow to read", 200, slow_to_read, true),
-    ("not reading", 500, |stream, _| stream.write_all(&b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n".repeat(50)), true),
+    (
+        "not reading",
+        500,
+        |stream, _| stream.write_all(&b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(50)),
+        true,
+    ),
     ("noise", 1_000, |stream, round| stream.write_all(&(round * 0x9e37_79b9).to_le_bytes().repeat(40)), false),
 ];
 
 /// Reads one byte of a page and no more.
 fn slow_to_read(stream: &mut TcpStream, _: usize) -> std::io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     stream.read_exact(&mut [0])
 }
 
@@ -132,7 +137,7 @@ fn the_kernel_does_not_keep_responses_to_clients_that_were_disconnected() {
     let limits = Limits { connections: 1, answer: Duration::from_secs(3), ..Limits::default() };
     let endpoint = Endpoint::with(limits, register_wide);
     let mut client = TcpStream::connect(endpoint.addr()).unwrap();
-    client.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    client.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let own = client.local_addr().unwrap();
     eventually("the response has filled the buffers", || unsent(endpoint.addr(), own).is_some_and(|bytes| bytes > 0));
     assert_eq!(endpoint.get("/live").status, 200, "another client gets its place");

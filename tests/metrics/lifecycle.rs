@@ -1,6 +1,7 @@
 //! The endpoint starts, serves and stops, whatever happens to the port and the agent's runtime.
 
-use std::net::TcpListener;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,8 @@ use peerscope::metrics::labels::Component;
 use peerscope::metrics::{Limits, MetricsConfig};
 
 use super::fixture::{Client, Endpoint, eventually};
+use crate::support::agent::{TestAgent, connect};
+use crate::support::{apart, http};
 
 #[test]
 fn a_port_in_use_is_retried_and_reported_to_health() {
@@ -35,7 +38,7 @@ fn a_port_in_use_is_retried_and_reported_to_health() {
 
 #[test]
 fn an_address_of_another_machine_does_not_stop_the_agent() {
-    let config = MetricsConfig { address: [203, 0, 113, 1].into(), port: 0, ..MetricsConfig::default() };
+    let config = MetricsConfig { address: IpAddr::from([203, 0, 113, 1]).into(), port: 0, ..MetricsConfig::default() };
     let endpoint = Endpoint::configured(&config, Limits::default(), |_| ());
     assert_eq!(
         endpoint.health.snapshot()[0].problem.as_deref(),
@@ -108,4 +111,45 @@ async fn shutdown_while_the_port_is_in_use_ends_the_retries() {
     let started = Instant::now();
     endpoint.server.shutdown().await;
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+/// In a network of its own, since the agents listen on every interface there.
+#[test]
+fn every_configured_address_is_served_and_ipv6_includes_ipv4_whatever_the_system_says() {
+    const NAME: &str =
+        "metrics::lifecycle::every_configured_address_is_served_and_ipv6_includes_ipv4_whatever_the_system_says";
+    apart::run("--net", NAME, || {
+        let run = |program: &str, args: &[&str]| assert!(Command::new(program).args(args).status().unwrap().success());
+        run("ip", &["link", "set", "lo", "up"]);
+        std::fs::write("/proc/sys/net/ipv6/bindv6only", "1").unwrap();
+        for (address, reached) in [
+            ("'::'", ["127.0.0.1", "::1"]),
+            ("['127.0.0.1', '::1']", ["127.0.0.1", "::1"]),
+            ("['::', '0.0.0.0']", ["127.0.0.1", "::1"]),
+            ("['127.0.0.1', '127.0.0.2']", ["127.0.0.1", "127.0.0.2"]),
+        ] {
+            let config = format!("metrics: {{ address: {address} }}\n");
+            let agent = TestAgent::prepare().configured(&config).on_configured_address().started();
+            let port = agent.metrics_socket().port();
+            for ip in reached {
+                let socket = SocketAddr::new(ip.parse().unwrap(), port);
+                let reply = http::get(connect(socket).unwrap(), "/live", &[("Host", "localhost")]);
+                assert_eq!(reply.unwrap().status, 200, "{address}: {ip}");
+            }
+        }
+
+        // One of two addresses is in use: the other one works, and the first is tried again.
+        let taken = TcpListener::bind("127.0.0.2:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let config = "metrics: { address: ['127.0.0.2', '127.0.0.1'] }\n";
+        let agent = TestAgent::prepare().configured(config).on_configured_address().on_metrics_port(port).started();
+        agent.await_log("is already in use by another program");
+        let live =
+            |ip: &str| http::get(connect(SocketAddr::new(ip.parse().unwrap(), port)).unwrap(), "/ready", &[]).unwrap();
+        let reply = live("127.0.0.1");
+        assert!(reply.status == 503 && reply.text().contains("127.0.0.2"), "{}", reply.text());
+        drop(taken);
+        agent.await_log("the address is available now");
+        assert_eq!(live("127.0.0.2").status, 200);
+    });
 }

@@ -49,7 +49,7 @@ fn a_fifth_concurrent_scrape_is_rejected_and_the_other_pages_still_answer() {
     let endpoint = Endpoint::with(Limits::default(), |registry| registry.register_collector(Box::new(gate.clone())));
     let mut clients: Vec<_> = (0..4).map(|_| endpoint.connect()).collect();
     for client in &mut clients {
-        client.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+        client.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     }
     gate.wait_for_waiting(4);
 
@@ -76,7 +76,7 @@ fn a_client_that_disconnects_does_not_free_the_place_of_its_scrape() {
     let limits = Limits { scrapes: 1, ..Limits::default() };
     let endpoint = Endpoint::with(limits, |registry| registry.register_collector(Box::new(gate.clone())));
     let mut client = endpoint.connect();
-    client.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    client.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     gate.wait_for_waiting(1);
     drop(client);
     assert_eq!(endpoint.get("/metrics").status, 503, "its page is still being made");
@@ -186,7 +186,7 @@ fn a_client_that_does_not_fetch_its_response_is_cut_off() {
     // Several requests at once, without reading a byte of the responses.
     let mut client = endpoint.connect();
     for _ in 0..8 {
-        client.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+        client.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     }
     let stalled = Instant::now();
     // The server closes while most of the responses are still on its side.
@@ -200,7 +200,7 @@ fn a_client_that_does_not_fetch_its_response_is_cut_off() {
 fn pipelined_responses_that_are_fetched_slowly_all_arrive() {
     let endpoint = Endpoint::with(Limits::default(), register_wide);
     let mut client = endpoint.connect();
-    client.send(&b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n".repeat(6)).unwrap();
+    client.send(&b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(6)).unwrap();
     for _ in 0..6 {
         // Each one gets stuck in the socket before it is fetched.
         let reply = client.reply(false).unwrap();
@@ -239,7 +239,7 @@ fn a_client_that_sends_its_request_byte_by_byte_does_not_keep_its_place() {
     let (mut first, mut second) = (endpoint.connect(), endpoint.connect());
     asks(&mut first);
     asks(&mut second);
-    for byte in b"GET /live HTTP/1.1\r\nHost: test\r\n" {
+    for byte in b"GET /live HTTP/1.1\r\nHost: localhost\r\n" {
         first.send(&[*byte]).unwrap();
     }
     asks(&mut endpoint.connect());
@@ -253,7 +253,7 @@ fn a_client_keeps_its_place_while_its_response_is_being_made() {
     let limits = Limits { connections: 2, ..Limits::default() };
     let endpoint = Endpoint::with(limits, |registry| registry.register_collector(Box::new(gate.clone())));
     let mut first = endpoint.connect();
-    first.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    first.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     gate.wait_for_waiting(1);
     // It has been connected longer than any of these, but it is waiting for us.
     let mut second = endpoint.connect();
@@ -261,7 +261,7 @@ fn a_client_keeps_its_place_while_its_response_is_being_made() {
     asks(&mut endpoint.connect());
     assert_eq!(second.closed(), b"");
     let mut third = endpoint.connect();
-    third.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    third.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     gate.wait_for_waiting(2);
     // Now both are being answered. Closing the new one tells it so; leaving it in the kernel's queue would not.
     assert_eq!(endpoint.connect().closed(), b"");
@@ -277,7 +277,7 @@ fn a_client_that_does_not_read_its_responses_does_not_keep_its_place() {
     // When its first response gets stuck, its second request has been read and its third has not.
     let mut slow = endpoint.connect();
     for _ in 0..3 {
-        slow.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+        slow.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     }
     let mut other = endpoint.connect();
     let answered = [("handler", "metrics"), ("code", "200")];
@@ -298,7 +298,7 @@ fn a_client_that_fetches_its_response_keeps_its_place() {
         (0..6).for_each(|number| register_wide_as(registry, &format!("wide_{number}")));
     });
     let mut fetching = endpoint.connect();
-    fetching.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    fetching.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     fetching.begun();
     // The other client is waited for from now on; the fetching one reads more of its response after that.
     let mut other = endpoint.connect();
@@ -316,7 +316,7 @@ fn a_request_sent_right_after_connecting_is_answered_however_many_clients_follow
     let endpoint = Endpoint::with(Limits { connections: 2, ..Limits::default() }, |_| ());
     let ask = |_| {
         let mut client = endpoint.connect();
-        client.send(b"GET /live HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+        client.send(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
         client
     };
     let clients: Vec<_> = (0..300).map(ask).collect();
@@ -333,7 +333,9 @@ fn a_collector_that_hangs_costs_its_client_a_bounded_wait() {
     let mut client = endpoint.connect();
     let asked = Instant::now();
     // The bytes after the request must not keep the connection from noticing its deadline.
-    client.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\nGET /live HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    client
+        .send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\nGET /live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .unwrap();
     let reply = client.reply(false).unwrap();
     assert_eq!(reply.status, 503);
     assert_eq!(reply.text(), "The metrics page was not ready within 300ms: part of the agent is hanging.\n");
@@ -352,7 +354,7 @@ fn an_incomplete_request_right_after_another_one_is_cut_off_too() {
     let limits = Limits { head: Duration::from_millis(300), ..Limits::default() };
     let endpoint = Endpoint::with(limits, |_| ());
     let mut client = endpoint.connect();
-    client.send(b"GET /live HTTP/1.1\r\nHost: test\r\n\r\nGET /li").unwrap();
+    client.send(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\nGET /li").unwrap();
     assert_eq!(client.reply(false).unwrap().status, 200);
     assert_eq!(client.closed(), b"");
 }
@@ -362,7 +364,7 @@ fn an_unexpected_body_does_not_hold_the_connection() {
     let limits = Limits { head: Duration::from_millis(300), ..Limits::default() };
     let endpoint = Endpoint::with(limits, |_| ());
     let mut client = endpoint.connect();
-    client.send(b"POST /metrics HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n\r\nabc").unwrap();
+    client.send(b"POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\nabc").unwrap();
     assert_eq!(client.reply(false).unwrap().status, 405);
     assert_eq!(client.closed(), b"");
 }
@@ -376,6 +378,6 @@ fn clients_that_disconnect_early_do_no_harm() {
     }
     eventually("their places are free again", || {
         let mut client = Client::connect(endpoint.addr());
-        client.send(b"GET /live HTTP/1.1\r\nHost: test\r\n\r\n").is_ok() && client.reply(false).is_some()
+        client.send(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n").is_ok() && client.reply(false).is_some()
     });
 }

@@ -7,7 +7,7 @@ use super::fixture::{Client, Endpoint, PATIENCE};
 use crate::support::metrics::value;
 
 /// The request that must not be answered. No test here requests this page in any other way.
-const SMUGGLED: &str = "GET /ready HTTP/1.1\r\nHost: test\r\n\r\n";
+const SMUGGLED: &str = "GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 /// No deadline passes here: a connection is closed only because of what was sent.
 fn endpoint() -> Endpoint {
@@ -40,7 +40,7 @@ fn nothing_was_smuggled(endpoint: &Endpoint) {
 #[test]
 fn an_invalid_request_is_rejected_and_the_connection_closed() {
     let endpoint = endpoint();
-    let get = |rest: &str| format!("GET /live HTTP/1.1\r\nHost: test\r\n{rest}");
+    let get = |rest: &str| format!("GET /live HTTP/1.1\r\nHost: localhost\r\n{rest}");
     let requests = [
         // Ambiguous: where the body ends.
         get("Content-Length: 4\r\nContent-Length: 40\r\n\r\n0\r\n\r\n"),
@@ -69,7 +69,7 @@ fn an_invalid_request_is_rejected_and_the_connection_closed() {
         get("X: a\0b\r\n\r\n"),
         get("X\0: a\r\n\r\n"),
         "GET /live\0 HTTP/1.1\r\n\r\n".into(),
-        "GET /live HTTP/1.1\rHost: test\r\r".into(),
+        "GET /live HTTP/1.1\rHost: localhost\r\r".into(),
         // Not HTTP, or a version that is not supported.
         "\0\0\0\0\r\n\r\n".into(),
         "GET /live\r\n\r\n".into(),
@@ -106,11 +106,16 @@ fn the_response_to_an_ambiguous_request_is_the_last_one() {
     let length = SMUGGLED.len();
     let requests = [
         // A body that is a request.
-        (200, format!("GET /live HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n")),
-        (405, format!("POST /live HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n")),
-        (404, format!("PUT /x HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n")),
-        (200, "GET /live HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\n0".into()),
-        (200, format!("GET /live HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\nExpect: 100-continue\r\n\r\n")),
+        (200, format!("GET /live HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n")),
+        (405, format!("POST /live HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n")),
+        (404, format!("PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n")),
+        (200, "GET /live HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n0".into()),
+        (
+            200,
+            format!(
+                "GET /live HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\nExpect: 100-continue\r\n\r\n"
+            ),
+        ),
         // Both ways to state where it ends, in both orders: the request ends at the last chunk, or in it.
         (200, "GET /live HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into()),
         (200, "GET /live HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n".into()),
@@ -123,10 +128,10 @@ fn the_response_to_an_ambiguous_request_is_the_last_one() {
         (200, "GET /live HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n".into()),
         (200, "GET /live HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".into()),
         // Lines that end without a carriage return, which ends a request for some parsers.
-        (200, "GET /live HTTP/1.1\nHost: test\n\n".into()),
-        (200, "GET /live HTTP/1.1\r\nHost: test\n\r\n".into()),
-        (200, "GET /live HTTP/1.1\r\nHost: test\r\n\n".into()),
-        (200, "\nGET /live HTTP/1.1\r\nHost: test\r\n\r\n".into()),
+        (200, "GET /live HTTP/1.1\nHost: localhost\n\n".into()),
+        (200, "GET /live HTTP/1.1\r\nHost: localhost\n\r\n".into()),
+        (200, "GET /live HTTP/1.1\r\nHost: localhost\r\n\n".into()),
+        (200, "\nGET /live HTTP/1.1\r\nHost: localhost\r\n\r\n".into()),
         // The client itself announces that this is the last request.
         (200, "GET /live HTTP/1.1\r\nConnection: close\r\n\r\n".into()),
         (200, "GET /live HTTP/1.0\r\n\r\n".into()),
@@ -162,7 +167,7 @@ fn pipelined_requests_are_answered_in_order() {
     let endpoint = endpoint();
     let mut client = endpoint.connect();
     let pages = ["/live", "/nowhere", "/metrics", "/"];
-    let request = |page: &&str| format!("GET {page} HTTP/1.1\r\nHost: test\r\n\r\n");
+    let request = |page: &&str| format!("GET {page} HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let row: String = pages.iter().map(request).collect();
     client.send(row.repeat(25).as_bytes()).unwrap();
     for _ in 0..25 {
@@ -186,7 +191,8 @@ fn random_bytes_affect_only_their_own_connection() {
         state ^= state >> 27;
         usize::try_from(state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33).unwrap() % below
     };
-    let good = b"GET /live HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\nAccept: */*\r\nConnection: close\r\n\r\n";
+    let good =
+        b"GET /live HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nAccept: */*\r\nConnection: close\r\n\r\n";
     for round in 0..600 {
         let mut bytes = good.to_vec();
         if round % 2 == 0 {

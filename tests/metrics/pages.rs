@@ -23,7 +23,7 @@ fn a_client_without_preference_gets_the_classic_text_with_every_family() {
     assert_eq!(reply.header("content-encoding"), None);
     assert_eq!(reply.header("vary"), Some("Accept, Accept-Encoding"));
     let text = reply.text();
-    for family in catalogue::ALL {
+    for family in catalogue::ALL.iter().filter(|family| !family.help.contains("(only with metrics.web_config)")) {
         let kind = if family.kind.as_str() == "info" { "gauge" } else { family.kind.as_str() };
         let line = format!("# TYPE {} {kind}\n", family.name);
         assert_eq!(text.matches(&line).count(), 1, "{line}{text}");
@@ -159,7 +159,7 @@ fn the_metrics_page_is_where_the_configuration_puts_it() {
     assert_eq!(endpoint.get("/scrape/me").status, 200);
     assert_eq!(endpoint.get("/metrics").status, 404);
     assert_eq!(endpoint.server.url(), Some(format!("http://{}/scrape/me", endpoint.addr())));
-    assert!(endpoint.get("/").text().contains("href=\"/scrape/me\""));
+    assert!(endpoint.get("/").text().contains("href=\"scrape/me\""));
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn the_index_identifies_the_agent_and_links_to_the_pages() {
     let reply = endpoint.get("/");
     assert_eq!((reply.status, reply.header("content-type")), (200, Some("text/html; charset=utf-8")));
     let page = reply.text();
-    for part in ["12D3KooWTest", env!("CARGO_PKG_VERSION"), "href=\"/metrics\"", "href=\"/ready\"", "href=\"/live\""] {
+    for part in ["12D3KooWTest", env!("CARGO_PKG_VERSION"), "href=\"metrics\"", "href=\"ready\"", "href=\"live\""] {
         assert!(page.contains(part), "{part} in {page}");
     }
 }

@@ -27,6 +27,8 @@ pub(crate) struct TestAgent {
     /// 0 until the first start; a restart uses the same ports.
     peer_port: u16,
     metrics_port: u16,
+    /// Whether the configuration says where the endpoint listens.
+    metrics_address_configured: bool,
     flags: Vec<String>,
     /// What a shell runs before it becomes the agent, such as `ulimit -n 64`.
     before: Option<&'static str>,
@@ -83,6 +85,7 @@ impl TestAgent {
             address: own_address(),
             peer_port: 0,
             metrics_port: 0,
+            metrics_address_configured: false,
             flags: Vec::new(),
             before: None,
             prefix: Vec::new(),
@@ -127,6 +130,12 @@ impl TestAgent {
         self
     }
 
+    /// Lets the endpoint listen where the configuration says.
+    pub(crate) fn on_configured_address(mut self) -> Self {
+        self.metrics_address_configured = true;
+        self
+    }
+
     pub(crate) fn on_metrics_port(mut self, port: u16) -> Self {
         self.metrics_port = port;
         self
@@ -163,7 +172,10 @@ impl TestAgent {
         assert!(self.process.is_none(), "the agent is already running");
         let mut command = self.command(&["run"]);
         let listen = format!("/ip4/{}/tcp/{}", self.address, self.peer_port);
-        command.args(["--listen", &listen, "--metrics-address", &self.address.to_string()]);
+        command.args(["--listen", &listen]);
+        if !self.metrics_address_configured {
+            command.args(["--metrics-address", &self.address.to_string()]);
+        }
         command.args(["--metrics-port", &self.metrics_port.to_string()]).args(&self.flags);
         if let Some(before) = self.before {
             command = through_shell(before, &command);
@@ -184,8 +196,8 @@ impl TestAgent {
         let (_, port) = listening.split_once("/tcp/").unwrap();
         self.peer_port = port.split('/').next().unwrap().parse().unwrap();
         let log = &self.process().log;
-        let line = log.await_any(&["Metrics at http://", "no metrics endpoint yet", "Metrics endpoint disabled"]);
-        if let Some((_, url)) = line.split_once("Metrics at http://") {
+        let line = log.await_any(&["Metrics at http", "no metrics endpoint yet", "Metrics endpoint disabled"]);
+        if let Some((_, url)) = line.split_once("Metrics at http").and_then(|(_, url)| url.split_once("://")) {
             let address: SocketAddr = url.split('/').next().unwrap().parse().unwrap();
             self.metrics_port = address.port();
         }

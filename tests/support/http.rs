@@ -30,7 +30,7 @@ impl Reply {
 pub(crate) fn exchange(stream: impl Read + Write, method: &str, target: &str, body: &[u8]) -> io::Result<Reply> {
     let mut stream = stream;
     let length = body.len();
-    let head = format!("{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n");
+    let head = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
     stream.write_all(head.as_bytes())?;
     stream.write_all(body)?;
     read_reply(stream)

@@ -3,6 +3,8 @@
 
 pub(crate) mod agent;
 pub(crate) mod apart;
+#[cfg(feature = "metrics-prometheus")]
+pub(crate) mod certificates;
 pub(crate) mod disk;
 pub(crate) mod history;
 pub(crate) mod http;

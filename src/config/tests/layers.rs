@@ -28,7 +28,7 @@ fn flags_override_the_environment_and_both_override_the_file() {
     sources.flags = vec![("metrics.port", "3".into(), "--metrics-port")];
     let config = Config::load(&sources).unwrap();
     assert_eq!((config.metrics.port, config.metrics.path.as_str()), (3, "/b"));
-    assert_eq!(config.metrics.address.to_string(), "127.0.0.2");
+    assert_eq!(config.metrics.address.first().to_string(), "127.0.0.2");
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.node.data_dir, PathBuf::from("/h/.local/state/peerscope"));
 }

@@ -82,11 +82,14 @@ log:
 metrics:
   address: \"127.0.0.1\"
   enabled: true
+  host_names: []
   native_histograms:
     max_buckets: 160
     schema: 3
+  open_probes: false
   path: /metrics
   port: 8080
+  web_config: null
 storage:
   backend: local
   local:
@@ -118,6 +121,7 @@ expose:
   - { name: node, remote: false, url: \"http://127.0.0.1:9100/metrics\" }
 gateway:
   enabled: false
+  external_url: null
   grace: \"1h\"
   max_body_size: \"16MiB\"
   max_peers: 10000
@@ -141,7 +145,7 @@ fn the_example_is_the_default_configuration() {
 #[test]
 fn every_key_is_in_the_example_and_documented() {
     let keys: BTreeSet<String> = known_keys().into_iter().collect();
-    assert_eq!(keys.len(), 38, "{keys:?}");
+    assert_eq!(keys.len(), 42, "{keys:?}");
     for key in keys {
         let last = key.rsplit('.').next().unwrap();
         assert!(EXAMPLE.contains(&format!("{last}:")), "{key} is not in the example");

@@ -25,7 +25,8 @@ fn every_target_tells_prometheus_how_to_reach_it_through_the_gateway() {
         now,
     );
     let members: Vec<_> = members.iter().map(|(peer, member)| (*peer, member.clone())).collect();
-    let json: serde_json::Value = serde_json::from_slice(&targets(&members, "gw.example:8080")).unwrap();
+    let place = Place { address: "gw.example:8080", scheme: None, prefix: "" };
+    let json: serde_json::Value = serde_json::from_slice(&targets(&members, place)).unwrap();
     let common = |path: &str| {
         serde_json::json!({
             "__metrics_path__": path,
@@ -49,7 +50,14 @@ fn every_target_tells_prometheus_how_to_reach_it_through_the_gateway() {
         { "targets": ["gw.example:8080"], "labels": exposed },
     ]);
     assert_eq!(json, expected);
-    assert_eq!(targets(&[], "x"), "[]");
+    assert_eq!(targets(&[], place), "[]");
+
+    // Behind a proxy.
+    let place = Place { address: "gw.example:443", scheme: Some("https"), prefix: "/agents" };
+    let json: serde_json::Value = serde_json::from_slice(&targets(&members, place)).unwrap();
+    let labels = &json[1]["labels"];
+    assert_eq!((&labels["__scheme__"], &json[1]["targets"][0]), (&"https".into(), &"gw.example:443".into()));
+    assert_eq!(labels["__metrics_path__"], format!("/agents/peers/{peer}/exposed/node/metrics"));
 }
 
 #[test]

@@ -252,6 +252,44 @@ fn the_next_run_knows_the_peers_of_the_last_one() {
 }
 
 proptest! {
+    /// Whatever happens in whatever order, reloads included: named peers are targets, and every peer is counted in
+    /// exactly one state.
+    #[test]
+    fn reloads_keep_the_books_straight(steps in proptest::collection::vec((0usize..8, 0u8..6), 1..120)) {
+        let start = Instant::now();
+        let mut members = open(100, start);
+        let peers: Vec<PeerId> = (0..8).map(|_| PeerId::random()).collect();
+        let mut connected = std::collections::BTreeSet::new();
+        let mut named = Vec::new();
+        for (at, (index, step)) in steps.into_iter().enumerate() {
+            let (peer, now) = (peers[index], start + second(at as u64));
+            match step {
+                0 | 1 => { connected.insert(peer); members.up(&info(peer, Some("x")), now) }
+                2 => if connected.remove(&peer) { members.down(&peer, "gone", now) },
+                _ => {
+                    named = if step == 3 { Vec::new() } else { peers[index..].to_vec() };
+                    let list = named.iter().map(|peer| PeerIdText(*peer)).collect();
+                    let peers = if step == 3 { PeerList::Any } else { PeerList::These(list) };
+                    members.configure(&Config { peers, max_peers: 100, ..Config::default() }, now);
+                    // As the fleet does.
+                    connected.iter().for_each(|peer| members.up(&info(*peer, Some("x")), now));
+                }
+            }
+            let counted: Vec<_> = members.iter().filter_map(|(_, member)| member.state()).collect();
+            for &state in PeerState::ALL {
+                prop_assert_eq!(members.count(state), counted.iter().filter(|&&counted| counted == state).count());
+            }
+            let shown = targets(&members);
+            prop_assert!(named.iter().all(|peer| shown.contains(peer)));
+            if members.takes_any() {
+                prop_assert!(connected.iter().all(|peer| shown.contains(peer)));
+            } else {
+                prop_assert_eq!(shown.len(), named.len());
+                prop_assert_eq!(members.iter().count(), named.len());
+            }
+        }
+    }
+
     /// Whatever happens in whatever order: the limit holds, and every peer is counted in exactly one state.
     #[test]
     fn the_limit_holds_and_every_peer_has_a_state(steps in proptest::collection::vec((0usize..12, 0u8..4), 1..200)) {

@@ -13,6 +13,7 @@ use hyper::header::{self, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -20,8 +21,9 @@ use tokio::time::{Instant, Sleep};
 
 use super::framing::Framing;
 use super::places::Place;
-use super::routes::Routes;
-use super::{Limits, stopped};
+use super::routes::{Origin, Routes};
+use super::web::WebState;
+use super::{Limits, stopped, tls};
 
 /// The largest head of a request, in bytes: Prometheus sends about 500.
 const MAX_HEAD: usize = 16 * 1024;
@@ -41,20 +43,65 @@ const STALLED: Duration = Duration::from_secs(5);
 const SEND_BUFFER: usize = 256 * 1024;
 
 /// Serves one connection until the client leaves, a deadline passes, or the server stops.
-pub(super) async fn serve(stream: TcpStream, routes: Arc<Routes>, place: Arc<Place>, mut stop: watch::Receiver<bool>) {
+pub(super) async fn serve(
+    stream: TcpStream,
+    origin: Origin,
+    routes: Arc<Routes>,
+    place: Arc<Place>,
+    mut stop: watch::Receiver<bool>,
+) {
     prepare(&stream, routes.limits.answer);
-    let disputable = Arc::new(AtomicBool::new(false));
-    let io = TokioIo::new(Guarded::new(stream, routes.limits, Arc::clone(&place), Arc::clone(&disputable)));
+    let Some(web) = &routes.web else { return speak(stream, origin, None, routes, place, stop).await };
+    let deadline = Instant::now() + routes.limits.head;
+    let state = web.fresh().await;
+    let Some(config) = state.tls.clone() else { return speak(stream, origin, Some(state), routes, place, stop).await };
+    let established = tokio::select! {
+        established = tokio::time::timeout_at(deadline, tls::accept(stream, config)) => established,
+        () = stopped(&mut stop) => return,
+    };
+    match established {
+        Ok(Ok(stream)) => speak(stream, origin, Some(state), routes, place, stop).await,
+        Ok(Err(error)) => web.tls_failed(origin.client, &error),
+        Err(_) => web.tls_failed(origin.client, "it was not complete in time"),
+    }
+}
+
+/// Speaks HTTP. `first` is the web configuration for the first request, if there is any.
+async fn speak(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    origin: Origin,
+    first: Option<Arc<WebState>>,
+    routes: Arc<Routes>,
+    place: Arc<Place>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let seen = Arc::new(Seen::default());
+    let io = TokioIo::new(Guarded::new(stream, routes.limits, Arc::clone(&place), Arc::clone(&seen)));
+    let of_first = Mutex::new(first);
+    let (of_client, of_service) = (Arc::clone(&seen), Arc::clone(&routes));
     let service = service_fn(move |request: Request<Incoming>| {
-        let (routes, place) = (Arc::clone(&routes), Arc::clone(&place));
+        let (routes, place) = (Arc::clone(&of_service), Arc::clone(&place));
         // hyper does not read a body that nobody asks for. What follows a head with a body, or with line ends that
         // others may parse differently, is not treated as a request: this response is the connection's last.
-        let last = !request.body().is_end_stream() || disputable.load(Ordering::Relaxed);
+        let last = !request.body().is_end_stream() || of_client.disputable.load(Ordering::Relaxed);
+        let first = of_first.lock().take();
         async move {
-            // From here on the client waits for us.
-            let answering = place.answering();
-            let mut response = routes.answer(&request).await;
-            response.body_mut().keep(answering);
+            let state = match (first, &routes.web) {
+                (Some(state), _) => Some(state),
+                (None, Some(web)) => Some(web.recent().await),
+                (None, None) => None,
+            };
+            let state = state.as_deref();
+            let mut response = match routes.admit(&request, &origin, state).await {
+                // From here on the client waits for us. Not before: those that guess passwords keep no place.
+                Ok(()) => {
+                    let answering = place.answering();
+                    let mut response = routes.answer(&request, state).await;
+                    response.body_mut().keep(answering);
+                    response
+                }
+                Err(refusal) => refusal,
+            };
             if last {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -76,6 +123,14 @@ pub(super) async fn serve(stream: TcpStream, routes: Arc<Routes>, place: Arc<Pla
         }
     };
     if let Err(error) = ended {
+        if seen.tls.load(Ordering::Relaxed) {
+            routes.spoke_tls.at_most_once_a_minute(|| {
+                let client = origin.client;
+                tracing::warn!(
+                    "{client} speaks TLS to the metrics endpoint, which does not (metrics.web_config); is its scheme https?"
+                );
+            });
+        }
         // Always the client's doing: it went away, was too slow, or does not speak HTTP.
         tracing::debug!("a connection to the metrics endpoint ended: {error}");
     }
@@ -104,6 +159,15 @@ enum Phase {
     Idle,
 }
 
+/// What was noticed in the client's bytes.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Its lines can be parsed in more than one way.
+    disputable: AtomicBool,
+    /// It speaks TLS.
+    tls: AtomicBool,
+}
+
 /// A stream that fails with `TimedOut` if its current phase takes too long. The deadline of a phase is set
 /// at its start: a client that sends or fetches one byte at a time gains nothing.
 struct Guarded<S> {
@@ -112,15 +176,14 @@ struct Guarded<S> {
     phase: Phase,
     place: Arc<Place>,
     framing: Framing,
-    /// Set if the client's lines can be parsed in more than one way.
-    disputable: Arc<AtomicBool>,
+    seen: Arc<Seen>,
     deadline: Pin<Box<Sleep>>,
 }
 
 impl<S> Guarded<S> {
-    fn new(stream: S, limits: Limits, place: Arc<Place>, disputable: Arc<AtomicBool>) -> Self {
+    fn new(stream: S, limits: Limits, place: Arc<Place>, seen: Arc<Seen>) -> Self {
         let deadline = Box::pin(tokio::time::sleep(limits.head));
-        Self { stream, limits, phase: Phase::Head, place, framing: Framing::new(), disputable, deadline }
+        Self { stream, limits, phase: Phase::Head, place, framing: Framing::new(), seen, deadline }
     }
 
     fn enter(&mut self, phase: Phase) {
@@ -194,8 +257,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
             Poll::Pending => this.pending(cx),
             ready => {
                 let read = buf.filled().get(before..).unwrap_or_default();
+                if this.framing.is_untouched() && read.first() == Some(&tls::HANDSHAKE) {
+                    this.seen.tls.store(true, Ordering::Relaxed);
+                }
                 this.framing.follow(read);
-                this.disputable.store(this.framing.is_disputable(), Ordering::Relaxed);
+                this.seen.disputable.store(this.framing.is_disputable(), Ordering::Relaxed);
                 if this.phase == Phase::Idle && !read.is_empty() {
                     this.enter(Phase::Head);
                 }

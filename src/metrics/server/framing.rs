@@ -7,14 +7,16 @@ pub(super) struct Framing {
     line_is_empty: bool,
     between_requests: bool,
     bare_line_feed: bool,
+    untouched: bool,
 }
 
 impl Framing {
     pub(super) fn new() -> Self {
-        Self { after_cr: false, line_is_empty: true, between_requests: true, bare_line_feed: false }
+        Self { after_cr: false, line_is_empty: true, between_requests: true, bare_line_feed: false, untouched: true }
     }
 
     pub(super) fn follow(&mut self, bytes: &[u8]) {
+        self.untouched &= bytes.is_empty();
         for &byte in bytes {
             match byte {
                 b'\n' => {
@@ -27,6 +29,11 @@ impl Framing {
             }
             self.after_cr = byte == b'\r';
         }
+    }
+
+    /// Whether nothing has arrived yet.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.untouched
     }
 
     /// Whether the input so far ends with an empty line, the end of a request without a body.

@@ -9,10 +9,12 @@ pub(super) const HTML: &str = "text/html; charset=utf-8";
 
 /// The page at `/`.
 pub(super) fn index(path: &str, agent: &AgentInfo, links: &[(&str, &str)]) -> String {
-    let (path, name, peer_id) = (escaped(path), escaped(&agent.name), escaped(&agent.peer_id));
+    // Relative, so that they lead to the right place behind a proxy that adds a prefix.
+    let relative = |path: &str| escaped(path.trim_start_matches('/'));
+    let (path, name, peer_id) = (relative(path), escaped(&agent.name), escaped(&agent.peer_id));
     let version = env!("CARGO_PKG_VERSION");
     let links = links.iter().fold(String::new(), |mut out, (path, what)| {
-        let _infallible = writeln!(out, "<li><a href=\"{}\">{}</a></li>", escaped(path), escaped(what));
+        let _infallible = writeln!(out, "<li><a href=\"{}\">{}</a></li>", relative(path), escaped(what));
         out
     });
     format!(
@@ -25,8 +27,8 @@ pub(super) fn index(path: &str, agent: &AgentInfo, links: &[(&str, &str)]) -> St
          <p>Peerscope {version}, PeerId <code>{peer_id}</code></p>\n\
          <ul>\n\
          <li><a href=\"{path}\">Metrics</a></li>\n\
-         <li><a href=\"/ready\">Readiness</a>: whether every component is ready</li>\n\
-         <li><a href=\"/live\">Liveness</a>: whether the process answers</li>\n\
+         <li><a href=\"ready\">Readiness</a>: whether every component is ready</li>\n\
+         <li><a href=\"live\">Liveness</a>: whether the process answers</li>\n\
          {links}</ul>\n\
          </body>\n\
          </html>\n"
@@ -89,7 +91,7 @@ mod tests {
         let page = index("/metrics\"><b>", &agent, &[]);
         assert!(!page.contains("<script>") && !page.contains("<b>"), "{page}");
         assert!(page.contains("&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt; &amp; &quot;co&quot;"), "{page}");
-        assert!(page.contains("href=\"/metrics&quot;&gt;&lt;b&gt;\""), "{page}");
+        assert!(page.contains("href=\"metrics&quot;&gt;&lt;b&gt;\""), "{page}");
     }
 
     #[test]

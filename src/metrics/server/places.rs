@@ -87,34 +87,33 @@ impl Drop for Answering {
     }
 }
 
-/// The table of connections, owned by the accept loop. At most `limit` of them are open.
+/// The table of connections, owned by the accept loop.
 pub(super) struct Places {
-    limit: usize,
     turns: Arc<AtomicU64>,
     tasks: JoinSet<()>,
     table: HashMap<Id, (Arc<Place>, AbortHandle)>,
 }
 
 impl Places {
-    pub(super) fn new(limit: usize) -> Self {
-        Self { limit, turns: Arc::default(), tasks: JoinSet::new(), table: HashMap::new() }
+    pub(super) fn new() -> Self {
+        Self { turns: Arc::default(), tasks: JoinSet::new(), table: HashMap::new() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.table.is_empty()
     }
 
-    /// Runs the future that `serve` makes from a place. If no place is free, the connection that has waited
+    /// Runs the future that `serve` makes from a place. If `limit` places are taken, the connection that has waited
     /// longest for its client loses its own. If none is waiting for its client, `serve` is dropped, which
     /// closes the new connection.
-    pub(super) async fn admit<F>(&mut self, serve: impl FnOnce(Arc<Place>) -> F)
+    pub(super) async fn admit<F>(&mut self, limit: usize, serve: impl FnOnce(Arc<Place>) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        if self.table.len() >= self.limit {
+        if self.table.len() >= limit {
             self.look().await;
         }
-        while self.table.len() >= self.limit {
+        while self.table.len() >= limit {
             if !self.close_one().await {
                 return;
             }

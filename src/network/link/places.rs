@@ -106,6 +106,15 @@ impl Places {
         }
     }
 
+    /// Names other peers. Connections stay where they are.
+    pub(super) fn name(&mut self, named: HashSet<PeerId>) {
+        self.named = named;
+        let own = |(peer, connections): (&PeerId, &BTreeSet<ConnectionId>)| {
+            if self.named.contains(peer) { connections.len().min(OWN_PLACES) } else { 0 }
+        };
+        self.on_own_place = self.peers.iter().map(own).sum();
+    }
+
     pub(super) fn connections(&self) -> impl Iterator<Item = (PeerId, ConnectionId)> {
         self.peers.iter().flat_map(|(peer, connections)| connections.iter().map(|connection| (*peer, *connection)))
     }
@@ -195,5 +204,15 @@ mod tests {
         assert!(places.peers.is_empty() && places.closing.is_empty());
         assert_eq!(establish(&mut places, stranger, 9), Ok(None));
         assert_eq!(establish(&mut places, late, 10), Ok(None));
+
+        // Once they are named, they sit on places of their own, and the others are free again.
+        places.name(HashSet::from([stranger, late]));
+        assert_eq!(places.on_own_place, 2);
+        assert_eq!(establish(&mut places, PeerId::random(), 11), Err(Denied::TooManyPeers(2)));
+        places.name(HashSet::new());
+        assert_eq!((places.on_own_place, places.is_full()), (0, true));
+        places.give_back(&stranger, id(9));
+        places.give_back(&late, id(10));
+        assert_eq!((places.connections, places.on_own_place), (0, 0));
     }
 }

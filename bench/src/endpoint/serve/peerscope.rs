@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use peerscope::metrics::{Health, MetricsConfig, MetricsServer};
+use peerscope::metrics::{EndpointOptions, Health, MetricsConfig, MetricsServer};
 
 use super::Serving;
 use crate::Result;
@@ -21,8 +21,9 @@ pub(super) fn start(size: Size) -> Result<Serving> {
     };
     let recorder = peerscope.together()?;
     let config = MetricsConfig { port: 0, ..MetricsConfig::default() };
-    let server =
-        MetricsServer::start(&config, &agent_info(), Arc::new(peerscope.registry), collector, Health::default(), None);
+    let registry = Arc::new(peerscope.registry);
+    let options = EndpointOptions::default();
+    let server = MetricsServer::start(&config, &agent_info(), registry, collector, Health::default(), options);
     let address = server.local_addr().ok_or("the endpoint does not listen")?;
     Ok(Serving::new(address, recorder, server))
 }

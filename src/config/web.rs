@@ -1,0 +1,27 @@
+//! Reads the web configuration, a file of its own (`metrics.web_config`).
+
+use std::path::Path;
+
+use super::error::{ConfigError, ConfigProblem, Origin, Source};
+use super::{decode_all, layers, tree};
+use crate::metrics::WebConfig;
+
+/// Reads a web configuration. Its relative paths become relative to the folder that it is in, as in exporter-toolkit.
+///
+/// # Errors
+///
+/// All problems found, each with its position.
+pub fn load_web_config(path: &Path) -> Result<WebConfig, ConfigError> {
+    let name = path.display().to_string();
+    let text =
+        layers::read(path).map_err(|problem| ConfigProblem::new(Origin::File(name.as_str().into()), "", problem))?;
+    let (mut tree, mut problems) = tree::parse(&text, &Source::File(name.into()))?;
+    let mut config: WebConfig = decode_all(&mut tree, &mut problems)?;
+    if !problems.is_empty() {
+        return Err(ConfigError::new(problems));
+    }
+    if let Some(folder) = path.parent() {
+        config.relative_to(folder);
+    }
+    Ok(config)
+}
