@@ -23,6 +23,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::config::{self, Config, Sources};
+use crate::control::SOCKET_NAME;
 use crate::metrics::WebConfigError;
 use crate::network::PeerIdText;
 
@@ -207,13 +208,19 @@ impl Common {
         Ok(Sources { text: None, file: self.config.clone(), env, flags: overrides })
     }
 
-    /// Enough to find the running agent: a mistake in the file must not keep the operator from looking at it.
+    /// Enough to find the running agent: a mistake in the file must not keep the operator from looking
+    /// at it, as long as it is clear where it is.
     fn local(&self) -> Result<Config, CommandError> {
         let sources = self.sources(&run::Flags::default())?;
         Ok(Config::load(&sources).or_else(|error| {
             let mut config = Config::default();
-            config.node.data_dir = Config::data_dir(&sources).map_err(|_| error)?;
-            Ok::<_, config::ConfigError>(config)
+            match Config::data_dir(&sources) {
+                Ok(dir) if std::os::unix::net::UnixStream::connect(dir.join(SOCKET_NAME)).is_ok() => {
+                    config.node.data_dir = dir;
+                    Ok(config)
+                }
+                _ => Err(error),
+            }
         })?)
     }
 

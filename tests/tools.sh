@@ -6,6 +6,7 @@
 # - redis-server, redis-cli, nft and ip: if missing, installed by apt-get as root or with passwordless sudo;
 #   otherwise their Debian packages are unpacked into the tools folder. The server's binary comes from
 #   redis-tools: the package redis-server would only add a service.
+# - chromium and curl: if missing, installed the same way, or unpacked.
 # - prometheus with promtool, victoria-metrics, prometheus-node-exporter, prometheus-blackbox-exporter, haproxy,
 #   dnsdist, nginx and caddy: always unpacked, never installed, so that no service starts. prometheus and promtool 3, which
 #   Debian 12 does not have, come from Debian's suite sid through this machine's own apt source: lists and
@@ -16,7 +17,7 @@
 # The folder is $TEST_TOOLS_DIR, by default target/tools. A second run finds everything there. To use programs
 # that you already have, set their paths: TEST_PROMETHEUS, TEST_PROMTOOL, TEST_PROMETHEUS_3, TEST_PROMTOOL_3,
 # TEST_VICTORIA_METRICS, TEST_NODE_EXPORTER, TEST_BLACKBOX_EXPORTER, TEST_HAPROXY, TEST_DNSDIST,
-# TEST_NGINX, TEST_CADDY.
+# TEST_NGINX, TEST_CADDY, TEST_CERTUTIL, TEST_CHROMIUM.
 # Progress goes to stderr. If a program cannot be fetched, the script fails and says what to do.
 set -eu
 
@@ -77,7 +78,9 @@ needed() {
 }
 
 missing=''
+command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
 { command -v redis-server && command -v redis-cli; } >/dev/null 2>&1 || missing="$missing redis-tools"
+command -v curl >/dev/null 2>&1 || missing="$missing curl"
 command -v nft >/dev/null 2>&1 || missing="$missing nftables"
 command -v ip >/dev/null 2>&1 || missing="$missing iproute2"
 if [ -n "$missing" ]; then
@@ -141,6 +144,9 @@ nginx=${TEST_NGINX:-$tools/root/usr/sbin/nginx}
 caddy=${TEST_CADDY:-$tools/root/usr/bin/caddy}
 have "$nginx" TEST_NGINX nginx -v
 have "$caddy" TEST_CADDY caddy version
+certutil=${TEST_CERTUTIL:-$tools/root/usr/bin/certutil}
+[ -x "$certutil" ] || unpack libnss3-tools
+chromium=${TEST_CHROMIUM:-$(command -v chromium || echo "$tools/root/usr/lib/chromium/chromium")}
 
 # sid_source DIRECTORY: writes a copy of this machine's first apt source of a Debian release, with its address,
 # keys and other options, but for the suite sid. Prints the name of the file.
@@ -274,4 +280,6 @@ echo "export TEST_HAPROXY=\"$haproxy\""
 echo "export TEST_DNSDIST=\"$dnsdist\""
 echo "export TEST_NGINX=\"$nginx\""
 echo "export TEST_CADDY=\"$caddy\""
+echo "export TEST_CERTUTIL=\"$certutil\""
+echo "export TEST_CHROMIUM=\"$chromium\""
 echo "export TEST_PYTHONPATH=\"$tools/python\""

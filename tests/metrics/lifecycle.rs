@@ -153,3 +153,17 @@ fn every_configured_address_is_served_and_ipv6_includes_ipv4_whatever_the_system
         assert_eq!(live("127.0.0.2").status, 200);
     });
 }
+
+#[test]
+fn on_a_host_without_ipv6_every_ipv4_interface_is_served_instead() {
+    const NAME: &str = "metrics::lifecycle::on_a_host_without_ipv6_every_ipv4_interface_is_served_instead";
+    apart::run("--net", NAME, || {
+        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+        let without = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/without_ipv6.py");
+        let agent = TestAgent::prepare().behind(vec!["python3".into(), without.into()]);
+        let agent = agent.configured("metrics: { address: '::' }\n").on_configured_address().started();
+        agent.await_log("this host has no IPv6: the metrics endpoint listens on 0.0.0.0 instead of ::");
+        let socket = SocketAddr::new("127.0.0.1".parse().unwrap(), agent.metrics_socket().port());
+        assert_eq!(http::get(connect(socket).unwrap(), "/ready", &[]).unwrap().status, 200);
+    });
+}

@@ -441,3 +441,84 @@ fn an_endpoint_that_everybody_can_read_says_so_at_the_start() {
         assert!(said("{}\n", "").len() == 1, "the first answer was no accident");
     });
 }
+
+/// A new browser in a home of its own; what it shows, as HTML.
+struct Browser {
+    home: tempfile::TempDir,
+}
+
+impl Browser {
+    fn new() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(home.path().join(".pki/nssdb")).unwrap();
+        let browser = Self { home };
+        browser.certutil(&["-N", "--empty-password"]);
+        browser
+    }
+
+    fn certutil(&self, args: &[&str]) {
+        let program = std::env::var_os("TEST_CERTUTIL").expect("run tests/tools.sh");
+        let database = format!("sql:{}", self.home.path().join(".pki/nssdb").display());
+        let output = Command::new(program).args(["-d", &database]).args(args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn trust(&self, ca: &str) {
+        let file = self.home.path().join("ca.pem");
+        std::fs::write(&file, ca).unwrap();
+        self.certutil(&["-A", "-t", "C,,", "-n", "ca", "-i", file.to_str().unwrap()]);
+    }
+
+    fn show(&self, url: &str) -> String {
+        let program = std::env::var_os("TEST_CHROMIUM").expect("run tests/tools.sh");
+        let profile = format!("--user-data-dir={}", self.home.path().join("profile").display());
+        let output = Command::new(program)
+            .args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", &profile, url])
+            .env("HOME", self.home.path())
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+#[test]
+fn a_browser_shows_the_page_if_it_trusts_the_ca_and_has_the_password() {
+    let protected = Protected::start(&(WITH_TLS.to_owned() + &with_user("a", "secret")));
+    let (browser, page) = (Browser::new(), "<h1>");
+    let (as_user, address) = (format!("https://a:secret@{}/", protected.socket()), protected.socket());
+    assert!(!browser.show(&as_user).contains(page));
+    protected.agent.await_log("TLS could not be established with");
+    browser.trust(&protected.ca.pem());
+    let shown = browser.show(&as_user);
+    assert!(shown.contains(page) && shown.contains(&protected.agent.peer_id()), "{shown}");
+    for refused in [format!("https://{address}/"), format!("https://a:wrong@{address}/")] {
+        assert!(!browser.show(&refused).contains(page), "{refused}");
+    }
+    protected.issue(&protected.ca.issue_until(&[&protected.agent.address().to_string()], 2000));
+    assert!(!browser.show(&as_user).contains(page), "the certificate has expired");
+    protected.issue(&protected.ca.issue(&["other.example"]));
+    assert!(!browser.show(&as_user).contains(page), "the name is another one");
+    protected.issue(&protected.ca.issue(&[&protected.agent.address().to_string()]));
+    assert!(browser.show(&as_user).contains(page), "and it works again, without a restart");
+}
+
+#[test]
+fn curl_gets_the_page_as_the_documents_say() {
+    let protected = Protected::start(&(WITH_TLS.to_owned() + &with_user("prometheus", "secret")));
+    let ca = protected.agent.home().join("ca.pem");
+    std::fs::write(&ca, protected.ca.pem()).unwrap();
+    let url = format!("https://{}/metrics", protected.socket());
+    let curl = |more: &[&str]| {
+        let args = ["-sS", "--max-time", "10", "-o", "/dev/null", "-w", "%{http_code} %{http_version} ", &url];
+        let output = Command::new("curl").args(args).args(more).output().unwrap();
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    };
+    let ca = ca.to_str().unwrap();
+    assert_eq!(curl(&["--cacert", ca, "-u", "prometheus:secret"]), "200 1.1 ");
+    assert_eq!(curl(&["--cacert", ca, "-u", "prometheus:secret", "--http2"]), "200 1.1 ");
+    assert_eq!(curl(&["--cacert", ca, "-u", "prometheus:secret", "--tls-max", "1.2"]), "200 1.1 ");
+    assert_eq!(curl(&["--cacert", ca]), "401 1.1 ");
+    assert!(curl(&["-u", "prometheus:secret"]).contains("unable to get local issuer certificate"));
+    let old = curl(&["--cacert", ca, "--tls-max", "1.1"]);
+    assert!(old.starts_with("000"), "{old}");
+}

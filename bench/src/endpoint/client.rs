@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use super::tls;
 use crate::library::Format;
 use crate::{Error, Result};
 
@@ -41,8 +42,25 @@ impl Scrape {
     }
 }
 
+/// How a client gets to its pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Access {
+    pub(crate) tls: bool,
+    /// As [`USER`] with [`PASSWORD`].
+    pub(crate) user: bool,
+}
+
+pub(crate) const USER: &str = "prometheus";
+pub(crate) const PASSWORD: &str = "secret";
+/// `prometheus:secret` in base64.
+const AUTHORIZATION: &str = "Authorization: Basic cHJvbWV0aGV1czpzZWNyZXQ=\r\n";
+
+trait Stream: Read + Write {}
+
+impl<T: Read + Write> Stream for T {}
+
 pub(crate) struct Client {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Box<dyn Stream + Send>>,
     scrape: Scrape,
     request: String,
     line: String,
@@ -56,12 +74,17 @@ enum Length {
 }
 
 impl Client {
-    pub(crate) fn connect(address: &str, scrape: Scrape) -> Result<Self> {
+    pub(crate) fn connect(address: &str, access: Access, scrape: Scrape) -> Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
+        let stream: Box<dyn Stream + Send> = if access.tls { Box::new(tls::client(stream)?) } else { Box::new(stream) };
         let stream = BufReader::with_capacity(128 * 1024, stream);
-        Ok(Self { stream, scrape, request: scrape.request(), line: String::new(), body: Vec::new() })
+        let mut request = scrape.request();
+        if access.user {
+            request.insert_str(request.len() - 2, AUTHORIZATION);
+        }
+        Ok(Self { stream, scrape, request, line: String::new(), body: Vec::new() })
     }
 
     /// Scrapes once and returns the body as received.

@@ -3,6 +3,7 @@
 
 mod client;
 mod serve;
+mod tls;
 
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use flate2::read::GzDecoder;
 
-use self::client::{Client, Scrape};
+use self::client::{Access, Client, Scrape};
 pub(crate) use self::serve::serve;
 use crate::library::Format;
 use crate::measure::{Window, nanos};
@@ -18,6 +19,9 @@ use crate::process::Server;
 use crate::report::{OURS, Report, Unit};
 use crate::size::Size;
 use crate::{Plan, Result, encode};
+
+/// Scrapes that each open a connection.
+const NEW_CONNECTIONS: &str = "agent, new connections";
 
 /// The prefix of this benchmark's server sides in `--serve`.
 pub(crate) const SERVED: &str = "endpoint ";
@@ -27,14 +31,25 @@ struct Contender {
     who: &'static str,
     formats: &'static [Format],
     gzip: bool,
+    access: Access,
 }
 
-const CONTENDERS: [Contender; 4] = [
-    Contender { who: OURS, formats: &Format::ALL, gzip: true },
-    Contender { who: "prometheus-client", formats: &[Format::OpenMetrics, Format::Protobuf], gzip: true },
-    Contender { who: "prometheus", formats: &[Format::Text, Format::Protobuf], gzip: true },
-    Contender { who: "metrics", formats: &[Format::Text], gzip: false },
+const OPEN: Access = Access { tls: false, user: false };
+
+const CONTENDERS: [Contender; 7] = [
+    Contender { who: OURS, formats: &Format::ALL, gzip: true, access: OPEN },
+    Contender { who: WITH_USER, formats: &[Format::Text], gzip: true, access: Access { tls: false, user: true } },
+    Contender { who: WITH_TLS, formats: &[Format::Text], gzip: true, access: Access { tls: true, user: false } },
+    Contender { who: WITH_BOTH, formats: &[Format::Text], gzip: true, access: Access { tls: true, user: true } },
+    Contender { who: "prometheus-client", formats: &[Format::OpenMetrics, Format::Protobuf], gzip: true, access: OPEN },
+    Contender { who: "prometheus", formats: &[Format::Text, Format::Protobuf], gzip: true, access: OPEN },
+    Contender { who: "metrics", formats: &[Format::Text], gzip: false, access: OPEN },
 ];
+
+/// Ours, with a web configuration.
+const WITH_USER: &str = "peerscope, user";
+const WITH_TLS: &str = "peerscope, TLS";
+const WITH_BOTH: &str = "peerscope, TLS, user";
 
 /// A contender with its running server side.
 struct Running {
@@ -64,6 +79,11 @@ pub(crate) fn run(plan: &Plan) -> Result<Report> {
                 for running in running.iter_mut().filter(|running| running.size == size && running.answers(scrape)) {
                     running.scrape(plan, scrape, &case, &mut report)?;
                 }
+            }
+        }
+        if plan.wants_case(NEW_CONNECTIONS) {
+            for running in running.iter().filter(|running| running.size == Size::Agent) {
+                running.connect(plan, &mut report)?;
             }
         }
         for size in Size::ALL {
@@ -96,7 +116,7 @@ impl Running {
     /// One round of scrapes, each begun when the last response has arrived.
     fn scrape(&mut self, plan: &Plan, scrape: Scrape, case: &str, report: &mut Report) -> Result<()> {
         let who = self.contender.who;
-        let mut client = Client::connect(&self.server.address, scrape)?;
+        let mut client = Client::connect(&self.server.address, self.contender.access, scrape)?;
         let mut bytes =
             check(client.scrape()?, scrape, self.size).map_err(|error| format!("{who}, {case}: {error}"))?;
         let warm = Instant::now() + plan.warm_up / 4;
@@ -123,6 +143,32 @@ impl Running {
         Ok(())
     }
 
+    /// One round of scrapes, each over a connection of its own.
+    fn connect(&self, plan: &Plan, report: &mut Report) -> Result<()> {
+        let format = self.contender.formats.first().copied().unwrap_or(Format::Text);
+        let scrape = || {
+            Client::connect(&self.server.address, self.contender.access, Scrape { format, gzip: false })?
+                .scrape()
+                .map(drop)
+        };
+        scrape()?;
+        let [before] = self.server.ask("cpu")?;
+        let window = Window::new(Duration::ZERO, plan.length / 4);
+        let (mut taken, mut begin) = (Vec::new(), Instant::now());
+        while begin < window.to || taken.is_empty() {
+            scrape()?;
+            let end = Instant::now();
+            taken.push(nanos(end - begin));
+            begin = end;
+        }
+        let [after] = self.server.ask("cpu")?;
+        let cpu = (after - before) / 1_000.0 / taken.len() as f64;
+        let round = window.round(taken)?;
+        report.add(&format!("{NEW_CONNECTIONS}, p50"), self.contender.who, Unit::Microseconds, round.p50_us);
+        report.add(&format!("{NEW_CONNECTIONS}, CPU"), self.contender.who, Unit::Microseconds, cpu);
+        Ok(())
+    }
+
     /// One round of recording alone, and one while the server is scraped without a pause.
     fn record(&mut self, plan: &Plan, case: &str, report: &mut Report) -> Result<()> {
         let who = self.contender.who;
@@ -133,7 +179,7 @@ impl Running {
         };
         add("alone", self.server.ask(&question)?);
         let format = self.contender.formats.first().copied().unwrap_or(Format::Text);
-        let mut client = Client::connect(&self.server.address, Scrape { format, gzip: false })?;
+        let mut client = Client::connect(&self.server.address, self.contender.access, Scrape { format, gzip: false })?;
         let recorded = AtomicBool::new(false);
         let (begin, mut scrapes) = (Instant::now(), 0_u32);
         std::thread::scope(|scope| {

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use rustix::time::ClockId;
 
+use super::client::Access;
+use super::{WITH_BOTH, WITH_TLS, WITH_USER, tls};
 use crate::Result;
 use crate::library::Recorder;
 use crate::measure::cpu_time;
@@ -53,7 +55,10 @@ pub(crate) fn serve(who: &str, size: &str) -> Result<()> {
 
 fn start(who: &str, size: Size) -> Result<Serving> {
     match who {
-        OURS => peerscope::start(size),
+        OURS => peerscope::start(size, Access::default()),
+        WITH_USER => peerscope::start(size, Access { tls: false, user: true }),
+        WITH_TLS => peerscope::start(size, Access { tls: true, user: false }),
+        WITH_BOTH => peerscope::start(size, Access { tls: true, user: true }),
         "prometheus-client" => hyper::start(&size.shape()?),
         "prometheus" => axum::start(&size.shape()?),
         "metrics" => metrics::start(&size.shape()?),
