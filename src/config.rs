@@ -27,7 +27,7 @@ pub use self::error::{ConfigError, ConfigProblem, Origin};
 pub use self::log::{LogConfig, LogFormat, LogLevel};
 pub use self::node::NodeConfig;
 use self::tree::{Step, Value, YamlNode};
-pub use self::web::load_web_config;
+pub use self::web::{check_web_config, load_web_config};
 use crate::{expose, gateway, metrics, network, storage};
 
 /// Everything that can be configured. Each module owns its section.

@@ -21,7 +21,6 @@ mod silence;
 #[cfg_attr(not(feature = "metrics-prometheus"), path = "network/telemetry/noop.rs")]
 mod telemetry;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -58,15 +57,24 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many commands may wait for the event loop.
 const COMMAND_QUEUE: usize = 256;
 
+/// Whether something has changed for a peer.
+pub type Affects = Box<dyn Fn(&PeerId) -> bool + Send + Sync>;
+
 /// What a reload can change.
-#[derive(Debug, Clone, Default)]
+#[derive(Default)]
 pub struct Reconfigured {
     /// `network.bootstrap`
     pub bootstrap: Vec<BootstrapAddr>,
     /// `network.allow_peers`
     pub allow_peers: Option<Vec<PeerIdText>>,
-    /// Peers that have to connect again to learn what has changed for them.
-    pub reconnect: HashSet<PeerId>,
+    /// Whether something has changed for a peer, so that this agent has to introduce itself anew.
+    pub affected: Option<Affects>,
+}
+
+impl std::fmt::Debug for Reconfigured {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reconfigured").field("bootstrap", &self.bootstrap).finish_non_exhaustive()
+    }
 }
 
 impl Reconfigured {

@@ -6,7 +6,6 @@ use clap::Args;
 
 use super::{CommandError, print, print_json, run};
 use crate::config::{self, Config};
-use crate::metrics::{self, WebConfigError};
 use crate::panics;
 use crate::storage::{self, BackendKind, Checked};
 
@@ -24,8 +23,7 @@ pub(super) fn run(config: &Config, check: &Check, json: bool) -> Result<(), Comm
         return store(config, json);
     }
     if let Some(path) = config.metrics.web_config.as_deref().filter(|_| config.metrics.enabled) {
-        let web = config::load_web_config(path)?;
-        metrics::check_web_config(web).map_err(|reason| WebConfigError { path: path.to_owned(), reason })?;
+        config::check_web_config(path)?;
     }
     if json { print_json(config) } else { print(config.to_yaml_masked().as_bytes()) }
 }

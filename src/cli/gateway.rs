@@ -105,7 +105,8 @@ pub(super) fn run(config: &Config, gateway: &Gateway) -> Result<(), CommandError
         let rule = "must begin with a letter, contain only letters, digits and - _ . and not be a YAML keyword";
         return Err(CommandError::usage(format!("--job: `{job}` {rule}")));
     }
-    let external = config.gateway.external_url.as_ref();
+    // An address given here is a way around the proxy.
+    let external = config.gateway.external_url.as_ref().filter(|_| address.is_none());
     let address = match address {
         Some(address) if is_address(address) => address.clone(),
         Some(address) => {

@@ -9,7 +9,7 @@ use super::{CommandError, descriptors, logging};
 use crate::config::{Config, Sources};
 use crate::control::Reload as _;
 use crate::metrics::{Health, MissingLines};
-use crate::node::{Node, SetLogLevel};
+use crate::node::{Node, NodeError, SetLogLevel};
 use crate::signal::Signals;
 use crate::storage::{self, BackendKind};
 
@@ -136,7 +136,11 @@ async fn agent(
 ) -> Result<(), CommandError> {
     let mut hangups = signals.clone();
     let node = tokio::select! {
-        node = Node::bind(config, missing) => node.map_err(|error| CommandError::failed(error.to_string()))?,
+        node = Node::bind(config, missing) => node.map_err(|error| match error {
+            // As if it were part of the configuration file: a restart does not help.
+            NodeError::WebConfig(error) => error.into(),
+            error => CommandError::failed(error.to_string()),
+        })?,
         signal = signals.first() => {
             tracing::info!("{signal} while starting: stopped");
             return Ok(());

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::hash::Hash;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
@@ -78,6 +79,12 @@ impl Check<'_> {
         }
         if metrics.address.iter().len() == 0 {
             self.refuse("metrics.address", "is empty; give at least one address, or set metrics.enabled to false");
+        }
+        let all = |ip: &&IpAddr| ip.is_unspecified();
+        if let Some(all) = metrics.address.iter().find(all)
+            && let Some(other) = metrics.address.iter().find(|ip| *ip != all && ip.is_ipv4() == all.is_ipv4())
+        {
+            self.refuse("metrics.address", format!("{all} includes {other}; remove one of the two"));
         }
         self.distinct("metrics.address", metrics.address.iter().map(|address| (address.to_string(), *address)));
         for (index, name) in metrics.host_names.iter().enumerate() {

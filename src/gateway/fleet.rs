@@ -69,14 +69,9 @@ impl Fleet {
         fleet
     }
 
-    /// Takes over another configuration. `connected` are the peers with a link.
-    pub fn configure(&self, config: &Config, connected: &[PeerInfo]) {
-        self.change(|members| {
-            members.configure(config, Instant::now());
-            for info in connected.iter().filter(|info| info.link) {
-                members.up(info, Instant::now());
-            }
-        });
+    /// Takes over another configuration. Peers that are connected have to be reported again.
+    pub fn configure(&self, config: &Config) {
+        self.change(|members| members.configure(config, Instant::now()));
     }
 
     /// Writes what the next run needs, if it has changed. Blocks on the disk.

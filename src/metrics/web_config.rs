@@ -202,7 +202,10 @@ impl BcryptHash {
         rest.and_then(|rest| rest.split_once('$')).is_some_and(|(cost, salt_and_hash)| {
             let base64 = |b: u8| b.is_ascii_alphanumeric() || b == b'.' || b == b'/';
             let cost_is_valid = cost.len() == 2 && cost.parse::<u32>().is_ok_and(|cost| (4..=31).contains(&cost));
-            cost_is_valid && salt_and_hash.len() == 53 && salt_and_hash.bytes().all(base64)
+            // 128 bits of salt in 22 characters and 184 bits of hash in 31: the last bits of both are zero.
+            let ends = |at, ends: &[u8]| salt_and_hash.as_bytes().get(at).is_some_and(|byte| ends.contains(byte));
+            let is_base64 = salt_and_hash.len() == 53 && salt_and_hash.bytes().all(base64);
+            cost_is_valid && is_base64 && ends(21, b".Oeu") && ends(52, b".CGKOSWaeimquy26")
         })
     }
 }

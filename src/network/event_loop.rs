@@ -1,6 +1,6 @@
 //! Owns the swarm: commands in, events out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -219,19 +219,22 @@ impl Driver {
         for target in &peers.bootstrap {
             behaviour.kad.add_address(&target.peer, target.address.clone());
         }
-        let is_allowed =
-            |peer: &PeerId| peers.allow_peers.as_ref().is_none_or(|allowed| allowed.iter().any(|id| id.0 == *peer));
-        let connected: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
-        for peer in connected {
-            let reason = if !is_allowed(&peer) {
-                "no longer in network.allow_peers"
-            } else if peers.reconnect.contains(&peer) {
-                "so that it learns what has changed for it"
-            } else {
-                continue;
-            };
-            self.lost.insert(peer, format!("closed by this agent, {reason}"));
+        let allowed: Option<HashSet<PeerId>> =
+            peers.allow_peers.as_ref().map(|peers| peers.iter().map(|peer| peer.0).collect());
+        let connected = self.swarm.connected_peers().copied();
+        let (stay, leave): (Vec<PeerId>, Vec<PeerId>) =
+            connected.partition(|peer| allowed.as_ref().is_none_or(|allowed| allowed.contains(peer)));
+        for peer in leave {
+            self.lost.insert(peer, "closed by this agent, no longer in network.allow_peers".into());
             let _not_connected = self.swarm.disconnect_peer_id(peer);
+        }
+        for peer in &stay {
+            // Who is a target of a gateway may have changed.
+            self.tell_handler(peer);
+        }
+        if let Some(affected) = &peers.affected {
+            let affected = stay.into_iter().filter(|peer| affected(peer)).collect();
+            self.swarm.behaviour_mut().0.links.introduce(&affected);
         }
         let dials = self.peers.configure(&peers.bootstrap, local, Instant::now());
         self.dial(dials);
@@ -310,6 +313,7 @@ impl Driver {
                 self.tell_handler(&peer);
             }
             BehaviourEvent::Links(link::Event::Introduced(peer, introduction)) => {
+                let introduction = (!introduction.withdrawn).then_some(introduction);
                 self.tell(Input::Introduced { peer, introduction });
                 self.tell_handler(&peer);
             }

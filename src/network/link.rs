@@ -238,6 +238,14 @@ impl Links {
         self.places.name(named);
     }
 
+    /// Tells these peers again who this agent is and what they may do.
+    pub(crate) fn introduce(&mut self, peers: &HashSet<PeerId>) {
+        for (peer_id, connection) in self.places.connections().filter(|(peer, _)| peers.contains(peer)) {
+            let handler = NotifyHandler::One(connection);
+            self.events.push_back(ToSwarm::NotifyHandler { peer_id, handler, event: Command::Introduce });
+        }
+    }
+
     /// Lets every link finish its requests in flight; [`Event::Drained`] follows.
     pub(crate) fn drain(&mut self) {
         let mut all = HashSet::new();

@@ -77,7 +77,8 @@ pub(super) enum Input {
     },
     Introduced {
         peer: PeerId,
-        introduction: Introduction,
+        /// `None` if it no longer allows scrapes.
+        introduction: Option<Introduction>,
     },
     DialFailed {
         peer: PeerId,
@@ -211,7 +212,7 @@ impl Peers {
             }
             Input::Introduced { peer, introduction } => {
                 if let Some(info) = self.connected.get_mut(&peer) {
-                    info.introduction = Some(introduction);
+                    info.introduction = introduction;
                 }
             }
             Input::DialFailed { peer } => {

@@ -251,8 +251,8 @@ pub enum ResponseBody {
     /// The request was not carried out. With id 0, the sender gives up on the link and closes it.
     #[prost(message, tag = "9")]
     Error(ErrorBody),
-    /// How the sender introduces itself to a peer that may scrape it. It is sent once, after the hello, and answers no
-    /// request.
+    /// How the sender introduces itself to a peer that may scrape it. It follows the hello, and is sent again when
+    /// something in it changes. It answers no request.
     #[prost(message, tag = "10")]
     Introduction(Introduction),
 }
@@ -266,18 +266,26 @@ pub struct Introduction {
     /// The names of the exposed exporters that can be scraped through it.
     #[prost(string, repeated, tag = "2")]
     pub exposed: Vec<String>,
+    /// The sender no longer lets the peer scrape it. Agents that do not know this field ignore all introductions but
+    /// the first, and learn the same from their next scrape.
+    #[prost(bool, tag = "3")]
+    pub withdrawn: bool,
 }
 
 impl Introduction {
     /// Cuts it to what is kept while the peer is connected. A stranger may fill a whole frame with it, and half a
     /// million empty names take ten times as much memory as on the wire.
     pub(crate) fn cut(self) -> Self {
-        let Self { mut name, exposed } = self;
+        let Self { mut name, exposed, withdrawn } = self;
         name.truncate(name.floor_char_boundary(MAX_INTRODUCED_NAME));
         name.shrink_to_fit();
         let sensible = |name: &String| (1..=MAX_INTRODUCED_EXPORTER).contains(&name.len());
         // Cloned, because collecting from a vector's own iterator may keep its whole allocation.
-        Self { name, exposed: exposed.iter().filter(|name| sensible(name)).take(MAX_INTRODUCED).cloned().collect() }
+        Self {
+            name,
+            exposed: exposed.iter().filter(|name| sensible(name)).take(MAX_INTRODUCED).cloned().collect(),
+            withdrawn,
+        }
     }
 }
 
@@ -488,12 +496,13 @@ mod tests {
 
     #[test]
     fn a_large_introduction_is_cut_and_a_sensible_one_is_not() {
-        let sensible = Introduction { name: "edge-17".into(), exposed: vec!["node".into(), "x".repeat(64)] };
+        let sensible =
+            Introduction { name: "edge-17".into(), exposed: vec!["node".into(), "x".repeat(64)], withdrawn: false };
         assert_eq!(sensible.clone().cut(), sensible);
         let mut exposed = vec![String::new(); 100_000];
         exposed.push("x".repeat(65));
         exposed.extend((0..100).map(|n| format!("node-{n}")));
-        let cut = Introduction { name: "ä".repeat(5000), exposed }.cut();
+        let cut = Introduction { name: "ä".repeat(5000), exposed, withdrawn: false }.cut();
         assert_eq!((cut.name.len(), cut.name.capacity(), cut.exposed.len()), (254, 254, MAX_INTRODUCED));
         assert_eq!(cut.exposed.first().map(String::as_str), Some("node-0"));
         assert!(cut.exposed.capacity() <= 2 * MAX_INTRODUCED);
@@ -535,7 +544,7 @@ mod tests {
             ResponseBody::Deleted(true),
             ResponseBody::Pong(bytes),
             ResponseBody::Error(RemoteError::new(ErrorCode::Busy, "busy").into()),
-            ResponseBody::Introduction(Introduction { name: "n".into(), exposed: vec!["e".into()] }),
+            ResponseBody::Introduction(Introduction { name: "n".into(), exposed: vec!["e".into()], withdrawn: true }),
         ];
         let next = |body: &ResponseBody| match body {
             ResponseBody::Hello(_) => 1,

@@ -107,11 +107,18 @@ impl Policy {
         }
     }
 
+    /// Whether `peer` has to be told something else than by `other`, or may use more or less.
+    pub(super) fn differs_for(&self, other: &Self, peer: &PeerId) -> bool {
+        self.introduction(peer) != other.introduction(peer)
+            || self.access.has_permission(peer) != other.access.has_permission(peer)
+    }
+
     /// How the agent introduces itself to `peer`; `None` if that may not scrape it.
-    pub(super) fn introduction(&self, peer: &PeerId) -> Option<Introduction> {
+    fn introduction(&self, peer: &PeerId) -> Option<Introduction> {
         self.access.allows(peer, MessageType::Scrape).then(|| Introduction {
             name: self.name.clone(),
             exposed: self.exposed.iter().map(|exporter| exporter.name.to_string()).collect(),
+            withdrawn: false,
         })
     }
 }

@@ -1,6 +1,5 @@
 //! Takes over a changed configuration while the agent runs.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,10 +12,10 @@ use tokio::sync::Mutex;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::handler::Policy;
-use crate::config::{Config, LogLevel, load_web_config};
+use crate::config::{Config, LogLevel, check_web_config};
 use crate::control::{ConfigState, Reload, ReloadError, Reloaded};
 use crate::gateway::{Fleet, Pages, Scraper};
-use crate::metrics::{self, AgentInfo, EndpointHandle, MetricsCollector};
+use crate::metrics::{AgentInfo, EndpointHandle, MetricsCollector};
 use crate::network::{Network, Reconfigured};
 
 /// How long reading the file may take, and how long the network may take to answer.
@@ -54,6 +53,8 @@ struct Shared {
     parts: Changing,
     source: OnceLock<Arc<Source>>,
     set_log_level: OnceLock<SetLogLevel>,
+    /// `gateway.max_scrapes` at the start.
+    most_scrapes: u32,
     /// What is in use. Held for a whole reload, so that there is one at a time.
     running: Mutex<Config>,
     state: parking_lot::Mutex<State>,
@@ -86,6 +87,7 @@ impl Reloader {
                 parts,
                 source: OnceLock::new(),
                 set_log_level: OnceLock::new(),
+                most_scrapes: config.gateway.max_scrapes,
                 running: Mutex::new(config.clone()),
                 state: parking_lot::Mutex::new(state),
             }),
@@ -107,8 +109,7 @@ impl Reloader {
         let read = tokio::task::spawn_blocking(move || {
             let config = source(text)?;
             if let Some(path) = config.metrics.web_config.as_deref().filter(|_| config.metrics.enabled) {
-                let web = load_web_config(path).map_err(|error| error.to_string())?;
-                metrics::check_web_config(web).map_err(|reason| format!("{}: {reason}", path.display()))?;
+                check_web_config(path).map_err(|error| error.to_string())?;
             }
             Ok(config)
         });
@@ -126,29 +127,27 @@ impl Reloader {
     ///
     /// [`ReloadError::NetworkHangs`]
     pub async fn apply(&self, new: &Config) -> Result<Reloaded, ReloadError> {
+        self.take_over(new, &mut *self.shared.running.lock().await).await
+    }
+
+    async fn take_over(&self, new: &Config, running: &mut Config) -> Result<Reloaded, ReloadError> {
         let parts = &self.shared.parts;
-        let mut running = self.shared.running.lock().await;
-        let merged = merged(&running, new, self.shared.set_log_level.get().is_some());
+        let merged = merged(running, new, self.shared.set_log_level.get().is_some(), self.shared.most_scrapes);
         let changed = running.differences(&merged);
         let restart_needed = merged.differences(new);
         if !changed.is_empty() {
             // First, so that nothing has changed if the network hangs.
-            let connected = tokio::time::timeout(PATIENCE, parts.network.peers()).await;
-            let connected = connected.map_err(|_| ReloadError::NetworkHangs)?;
+            let turn = tokio::time::timeout(PATIENCE, parts.network.turn()).await;
+            turn.map_err(|_| ReloadError::NetworkHangs)?;
             let policy = Arc::new(Policy::new(&merged));
             let old = parts.policy.swap(Arc::clone(&policy));
-            let reconnect: HashSet<PeerId> = connected
-                .iter()
-                .map(|info| info.peer)
-                .filter(|peer| old.introduction(peer) != policy.introduction(peer))
-                .collect();
             let agent = AgentInfo { peer_id: parts.peer_id.to_string(), name: merged.node.name.clone() };
             parts.collector.set_agent(&agent);
             if let Some(endpoint) = &parts.endpoint {
                 endpoint.configure(&merged.metrics, &agent, merged.gateway.external_url.clone());
             }
             if let Some(ChangingGateway { fleet, scraper, pages }) = &parts.gateway {
-                fleet.configure(&merged.gateway, &connected);
+                fleet.configure(&merged.gateway);
                 scraper.configure(&merged.gateway);
                 pages.configure(merged.gateway.external_url.clone());
             }
@@ -158,7 +157,7 @@ impl Reloader {
             let peers = Reconfigured {
                 bootstrap: merged.network.bootstrap.clone(),
                 allow_peers: merged.network.allow_peers.clone(),
-                reconnect,
+                affected: Some(Box::new(move |peer| policy.differs_for(&old, peer))),
             };
             if tokio::time::timeout(PATIENCE, parts.network.reconfigure(peers)).await.is_err() {
                 // It has the command, and carries it out if it ever goes on.
@@ -178,30 +177,34 @@ impl Reloader {
         *running = merged;
         Ok(Reloaded { changed, restart_needed, hash })
     }
+
+    async fn reload_and_log(self, text: Option<String>) -> Result<Reloaded, ReloadError> {
+        // Held from the reading on: what was read first must not be taken over last.
+        let mut running = self.shared.running.lock().await;
+        let result = match self.read(text).await {
+            Ok(config) => self.take_over(&config, &mut running).await,
+            Err(error) => Err(error),
+        };
+        match &result {
+            Ok(reloaded) if reloaded.restart_needed.is_empty() => tracing::info!("Configuration reloaded: {reloaded}"),
+            Ok(reloaded) => tracing::warn!("Configuration reloaded: {reloaded}"),
+            Err(error) => {
+                tracing::error!("The configuration is not reloaded, the agent goes on with what it has: {error}");
+                self.shared.parts.collector.config_rejected();
+                self.shared.state.lock().config.last_reload_successful = false;
+            }
+        }
+        result
+    }
 }
 
 impl Reload for Reloader {
-    /// The result is logged.
+    /// The result is logged. A reload that has begun is completed, whether or not anybody waits for it.
     fn reload(&self, text: Option<String>) -> BoxFuture<'_, Result<Reloaded, ReloadError>> {
-        async move {
-            let result = match self.read(text).await {
-                Ok(config) => self.apply(&config).await,
-                Err(error) => Err(error),
-            };
-            match &result {
-                Ok(reloaded) if reloaded.restart_needed.is_empty() => {
-                    tracing::info!("Configuration reloaded: {reloaded}");
-                }
-                Ok(reloaded) => tracing::warn!("Configuration reloaded: {reloaded}"),
-                Err(error) => {
-                    tracing::error!("The configuration is not reloaded, the agent goes on with what it has: {error}");
-                    self.shared.parts.collector.config_rejected();
-                    self.shared.state.lock().config.last_reload_successful = false;
-                }
-            }
-            result
-        }
-        .boxed()
+        let reloaded = tokio::spawn(self.clone().reload_and_log(text));
+        // The panic hook has logged a panic.
+        let failed = |_| Err(ReloadError::Invalid("the reload failed, see the log".into()));
+        reloaded.map(move |reloaded| reloaded.unwrap_or_else(failed)).boxed()
     }
 
     fn state(&self) -> ConfigState {
@@ -213,8 +216,9 @@ impl Reload for Reloader {
     }
 }
 
-/// What is in use after a reload: `new` where that can count at once, `running` elsewhere.
-fn merged(running: &Config, new: &Config, log_level: bool) -> Config {
+/// What is in use after a reload: `new` where that can count at once, `running` elsewhere. `most_scrapes` is
+/// `gateway.max_scrapes` at the start, for which descriptors are kept.
+fn merged(running: &Config, new: &Config, log_level: bool, most_scrapes: u32) -> Config {
     let mut merged = running.clone();
     merged.node.name.clone_from(&new.node.name);
     if log_level {
@@ -226,7 +230,11 @@ fn merged(running: &Config, new: &Config, log_level: bool) -> Config {
     merged.network.allow_peers.clone_from(&new.network.allow_peers);
     merged.access.clone_from(&new.access);
     merged.expose.clone_from(&new.expose);
-    merged.gateway = crate::gateway::Config { enabled: running.gateway.enabled, ..new.gateway.clone() };
+    // A gateway that is to be switched off is one until the restart, with what it was told as one.
+    if running.gateway.enabled == new.gateway.enabled {
+        merged.gateway.clone_from(&new.gateway);
+        merged.gateway.max_scrapes = new.gateway.max_scrapes.min(most_scrapes);
+    }
     merged
 }
 
@@ -242,18 +250,18 @@ fn now() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics;
 
     #[test]
     fn what_is_in_use_is_the_new_configuration_where_that_needs_no_restart() {
         let running = Config::default();
         let yaml = "node: {name: new, data_dir: /new}\nlog: {level: warn, format: json}\nmetrics: {port: 1, open_probes: true}\n\
                     network: {mdns: true, allow_peers: []}\naccess: [{peer: '*', allow: [get]}]\n\
-                    storage: {redis: {urls: ['redis://:new@127.0.0.1']}}\ngateway: {enabled: true, grace: 1m}\n";
-        let new = if metrics::BUILT_IN { yaml.to_owned() } else { yaml.replace("enabled: true, ", "") };
+                    storage: {redis: {urls: ['redis://:new@127.0.0.1']}}\ngateway: {enabled: true}\n";
+        let new = if metrics::BUILT_IN { yaml.to_owned() } else { yaml.replace("enabled: true", "") };
         let new = Config::from_yaml("new", &new).unwrap();
-        let merged = merged(&running, &new, true);
-        let changed =
-            ["access", "gateway.grace", "log.level", "metrics.open_probes", "network.allow_peers", "node.name"];
+        let merged = merged(&running, &new, true, 512);
+        let changed = ["access", "log.level", "metrics.open_probes", "network.allow_peers", "node.name"];
         assert_eq!(running.differences(&merged), changed);
         let mut waiting = vec![
             "gateway.enabled",
@@ -265,7 +273,7 @@ mod tests {
         ];
         waiting.retain(|key| metrics::BUILT_IN || *key != "gateway.enabled");
         assert_eq!(merged.differences(&new), waiting);
-        assert_eq!(super::merged(&merged, &new, true), merged, "the second time, nothing changes");
+        assert_eq!(super::merged(&merged, &new, true, 512), merged, "the second time, nothing changes");
         assert!(hash(&merged) != hash(&running) && hash(&merged) < 1 << 48);
         // Only the password differs.
         let other = Config::from_yaml("other", "storage: {redis: {urls: ['redis://:other@127.0.0.1']}}").unwrap();

@@ -170,9 +170,11 @@ fn a_thousand_reloads_under_load_lose_nothing_and_leak_nothing() {
         (number("VmRSS:"), number("Threads:"), descriptors)
     };
     let reload_once = |turn: usize| {
-        write(&server, &rule(&client, if turn.is_multiple_of(2) { ", delete" } else { "" }));
+        // What the client may do, whether it may scrape, and the name that it is then told.
+        let more = if turn.is_multiple_of(2) { ", scrape" } else { "" };
+        write(&server, &format!("node: {{name: name-{turn}}}\n{}", rule(&client, more)));
         let reply = server.control("POST", "/v1/reload", b"").unwrap();
-        assert_eq!((reply.status, &reply.json()["changed"]), (200, &serde_json::json!(["access"])));
+        assert_eq!((reply.status, &reply.json()["changed"]), (200, &serde_json::json!(["access", "node.name"])));
     };
     (0..100).for_each(reload_once);
     let before = usage();

@@ -172,7 +172,9 @@ fn strangers_with_many_exporters_make_the_gateway_hold_little() {
     let scene = Scene::set("");
     let exposed: Vec<String> = (0..16).map(|n| format!("e{n}")).collect();
     let strangers: Vec<_> = (0..15)
-        .map(|n| scene.hostile(Introduction { name: format!("s{n}"), exposed: exposed.clone() }, stall))
+        .map(|n| {
+            scene.hostile(Introduction { name: format!("s{n}"), exposed: exposed.clone(), withdrawn: false }, stall)
+        })
         .collect();
     let good = scene.light("good", |_| std::future::ready(Ok(page("good", 30_000))));
     await_targets(&scene.gateway, 15 * 17 + 1);

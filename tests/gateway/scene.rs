@@ -70,7 +70,7 @@ impl Scene {
         let collector = MetricsCollector::new(&registry, &agent_info());
         let peer = key.public().to_peer_id();
         let seen = Arc::new(Seen::default());
-        let introduction = Introduction { name: name.to_owned(), exposed: vec![] };
+        let introduction = Introduction { name: name.to_owned(), exposed: vec![], withdrawn: false };
         let handler = Arc::new(Handler {
             introduction,
             metrics: collector.clone(),
@@ -159,7 +159,7 @@ where
 }
 
 pub(crate) fn named(name: &str) -> Introduction {
-    Introduction { name: name.to_owned(), exposed: vec![] }
+    Introduction { name: name.to_owned(), exposed: vec![], withdrawn: false }
 }
 
 pub(crate) fn introduce(introduction: Introduction) -> ResponseFrame {

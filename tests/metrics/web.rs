@@ -107,7 +107,15 @@ fn tls_and_a_user_protect_every_page_except_open_probes() {
     assert_eq!(page.status, 200);
     let refused = [("handler", "metrics"), ("code", "401")];
     assert_eq!(value(&page.text(), "http_requests_total", &refused), 1.0);
-    let wrong = ["prometheus:wrong", "nobody:secret", "prometheus:", ":", "", "prometheus:secret\0"];
+    let wrong = [
+        "prometheus:wrong",
+        "nobody:secret",
+        "prometheus:",
+        ":",
+        "",
+        "prometheus:secret\0",
+        "prometheus:secret\0secret",
+    ];
     for credentials in wrong {
         let header = format!("Basic {}", BASE64_STANDARD.encode(credentials));
         assert_eq!(protected.get("/metrics", &[("Authorization", &header)]).status, 401, "{credentials:?}");
@@ -153,10 +161,16 @@ fn a_new_certificate_and_new_users_count_at_the_next_connection() {
     // The connection was open all the time.
     assert_eq!(over(&mut kept).status, 401);
 
-    // Without TLS and users, the next connection is a plain one.
+    // Without TLS and users, the next connection is a plain one. One that is open is answered for the last time.
+    let mut kept = connect_tls(protected.socket(), &protected.ca.pem(), None);
+    assert_eq!(http::get(&mut kept, "/live", &[("Host", "localhost")]).unwrap().status, 401);
     protected.write("web.yml", "{}\n");
     assert_eq!(protected.agent.http("/metrics").status, 200);
     assert_eq!(protected.agent.status()["metrics"].as_str().unwrap().split("://").next(), Some("http"));
+    protected.agent.await_log("TLS is off now: ");
+    protected.agent.await_log("nobody needs a password now: ");
+    let last = http::get(&mut kept, "/live", &[("Host", "localhost")]).unwrap();
+    assert_eq!((last.status, last.header("connection")), (200, Some("close")));
 }
 
 #[test]
@@ -169,6 +183,8 @@ fn a_broken_file_leaves_the_last_good_one_in_use_and_shows_in_a_metric() {
     let read_at = value(&good, "web_config_last_reload_success_timestamp_seconds", &[]);
 
     for (file, broken, said) in [
+        ("web.yml", "", "web.yml: is empty; write {} for neither TLS nor users"),
+        ("web.yml", "# all commented out\n", "web.yml: is empty"),
         ("web.yml", "tls_server_config: [", "web.yml:2:1: invalid YAML"),
         ("web.yml", "basic_auth_users: { a: plain }\n", "web.yml:1:24: basic_auth_users.a: is not a bcrypt hash"),
         ("server.key", "no key", "holds no private key"),
@@ -372,6 +388,9 @@ fn what_cannot_be_honoured_is_an_error_with_its_place() {
         ("basic_auth_users: { a: hunter2 }\n".into(), "is not a bcrypt hash"),
         (format!("basic_auth_users: {{ a: '{expensive}' }}\n"), "the hash has cost 15"),
         (format!("basic_auth_users: {{ 'a:b': '{hash}' }}\n"), "can never log in"),
+        // With bits that no bcrypt sets.
+        (format!("basic_auth_users: {{ a: '{}/' }}\n", &hash[..59]), "is not a bcrypt hash"),
+        ("# nothing\n\n".into(), "is empty; write {} for neither TLS nor users"),
     ];
     for (text, expected) in cases {
         std::fs::write(&file, &text).unwrap();
@@ -396,7 +415,7 @@ fn what_cannot_be_honoured_is_an_error_with_its_place() {
     // An agent does not start without the protection that it was told to have.
     std::fs::remove_file(&file).unwrap();
     let message = agent.cli(&["run", "--listen", "/ip4/127.0.0.1/tcp/0", "--metrics-port", "0"]);
-    assert!(message.code == 1 && message.stderr.contains("metrics.web_config"), "{message:?}");
+    assert!(message.code == 78 && message.stderr.contains("metrics.web_config"), "{message:?}");
 }
 
 #[test]
@@ -404,7 +423,7 @@ fn who_speaks_the_wrong_protocol_is_told() {
     let protected = Protected::start(WITH_TLS);
     let reply = protected.agent.http("/metrics");
     assert_eq!((reply.status, reply.reason.as_str()), (400, "This port speaks HTTPS - set scheme: https"));
-    assert!(reply.text().contains("https://"), "{}", reply.text());
+    assert_eq!(reply.text(), "This port speaks HTTPS; use https:// (Prometheus: scheme: https)\n");
     protected.agent.await_log("the client does not speak TLS; is its scheme http?");
 
     let plain = Protected::start("{}\n");

@@ -82,7 +82,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Report> {
             }
         }
         if plan.wants_case(NEW_CONNECTIONS) {
-            for running in running.iter().filter(|running| running.size == Size::Agent) {
+            for running in running.iter_mut().filter(|running| running.size == Size::Agent) {
                 running.connect(plan, &mut report)?;
             }
         }
@@ -144,13 +144,10 @@ impl Running {
     }
 
     /// One round of scrapes, each over a connection of its own.
-    fn connect(&self, plan: &Plan, report: &mut Report) -> Result<()> {
+    fn connect(&mut self, plan: &Plan, report: &mut Report) -> Result<()> {
         let format = self.contender.formats.first().copied().unwrap_or(Format::Text);
-        let scrape = || {
-            Client::connect(&self.server.address, self.contender.access, Scrape { format, gzip: false })?
-                .scrape()
-                .map(drop)
-        };
+        let (address, access) = (self.server.address.clone(), self.contender.access);
+        let scrape = || Client::connect(&address, access, Scrape { format, gzip: false })?.scrape().map(drop);
         scrape()?;
         let [before] = self.server.ask("cpu")?;
         let window = Window::new(Duration::ZERO, plan.length / 4);

@@ -68,7 +68,7 @@ impl RequestHandler for Fixed {
     }
 
     fn introduction(&self, _: &PeerId) -> Option<Introduction> {
-        Some(Introduction { name: format!("peer-{}", self.number), exposed: Vec::new() })
+        Some(Introduction { name: format!("peer-{}", self.number), exposed: Vec::new(), withdrawn: false })
     }
 }
 

@@ -19,7 +19,11 @@ fn every_target_tells_prometheus_how_to_reach_it_through_the_gateway() {
             connections: 1,
             connected_at: now,
             agent: Some("peerscope/0.1.0".into()),
-            introduction: Some(Introduction { name: "edge \"17\"".into(), exposed: vec!["node".into()] }),
+            introduction: Some(Introduction {
+                name: "edge \"17\"".into(),
+                exposed: vec!["node".into()],
+                withdrawn: false,
+            }),
             link: true,
         },
         now,

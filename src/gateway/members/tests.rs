@@ -17,7 +17,11 @@ fn info(peer: PeerId, name: Option<&str>) -> PeerInfo {
         connections: 1,
         connected_at: Instant::now(),
         agent: Some("peerscope/0.1.0".into()),
-        introduction: name.map(|name| Introduction { name: name.into(), exposed: vec!["node".into()] }),
+        introduction: name.map(|name| Introduction {
+            name: name.into(),
+            exposed: vec!["node".into()],
+            withdrawn: false,
+        }),
         link: true,
     }
 }

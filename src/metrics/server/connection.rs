@@ -60,7 +60,8 @@ pub(super) async fn serve(
         () = stopped(&mut stop) => return,
     };
     match established {
-        Ok(Ok(stream)) => speak(stream, origin, Some(state), routes, place, stop).await,
+        Ok(Ok(None)) => {}
+        Ok(Ok(Some(stream))) => speak(stream, origin, Some(state), routes, place, stop).await,
         Ok(Err(error)) => web.tls_failed(origin.client, &error),
         Err(_) => web.tls_failed(origin.client, "it was not complete in time"),
     }
@@ -77,19 +78,24 @@ async fn speak(
 ) {
     let seen = Arc::new(Seen::default());
     let io = TokioIo::new(Guarded::new(stream, routes.limits, Arc::clone(&place), Arc::clone(&seen)));
-    let of_first = Mutex::new(first);
+    let (began, of_first) = (first.clone(), Mutex::new(first));
     let (of_client, of_service) = (Arc::clone(&seen), Arc::clone(&routes));
     let service = service_fn(move |request: Request<Incoming>| {
         let (routes, place) = (Arc::clone(&of_service), Arc::clone(&place));
         // hyper does not read a body that nobody asks for. What follows a head with a body, or with line ends that
         // others may parse differently, is not treated as a request: this response is the connection's last.
         let last = !request.body().is_end_stream() || of_client.disputable.load(Ordering::Relaxed);
-        let first = of_first.lock().take();
+        let (began, first) = (began.clone(), of_first.lock().take());
         async move {
             let state = match (first, &routes.web) {
                 (Some(state), _) => Some(state),
                 (None, Some(web)) => Some(web.recent().await),
                 (None, None) => None,
+            };
+            // TLS has been changed since: what was established no longer counts, and clients have to connect again.
+            let is_old = match (&began, &state) {
+                (Some(began), Some(state)) => !began.speaks_like(state),
+                _ => false,
             };
             let state = state.as_deref();
             let mut response = match routes.admit(&request, &origin, state).await {
@@ -102,7 +108,7 @@ async fn speak(
                 }
                 Err(refusal) => refusal,
             };
-            if last {
+            if last || is_old {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, std::convert::Infallible>(response)
@@ -317,6 +323,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        let this = self.get_mut();
+        match Pin::new(&mut this.stream).poll_shutdown(cx) {
+            // With TLS, the end has to be written, too.
+            Poll::Pending => this.pending(cx),
+            ended => ended,
+        }
     }
 }

@@ -73,12 +73,14 @@ impl Listener {
         }
         let mut bound = bind(socket.address, &others);
         if bound.as_ref().is_err_and(lacks_ipv6) && socket.address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
-            let instead = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), socket.address.port());
-            if others.iter().all(|other| other.ip() != instead.ip()) {
-                tracing::warn!("this host has no IPv6: the metrics endpoint listens on 0.0.0.0 instead of ::");
-                socket.address = instead;
-                bound = bind(instead, &others);
+            if others.iter().any(SocketAddr::is_ipv4) {
+                tracing::warn!("this host has no IPv6: the metrics endpoint does not listen on ::");
+                socket.listens = true;
+                return None;
             }
+            tracing::warn!("this host has no IPv6: the metrics endpoint listens on 0.0.0.0 instead of ::");
+            socket.address = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), socket.address.port());
+            bound = bind(socket.address, &others);
         }
         match bound {
             Ok((listener, address)) => {
@@ -138,7 +140,7 @@ impl Listener {
                         #[cfg(test)]
                         assert!(!self.limits.panics.is_some_and(|panics| panics.swap(false, Ordering::Relaxed)));
                         let on_loopback =
-                            self.sockets.get(index).is_some_and(|socket| socket.address.ip().is_loopback());
+                            self.sockets.get(index).is_some_and(|socket| socket.address.ip().to_canonical().is_loopback());
                         let local = stream.local_addr().unwrap_or(client);
                         let origin = Origin { client, local, on_loopback };
                         let limit = self.limits.connections + routes.guests_clients();

@@ -34,14 +34,10 @@ pub(super) enum Misdirected {
 }
 
 impl Names {
-    /// The path without the prefix under which a proxy shows this endpoint: some proxies remove it, others do not.
-    pub(super) fn path<'a>(&self, path: &'a str) -> &'a str {
-        let prefix = self.external.as_ref().map_or("", |url| &url.prefix);
-        match path.strip_prefix(prefix) {
-            Some("") if !prefix.is_empty() => "/",
-            Some(rest) if rest.starts_with('/') => rest,
-            _ => path,
-        }
+    /// The path without the prefix under which a proxy shows this endpoint; `None` if it does not begin with that.
+    pub(super) fn without_prefix<'a>(&self, path: &'a str) -> Option<&'a str> {
+        let prefix = &self.external.as_ref()?.prefix;
+        path.strip_prefix(prefix.as_str()).filter(|rest| rest.starts_with('/'))
     }
 
     /// Whether a request that arrived at `local` is meant for this endpoint; `on_loopback` if this listener cannot be
@@ -178,17 +174,17 @@ mod tests {
     }
 
     #[test]
-    fn the_prefix_may_be_removed_by_the_proxy_or_not() {
-        for (path, ours) in [
-            ("/agents/metrics", "/metrics"),
-            ("/metrics", "/metrics"),
-            ("/agents", "/"),
-            ("/agents/", "/"),
-            ("/agentsmetrics", "/agentsmetrics"),
+    fn the_prefix_is_that_of_whole_segments() {
+        for (path, rest) in [
+            ("/agents/metrics", Some("/metrics")),
+            ("/agents/", Some("/")),
+            ("/agents", None),
+            ("/agentsmetrics", None),
+            ("/metrics", None),
         ] {
-            assert_eq!(named().path(path), ours, "{path}");
+            assert_eq!(named().without_prefix(path), rest, "{path}");
         }
-        assert_eq!(Names::default().path("/metrics"), "/metrics");
+        assert_eq!(Names::default().without_prefix("/metrics"), None);
     }
 
     proptest::proptest! {

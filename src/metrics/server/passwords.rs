@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 use crate::metrics::web_config::{BcryptHash, MAX_BCRYPT_COST};
 
-/// How long a checked password, right or wrong, is not checked again.
+/// How long a wrong password is not checked again after its check, and a right one after its last use.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// How long a client whose password was right is preferred when it has to be checked again.
@@ -40,6 +40,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// one core.
 const REST: u32 = 3;
 
+/// How much of a password bcrypt looks at, in bytes.
+const BCRYPT_BYTES: usize = 72;
+
 /// A user and a password, as a keyed hash.
 type Tag = [u8; 32];
 
@@ -54,12 +57,17 @@ pub(super) enum Verdict {
 }
 
 /// Checks passwords. Dropping it ends the thread.
-#[derive(Debug)]
 pub(super) struct Passwords {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
+// Without the passwords that wait.
+impl std::fmt::Debug for Passwords {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Passwords").finish_non_exhaustive()
+    }
+}
+
 struct Shared {
     key: hmac::Key,
     book: Mutex<Book>,
@@ -67,9 +75,9 @@ struct Shared {
 }
 
 /// What is known, and what is to be checked.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Book {
-    /// When each was found to be right. As many as there are users, more or less: only a right one gets in.
+    /// When each was last used. As many as there are users: only a right one gets in, and each user has only one.
     right: HashMap<Tag, Instant>,
     wrong: HashMap<Tag, Instant>,
     queue: Queue,
@@ -100,7 +108,12 @@ impl Passwords {
         client: IpAddr,
         authorization: Option<&HeaderValue>,
     ) -> Verdict {
-        let Some((user, password)) = authorization.and_then(credentials) else { return Verdict::Wrong };
+        let Some((user, mut password)) = authorization.and_then(credentials) else { return Verdict::Wrong };
+        // To bcrypt, what follows these bytes or a NUL makes no difference: each user has one right password here.
+        if password.contains(&0) {
+            return Verdict::Wrong;
+        }
+        password.truncate(BCRYPT_BYTES);
         let user = str::from_utf8(&user).unwrap_or_default();
         let hash = users.get(user);
         // An unknown user takes as long as a known one: otherwise the time would tell which exist.
@@ -197,9 +210,10 @@ impl Shared {
 }
 
 impl Book {
-    fn known(&self, tag: &Tag, now: Instant) -> Option<Verdict> {
+    fn known(&mut self, tag: &Tag, now: Instant) -> Option<Verdict> {
         let recent = |at: &Instant| now.saturating_duration_since(*at) < REMEMBERED;
-        if self.right.get(tag).is_some_and(recent) {
+        if let Some(used) = self.right.get_mut(tag).filter(|used| recent(used)) {
+            *used = now;
             return Some(Verdict::Right);
         }
         self.wrong.get(tag).is_some_and(recent).then_some(Verdict::Wrong)
@@ -223,7 +237,6 @@ impl Book {
 }
 
 /// A password to check, and who waits for the result.
-#[derive(Debug)]
 struct Check {
     tag: Tag,
     /// Whether there is such a user.
@@ -234,7 +247,7 @@ struct Check {
 }
 
 /// The passwords to check. Clients take turns by address.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Queue {
     preferred: VecDeque<Check>,
     /// The lane whose turn is next comes first. None is empty.
@@ -249,11 +262,11 @@ impl Queue {
     fn push(&mut self, lane: IpAddr, preferred: bool, check: Check) -> bool {
         let same = self.lanes.iter_mut().flat_map(|(_, lane)| lane).chain(&mut self.preferred);
         if let Some(same) = same.into_iter().find(|same| same.tag == check.tag) {
-            same.waiting.extend(check.waiting);
+            join(&mut same.waiting, check.waiting);
             return true;
         }
         if let Some((_, waiting)) = self.under_way.as_mut().filter(|(tag, _)| *tag == check.tag) {
-            waiting.extend(check.waiting);
+            join(waiting, check.waiting);
             return true;
         }
         if preferred {
@@ -295,6 +308,12 @@ impl Queue {
     }
 }
 
+/// Adds those who wait for the same check. A client may ask, leave and ask again.
+fn join(waiting: &mut Vec<oneshot::Sender<bool>>, more: Vec<oneshot::Sender<bool>>) {
+    waiting.retain(|waiting| !waiting.is_closed());
+    waiting.extend(more);
+}
+
 /// User and password of an `Authorization: Basic` header.
 fn credentials(header: &HeaderValue) -> Option<(Vec<u8>, Vec<u8>)> {
     let (scheme, rest) = header.to_str().ok()?.split_once(' ')?;
@@ -314,12 +333,12 @@ fn nobody(users: &BTreeMap<String, BcryptHash>) -> String {
     format!("$2b${cost:02}${}", ".".repeat(53))
 }
 
-/// Whom a client shares its turn with: an IPv6 network of 64 bits is one customer's.
+/// Whom a client shares its turn with: an IPv6 network of 48 bits is one customer's.
 fn lane(client: IpAddr) -> IpAddr {
     match client.to_canonical() {
         IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+            let [a, b, c, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0).into()
         }
         v4 @ IpAddr::V4(_) => v4,
     }
@@ -386,11 +405,15 @@ mod tests {
         book.learn([1; 32], true, start);
         book.learn([2; 32], false, start);
         let later = start + REMEMBERED;
+        let in_use = later - Duration::from_secs(1);
         assert_eq!(
             (book.known(&[1; 32], start), book.known(&[2; 32], start)),
             (Some(Verdict::Right), Some(Verdict::Wrong))
         );
-        assert_eq!((book.known(&[1; 32], later), book.known(&[2; 32], later)), (None, None));
+        assert_eq!(book.known(&[2; 32], later), None);
+        assert_eq!(book.known(&[1; 32], in_use), Some(Verdict::Right));
+        assert_eq!(book.known(&[1; 32], later), Some(Verdict::Right), "it was in use");
+        assert_eq!(book.known(&[1; 32], later + REMEMBERED), None);
         for wrong in 0..2 * MAX_WRONG {
             let mut tag = [9; 32];
             tag[..8].copy_from_slice(&wrong.to_le_bytes());

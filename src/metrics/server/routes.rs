@@ -145,8 +145,13 @@ impl Routes {
         response(answer, state)
     }
 
+    /// The path of a page. Some proxies remove the prefix of `gateway.external_url`, others do not.
     fn path<'a>(&self, request: &'a Request<Incoming>) -> &'a str {
-        self.changing.load().names.path(request.uri().path())
+        let path = request.uri().path();
+        match self.handler(path) {
+            HttpHandler::Other => self.changing.load().names.without_prefix(path).unwrap_or(path),
+            _ => path,
+        }
     }
 
     /// How many clients may wait for the guest's pages.

@@ -60,33 +60,39 @@ pub(super) fn server_config(config: &TlsServerConfig) -> Result<ServerConfig, St
 }
 
 /// What a client that speaks plain HTTP gets. The sentence is also in the status line, which Prometheus shows.
-const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 This port speaks HTTPS - set scheme: https\r\n\
-    Content-Type: text/plain; charset=utf-8\r\nContent-Length: 61\r\nConnection: close\r\n\r\n\
-    This port speaks HTTPS; use https:// (Prometheus: scheme: https)\n";
+const SPEAKS_HTTPS: &str = "This port speaks HTTPS; use https:// (Prometheus: scheme: https)\n";
 
 /// The type of TLS's first record (RFC 8446, 5.1). No request of HTTP begins with it.
 pub(super) const HANDSHAKE: u8 = 0x16;
 
-/// Establishes TLS as the server.
+/// Establishes TLS as the server; `None` if the client leaves without a word, as a TCP health check does.
 ///
 /// # Errors
 ///
 /// Why that failed.
-pub(super) async fn accept(mut stream: TcpStream, config: Arc<ServerConfig>) -> Result<TlsStream<TcpStream>, String> {
+pub(super) async fn accept(
+    mut stream: TcpStream,
+    config: Arc<ServerConfig>,
+) -> Result<Option<TlsStream<TcpStream>>, String> {
     let mut first = [HANDSHAKE];
     let peeked = stream.peek(&mut first).await.map_err(|error| error.to_string())?;
     if peeked == 0 {
-        return Err("the client left".into());
+        return Ok(None);
     }
     if first != [HANDSHAKE] {
         // Closing with unread bytes would discard the answer on its way: the request is read, as far as it goes.
         let mut request = vec![0; 16 * 1024];
         let _ = stream.read(&mut request).await;
-        let _ = stream.write_all(PLAIN_HTTP).await;
+        let length = SPEAKS_HTTPS.len();
+        let answer = format!(
+            "HTTP/1.1 400 This port speaks HTTPS - set scheme: https\r\nContent-Type: text/plain; charset=utf-8\r\n\
+             Content-Length: {length}\r\nConnection: close\r\n\r\n{SPEAKS_HTTPS}"
+        );
+        let _ = stream.write_all(answer.as_bytes()).await;
         let _ = stream.shutdown().await;
         return Err("the client does not speak TLS; is its scheme http?".into());
     }
-    TlsAcceptor::from(config).accept(stream).await.map_err(|error| error.to_string())
+    TlsAcceptor::from(config).accept(stream).await.map(Some).map_err(|error| error.to_string())
 }
 
 /// Text with certificates or a key, and where it is from.

@@ -47,6 +47,15 @@ pub(super) struct WebState {
 }
 
 impl WebState {
+    /// Whether new connections speak TLS in the same way.
+    pub(super) fn speaks_like(&self, other: &Self) -> bool {
+        match (&self.tls, &other.tls) {
+            (Some(mine), Some(theirs)) => Arc::ptr_eq(mine, theirs),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+
     /// Reads the files that `config` names.
     fn new(config: WebConfig) -> Result<Self, String> {
         let WebConfig { tls_server_config, http_server_config, basic_auth_users, .. } = config;
@@ -109,12 +118,14 @@ impl WebAccess {
     pub fn open(source: WebConfigSource, registry: &Registry) -> Result<Self, WebConfigError> {
         let error = |reason| WebConfigError { path: source.path.clone(), reason };
         let metrics = WebMetrics::new(registry);
+        let passwords = Passwords::start().map_err(error)?;
         let mut reader = Reader {
             source: source.clone(),
             metrics: metrics.clone(),
             files: Vec::new(),
             seen: Vec::new(),
             problem: None,
+            read_at: Instant::now(),
         };
         let state = reader.read().map_err(error)?;
         metrics.read(true);
@@ -131,7 +142,6 @@ impl WebAccess {
             .name("web-config".into())
             .spawn(move || reader.run(&of_reader, &looks))
             .map_err(|failure| error(format!("cannot start its thread: {failure}")))?;
-        let passwords = Passwords::start().map_err(error)?;
         Ok(Self { shared, looked, passwords, metrics, tls_failed: Seldom::default(), hangs: Seldom::default() })
     }
 
@@ -249,6 +259,8 @@ struct Reader {
     seen: Vec<Option<Stamp>>,
     /// Why the last reading failed.
     problem: Option<String>,
+    /// When that began.
+    read_at: Instant,
 }
 
 impl Reader {
@@ -266,25 +278,40 @@ impl Reader {
             };
             *shared.look_began.lock() = Some(Instant::now());
             // The panic hook has logged it; the next look tries again.
-            let _panicked = catch_unwind(AssertUnwindSafe(|| self.look(shared)));
+            if catch_unwind(AssertUnwindSafe(|| self.look(shared))).is_err() {
+                self.problem = Some("reading it panicked".into());
+                self.metrics.read(false);
+            }
             *shared.look_began.lock() = None;
             looks.send_replace(Look { number, at: Instant::now() });
         }
     }
 
     fn look(&mut self, shared: &Shared) {
-        // A reading that failed is repeated: the cause may have been the disk and not the files.
-        if self.problem.is_none() && self.stamps() == self.seen {
+        let unchanged = self.stamps() == self.seen;
+        if self.problem.is_none() && unchanged {
             // Also after a look that hung.
             return self.metrics.successful.set((), 1);
         }
+        // A reading that failed is repeated: the cause may have been the disk and not the files.
+        if unchanged && self.read_at.elapsed() < FRESH {
+            return;
+        }
         match self.read() {
             Ok(state) => {
-                shared.tls.store(state.tls.is_some(), Ordering::Relaxed);
+                let had_tls = shared.tls.swap(state.tls.is_some(), Ordering::Relaxed);
+                let opened = [
+                    (had_tls && state.tls.is_none(), "TLS is off now"),
+                    (state.users.is_empty() && !shared.state.read().users.is_empty(), "nobody needs a password now"),
+                ];
                 *shared.state.write() = Arc::new(state);
                 self.problem = None;
                 self.metrics.read(true);
-                tracing::info!("Read {} again (metrics.web_config)", self.source.path.display());
+                let file = self.source.path.display();
+                tracing::info!("Read {file} again (metrics.web_config)");
+                for (_, what) in opened.iter().filter(|(opened, _)| *opened) {
+                    tracing::warn!("{what}: {file} has changed (metrics.web_config)");
+                }
             }
             Err(problem) => {
                 if self.problem.as_ref() != Some(&problem) {
@@ -298,6 +325,7 @@ impl Reader {
     }
 
     fn read(&mut self) -> Result<WebState, String> {
+        self.read_at = Instant::now();
         // Before the files are read: a change in the meantime is then noticed by the next look.
         let own = stamp(&self.source.path);
         let config = (self.source.read)(&self.source.path)?;

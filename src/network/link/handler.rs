@@ -38,6 +38,8 @@ const DEADLINE_PRECISION: Duration = Duration::from_millis(250);
 pub(crate) enum Command {
     /// Refuse the peer's new requests, finish those in flight, and report [`Event::Drained`].
     Drain,
+    /// Something has changed for the peer: introduce this agent again, and apply the peer's new limits.
+    Introduce,
 }
 
 /// What a link reports to the swarm.
@@ -106,6 +108,12 @@ struct Held {
     told: usize,
 }
 
+impl Held {
+    fn new(context: &LinkContext) -> Self {
+        Self { account: Account::new(Some(Arc::clone(&context.budget)), true, None), told: 0 }
+    }
+}
+
 enum Outbound<S> {
     ToOpen(mpsc::Receiver<Outgoing>),
     Opening(mpsc::Receiver<Outgoing>),
@@ -129,8 +137,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
         context: Arc<LinkContext>,
     ) -> Self {
         let now = Instant::now();
-        let held = (!context.handler.has_permission(&peer))
-            .then(|| Held { account: Account::new(Some(Arc::clone(&context.budget)), true, None), told: 0 });
+        let held = (!context.handler.has_permission(&peer)).then(|| Held::new(&context));
         Self {
             held,
             peer,
@@ -215,6 +222,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LinkHandler<S> {
                 }
                 if let Some(responder) = &mut self.responder {
                     responder.drain();
+                }
+            }
+            Command::Introduce => {
+                let is_stranger = !self.context.handler.has_permission(&self.peer);
+                if is_stranger != self.held.is_some() {
+                    self.held = is_stranger.then(|| Held::new(&self.context));
+                }
+                if let Some(responder) = &mut self.responder {
+                    responder.introduce();
                 }
             }
         }

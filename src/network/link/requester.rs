@@ -17,6 +17,9 @@ use crate::network::protocol::{
     FRAME_OVERHEAD, Hello, Introduction, Request, RequestBody, RequestFrame, Response, ResponseBody, ResponseFrame,
 };
 
+/// How many introductions of a peer count on one link; further ones are ignored.
+const MAX_INTRODUCTIONS: u32 = 1_000;
+
 /// A caller's request on its way to the peer.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
@@ -50,9 +53,10 @@ pub(super) struct Requester<S = Stream> {
     last_number: u64,
     /// The peer's limits; no request is sent before they are known.
     peer: Option<Hello>,
-    /// The peer's introduction, until it is taken. Only the first one counts.
+    /// The peer's newest introduction, until it is taken.
     introduction: Option<Introduction>,
-    introduced: bool,
+    /// How many there were.
+    introductions: u32,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
@@ -70,7 +74,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
             last_number: 0,
             peer: None,
             introduction: None,
-            introduced: false,
+            introductions: 0,
         }
     }
 
@@ -109,7 +113,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
         self.peer.is_some()
     }
 
-    /// The peer's introduction, the first time that this is called after it has arrived.
+    /// The peer's newest introduction, the first time that this is called after it has arrived.
     pub(super) fn take_introduction(&mut self) -> Option<Introduction> {
         if self.peer.is_some() { self.introduction.take() } else { None }
     }
@@ -192,7 +196,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requester<S> {
             }
             Some(ResponseBody::Heartbeat(_)) => return Ok(()),
             Some(ResponseBody::Introduction(introduction)) => {
-                if !std::mem::replace(&mut self.introduced, true) {
+                if self.introductions < MAX_INTRODUCTIONS {
+                    self.introductions += 1;
                     self.introduction = Some(introduction.cut());
                 }
                 return Ok(());

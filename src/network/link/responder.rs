@@ -16,7 +16,8 @@ use super::framed::{Framed, HIGH_WATER};
 use super::{FRAMES_PER_TURN, LinkContext, LinkError};
 use crate::metrics::labels::{FailedMessage, FailureReason};
 use crate::network::protocol::{
-    ErrorBody, ErrorCode, FRAME_OVERHEAD, Hello, RemoteError, RequestBody, RequestFrame, ResponseBody, ResponseFrame,
+    ErrorBody, ErrorCode, FRAME_OVERHEAD, Hello, Introduction, RemoteError, RequestBody, RequestFrame, ResponseBody,
+    ResponseFrame,
 };
 use crate::network::{Handling, MessageAnswer, Receipt};
 
@@ -65,6 +66,11 @@ impl Future for InFlight {
     }
 }
 
+/// A peer without a permission has to read each answer before its next request is read.
+fn high_water(context: &LinkContext, peer: &PeerId) -> usize {
+    if context.handler.has_permission(peer) { HIGH_WATER } else { 1 }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> Responder<S> {
     pub(super) fn new(stream: S, peer: PeerId, of_peer: Arc<AtomicU32>, context: Arc<LinkContext>) -> Self {
         let mut framed = Framed::new(stream, context.limits.max_frame);
@@ -73,16 +79,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Responder<S> {
         if let Some(introduction) = context.handler.introduction(&peer) {
             framed.push(&ResponseFrame { id: 0, body: Some(ResponseBody::Introduction(introduction)) });
         }
-        let has_permission = context.handler.has_permission(&peer);
         Self {
+            high_water: high_water(&context, &peer),
             framed,
             peer,
             context,
             in_flight: FuturesUnordered::new(),
             of_peer,
             peer_max_frame: None,
-            // A peer without a permission has to read each answer before its next request is read.
-            high_water: if has_permission { HIGH_WATER } else { 1 },
             draining: false,
         }
     }
@@ -117,6 +121,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Responder<S> {
             cx.waker().wake_by_ref(); // the requester and other tasks get their turn first
         }
         Poll::Pending
+    }
+
+    /// Introduces this agent again, after something has changed for the peer.
+    pub(super) fn introduce(&mut self) {
+        let withdrawn = Introduction { withdrawn: true, ..Introduction::default() };
+        let introduction = self.context.handler.introduction(&self.peer).unwrap_or(withdrawn);
+        self.framed.push(&ResponseFrame { id: 0, body: Some(ResponseBody::Introduction(introduction)) });
+        self.high_water = high_water(&self.context, &self.peer);
     }
 
     /// From now on, answers new requests with `shutting down`.

@@ -30,7 +30,7 @@ fn what_a_peer_says_about_itself_becomes_at_most_a_clean_label_and_sixteen_expor
     exposed.extend((0..100).map(|n| format!("good-{n:02}")));
     // The good ones come first: those after many bad ones may be left out.
     exposed.reverse();
-    let peer = scene.hostile(Introduction { name, exposed }, answer);
+    let peer = scene.hostile(Introduction { name, exposed, withdrawn: false }, answer);
     let targets = await_targets(&scene.gateway, 17);
     for target in &targets {
         let labels = &target["labels"];
@@ -88,7 +88,8 @@ fn a_peer_without_the_scrape_protocol_is_reported_as_such() {
 #[test]
 fn a_large_introduction_is_not_kept() {
     let scene = Scene::set("");
-    let introduction = Introduction { name: "n".repeat(10_000), exposed: vec![String::new(); 500_000] };
+    let introduction =
+        Introduction { name: "n".repeat(10_000), exposed: vec![String::new(); 500_000], withdrawn: false };
     let before = super::memory(scene.gateway.pid(), "VmRSS");
     let strangers: Vec<_> = (0..20).map(|_| scene.hostile(introduction.clone(), answer)).collect();
     await_targets(&scene.gateway, strangers.len());
