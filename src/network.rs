@@ -12,6 +12,7 @@ mod error;
 mod event_loop;
 mod link;
 mod muxer;
+mod names;
 mod peers;
 pub mod protocol;
 mod receipt;

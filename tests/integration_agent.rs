@@ -28,6 +28,7 @@ mod agent {
     mod load;
     #[cfg(feature = "metrics-prometheus")]
     mod log;
+    mod names;
     #[cfg(not(feature = "metrics-prometheus"))]
     mod no_metrics;
     #[cfg(feature = "metrics-prometheus")]

@@ -15,7 +15,7 @@ use libp2p::kad::store::MemoryStore;
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
-    PeerId, StreamProtocol, Swarm, SwarmBuilder, Transport as _, dns, identify, identity, kad, mdns, noise, pnet, tcp,
+    PeerId, StreamProtocol, Swarm, SwarmBuilder, Transport as _, identify, identity, kad, mdns, noise, pnet, tcp,
 };
 use rustix::process::{Resource, getrlimit};
 
@@ -23,6 +23,7 @@ use super::addresses::UsualStacks;
 use super::boxed::BoxedHandlers;
 use super::link::{LinkContext, Links};
 use super::muxer::{Budget, Multiplex};
+use super::names::Names;
 use super::scrape::{self, ScrapeTable, Scrapes};
 use super::silence::Watched;
 use super::telemetry::Telemetry;
@@ -118,7 +119,7 @@ fn transport(
             with_quic(tcp, keypair)
         }
     };
-    with_names(open)
+    Ok(Names::new(open).boxed())
 }
 
 #[cfg(feature = "quic")]
@@ -133,16 +134,6 @@ fn with_quic(tcp: Boxed<(PeerId, StreamMuxerBox)>, keypair: &identity::Keypair) 
 #[cfg(not(feature = "quic"))]
 fn with_quic(tcp: Boxed<(PeerId, StreamMuxerBox)>, _: &identity::Keypair) -> Boxed<(PeerId, StreamMuxerBox)> {
     tcp
-}
-
-/// Resolves `/dns*` addresses according to `/etc/resolv.conf`. Without that file, names cannot be dialed, but the
-/// agent still runs.
-fn with_names(inner: Boxed<(PeerId, StreamMuxerBox)>) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NetworkError> {
-    if std::path::Path::new("/etc/resolv.conf").exists() {
-        return Ok(dns::tokio::Transport::system(inner).map_err(build_error)?.boxed());
-    }
-    let (config, options) = (dns::ResolverConfig::default(), dns::ResolverOpts::default());
-    Ok(dns::tokio::Transport::custom(inner, config, options).boxed())
 }
 
 impl Behaviour {

@@ -6,6 +6,7 @@ pub(crate) mod apart;
 #[cfg(feature = "metrics-prometheus")]
 pub(crate) mod certificates;
 pub(crate) mod disk;
+pub(crate) mod dns;
 pub(crate) mod history;
 pub(crate) mod http;
 #[cfg(feature = "metrics-prometheus")]

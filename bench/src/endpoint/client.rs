@@ -46,12 +46,11 @@ impl Scrape {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Access {
     pub(crate) tls: bool,
-    /// As [`USER`] with [`PASSWORD`].
+    /// As [`USER`], whose password is `secret`.
     pub(crate) user: bool,
 }
 
 pub(crate) const USER: &str = "prometheus";
-pub(crate) const PASSWORD: &str = "secret";
 /// `prometheus:secret` in base64.
 const AUTHORIZATION: &str = "Authorization: Basic cHJvbWV0aGV1czpzZWNyZXQ=\r\n";
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use peerscope::config::load_web_config;
-use peerscope::metrics::{EndpointOptions, Health, MetricsConfig, MetricsServer, WebAccess, WebConfigSource};
+use peerscope::metrics::{EndpointOptions, Health, MetricsConfig, MetricsServer, Registry, WebAccess, WebConfigSource};
 
 use super::{Access, Serving, tls};
 use crate::Result;
@@ -30,7 +30,8 @@ pub(super) fn start(size: Size, access: Access) -> Result<Serving> {
         tls::write_web_config(folder.path(), access)?;
         let read = |path: &Path| load_web_config(path).map_err(|error| error.to_string());
         let source = WebConfigSource { path: folder.path().join("web.yml"), read };
-        options.web = Some(WebAccess::open(source, &registry)?);
+        // In a registry of its own: the page has as many series as without.
+        options.web = Some(WebAccess::open(source, &Registry::default())?);
     }
     let server = MetricsServer::start(&config, &agent_info(), registry, collector, Health::default(), options);
     let address = server.local_addr().ok_or("the endpoint does not listen")?;
