@@ -27,6 +27,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use libp2p::{Multiaddr, PeerId, identity};
+use parking_lot::RwLock;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -99,7 +100,7 @@ struct NetworkState {
     commands: mpsc::Sender<event_loop::Command>,
     metrics: MetricsCollector,
     request_timeout: Duration,
-    listen_addresses: Vec<Multiaddr>,
+    listen_addresses: Arc<RwLock<Vec<Multiaddr>>>,
 }
 
 impl Network {
@@ -144,7 +145,7 @@ impl Network {
             commands,
             metrics,
             request_timeout: config.request_timeout,
-            listen_addresses: driver.listen_addresses().to_vec(),
+            listen_addresses: driver.listen_addresses(),
         };
         Ok((Self { shared: Arc::new(shared) }, driver))
     }
@@ -157,9 +158,9 @@ impl Network {
         }
     }
 
-    /// The addresses that the listeners were bound to at the start.
-    pub fn listen_addresses(&self) -> &[Multiaddr] {
-        &self.shared.listen_addresses
+    /// The addresses on which it listens now: they come and go with those of the machine.
+    pub fn listen_addresses(&self) -> Vec<Multiaddr> {
+        self.shared.listen_addresses.read().clone()
     }
 
     /// Sends a request to `peer`, connecting first if one of its addresses is known.

@@ -188,7 +188,7 @@ impl Node {
             health.clone(),
         )
         .await?;
-        log_listeners(network.listen_addresses(), peer_id);
+        log_listeners(&network.listen_addresses(), peer_id);
         tracing::info!("Store {}", storage.describe());
 
         let scraper = fleet
@@ -276,7 +276,7 @@ impl Node {
     }
 
     /// The addresses on which it listens for peers.
-    pub fn listen_addresses(&self) -> &[Multiaddr] {
+    pub fn listen_addresses(&self) -> Vec<Multiaddr> {
         self.network.listen_addresses()
     }
 

@@ -25,6 +25,7 @@ mod agent {
     #[cfg(feature = "metrics-prometheus")]
     mod everything;
     mod limits;
+    mod listening;
     mod load;
     #[cfg(feature = "metrics-prometheus")]
     mod log;

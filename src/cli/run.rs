@@ -19,7 +19,8 @@ pub(super) struct Flags {
     /// A name for this agent [default: the host name]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Listen for peers on this address; may be repeated [default: /ip4/0.0.0.0/tcp/4001]
+    /// Listen for peers on this address; may be repeated [default: /ip4/0.0.0.0/tcp/4001 and
+    /// /ip6/::/tcp/4001]
     #[arg(long, value_name = "MULTIADDR")]
     listen: Vec<String>,
     /// Stay connected to the peer at this address, which must end in /p2p/PEER_ID; may be repeated

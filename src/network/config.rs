@@ -42,7 +42,10 @@ const BESIDE_PEERS: u32 = 256;
 impl Default for Config {
     fn default() -> Self {
         Self {
-            listen: vec![ListenAddr("/ip4/0.0.0.0/tcp/4001".parse().unwrap_or_else(|_| Multiaddr::empty()))],
+            // On a host without IPv6, the second one is left out.
+            listen: ["/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001"]
+                .map(|address| ListenAddr(address.parse().unwrap_or_else(|_| Multiaddr::empty())))
+                .into(),
             bootstrap: Vec::new(),
             mdns: false,
             max_peers: 1024,

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{FutureExt as _, StreamExt as _};
@@ -12,6 +13,8 @@ use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns};
+use parking_lot::RwLock;
+use rustix::io::Errno;
 use socket2::{Domain, Socket, Type};
 use tokio::sync::{mpsc, oneshot};
 
@@ -78,7 +81,10 @@ pub struct Driver {
     comings: Comings,
     /// When a failed accept was last logged.
     listener_failed: Seldom,
-    addresses: Vec<Multiaddr>,
+    /// The addresses that the listeners have now.
+    addresses: Arc<RwLock<Vec<Multiaddr>>>,
+    /// Whether the addresses at the start are known.
+    listening: bool,
     metrics: MetricsCollector,
     health: Health,
     telemetry: Telemetry,
@@ -107,7 +113,8 @@ impl Driver {
             listeners: HashMap::new(),
             comings: Comings::new(Instant::now()),
             listener_failed: Seldom::default(),
-            addresses: Vec::new(),
+            addresses: Arc::default(),
+            listening: false,
             metrics,
             health,
             telemetry,
@@ -123,23 +130,38 @@ impl Driver {
         Ok(driver)
     }
 
-    pub(super) fn listen_addresses(&self) -> &[Multiaddr] {
-        &self.addresses
+    pub(super) fn listen_addresses(&self) -> Arc<RwLock<Vec<Multiaddr>>> {
+        Arc::clone(&self.addresses)
     }
 
     async fn listen(&mut self, config: &Config) -> Result<(), NetworkError> {
         // Check all addresses before opening any, because two of them may share a port.
+        let mut usable = Vec::new();
+        let mut lacking = None;
         for address in &config.listen {
-            check_free(&address.0).map_err(|error| {
-                let remedy = match error.kind() {
-                    ErrorKind::AddrInUse => "; stop the program that listens there, or choose another port",
-                    ErrorKind::AddrNotAvailable => "; this machine does not have that address",
-                    _ => "",
-                };
-                NetworkError::Listen { address: address.0.clone(), reason: format!("{error}{remedy}") }
-            })?;
+            match check_free(&address.0) {
+                Ok(()) => usable.push(address),
+                Err(error) => {
+                    let remedy = match error.kind() {
+                        ErrorKind::AddrInUse => "; stop the program that listens there, or choose another port",
+                        ErrorKind::AddrNotAvailable => "; this machine does not have that address",
+                        _ => "",
+                    };
+                    let reason = format!("{error}{remedy}");
+                    let problem = NetworkError::Listen { address: address.0.clone(), reason };
+                    if Errno::from_io_error(&error) != Some(Errno::AFNOSUPPORT) {
+                        return Err(problem);
+                    }
+                    lacking = Some(problem);
+                }
+            }
         }
-        for address in &config.listen {
+        match lacking {
+            Some(problem) if usable.is_empty() => return Err(problem),
+            Some(problem) => tracing::warn!("{problem}; the agent listens on its other addresses"),
+            None => {}
+        }
+        for address in usable {
             let refused = |reason: String| NetworkError::Listen { address: address.0.clone(), reason };
             let id = self.swarm.listen_on(address.0.clone()).map_err(|error| refused(innermost(&error)))?;
             self.listeners.insert(id, address.0.clone());
@@ -162,6 +184,7 @@ impl Driver {
         while let Some(event) = self.swarm.select_next_some().now_or_never() {
             self.on_event(event);
         }
+        self.listening = true;
         Ok(())
     }
 
@@ -243,8 +266,16 @@ impl Driver {
     fn on_event(&mut self, event: Event) {
         self.telemetry.record(&event);
         match event {
-            SwarmEvent::NewListenAddr { address, .. } => self.addresses.push(address),
-            SwarmEvent::ExpiredListenAddr { address, .. } => self.addresses.retain(|known| *known != address),
+            SwarmEvent::NewListenAddr { address, .. } => {
+                if self.listening {
+                    tracing::info!(%address, "Listening for peers on another address");
+                }
+                self.addresses.write().push(address);
+            }
+            SwarmEvent::ExpiredListenAddr { address, .. } => {
+                tracing::info!(%address, "No longer listening for peers on this address");
+                self.addresses.write().retain(|known| *known != address);
+            }
             SwarmEvent::ListenerClosed { listener_id, reason, .. } => self.on_listener_closed(listener_id, &reason),
             SwarmEvent::ListenerError { error, .. } => self.on_listener_error(&error),
             SwarmEvent::ConnectionEstablished { peer_id, endpoint, num_established, .. } => {
@@ -520,8 +551,11 @@ fn check_free(address: &Multiaddr) -> std::io::Result<()> {
         Some(Protocol::Ip6(ip)) => IpAddr::V6(ip),
         _ => return Ok(()),
     };
-    let Some(Protocol::Tcp(port @ 1..)) = parts.next() else { return Ok(()) };
+    let Some(Protocol::Tcp(port)) = parts.next() else { return Ok(()) };
     let socket = Socket::new(Domain::for_address((ip, port).into()), Type::STREAM, None)?;
+    if port == 0 {
+        return Ok(());
+    }
     if ip.is_ipv6() {
         socket.set_only_v6(true)?; // as libp2p-tcp does
     }
@@ -534,12 +568,7 @@ fn check_free(address: &Multiaddr) -> std::io::Result<()> {
 fn dial_problem(error: &DialError) -> String {
     match error {
         DialError::Transport(attempts) => {
-            let attempts = attempts.iter().map(|(address, error)| {
-                // libp2p-dns lists the attempts for one name, one per line.
-                let reason = innermost(error);
-                let last = reason.lines().last().unwrap_or_default().trim_start_matches([' ', '-', ':']);
-                format!("{address}: {last}")
-            });
+            let attempts = attempts.iter().map(|(address, error)| format!("{address}: {}", innermost(error)));
             attempts.collect::<Vec<_>>().join("; ")
         }
         DialError::WrongPeerId { obtained, address } => format!("{address}: the peer there is {obtained}"),

@@ -279,7 +279,7 @@ impl Agent {
             commands,
             metrics,
             request_timeout: REQUEST_TIMEOUT,
-            listen_addresses: Vec::new(),
+            listen_addresses: Arc::default(),
         };
         Self {
             peer,

@@ -14,7 +14,10 @@ fn an_empty_configuration_is_valid() {
     let expected =
         Config { node: NodeConfig { data_dir: "peerscope-data".into(), ..NodeConfig::default() }, ..Config::default() };
     assert_eq!(config, expected);
-    assert_eq!(config.network.listen, [ListenAddr("/ip4/0.0.0.0/tcp/4001".parse().unwrap())]);
+    assert_eq!(
+        config.network.listen,
+        ["/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001"].map(|address| ListenAddr(address.parse().unwrap()))
+    );
     for empty in ["", "\n", "---\n", "# only a comment\n", "metrics:\nstorage:\n  redis:\n"] {
         assert_eq!(Config::from_yaml("f", empty).unwrap(), Config::default(), "{empty:?}");
     }

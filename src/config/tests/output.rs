@@ -110,6 +110,7 @@ network:
   bootstrap: []
   listen:
     - /ip4/0.0.0.0/tcp/4001
+    - \"/ip6/::/tcp/4001\"
   max_in_flight: 256
   max_peers: 1024
   mdns: false
