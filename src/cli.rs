@@ -205,7 +205,7 @@ impl Common {
             overrides.push(("node.data_dir", run::text(dir), "--data-dir"));
         }
         let env = std::env::vars_os().collect();
-        Ok(Sources { text: None, file: self.config.clone(), env, flags: overrides })
+        Ok(Sources { text: None, refuse_empty: false, file: self.config.clone(), env, flags: overrides })
     }
 
     /// Enough to find the running agent: a mistake in the file must not keep the operator from looking

@@ -57,6 +57,8 @@ pub struct Config {
 pub struct Sources {
     /// A text that takes the place of the file, and its name in messages.
     pub text: Option<(String, String)>,
+    /// Whether a file without any key is a mistake: when it is read again, it may be only half written.
+    pub refuse_empty: bool,
     /// The YAML file. If `None`, the variable `PEERSCOPE_CONFIG` may name one; otherwise no file is read.
     pub file: Option<PathBuf>,
     /// The whole environment, as from `std::env::vars_os().collect()`.

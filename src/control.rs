@@ -37,7 +37,7 @@ use tokio::time::MissedTickBehavior;
 pub use self::reload::{ConfigState, Reload, ReloadError, Reloaded};
 use crate::files;
 use crate::metrics::{Exposer, Health, Seldom, UrlReader};
-use crate::network::{Direction, Network};
+use crate::network::{Direction, Network, PeerContact};
 use crate::storage::Storage;
 
 /// The name of the socket in the data directory.
@@ -136,8 +136,12 @@ pub struct Status {
     pub store: String,
     /// The URL of its metrics page; `None` if the endpoint is off or cannot listen.
     pub metrics: Option<String>,
+    /// Why the web configuration could not be read the last time; the endpoint uses what it read before.
+    pub web_config_problem: Option<String>,
     /// The configuration in use.
     pub config: ConfigState,
+    /// How it stands with the peers that the agent stays connected to.
+    pub contacts: Vec<ContactReport>,
     /// How many peers are connected.
     pub peers_connected: usize,
     /// Whether all components are ready.
@@ -176,6 +180,42 @@ pub struct Peer {
     pub link: bool,
     /// What the gateway knows about it; `None` if this agent is not a gateway.
     pub gateway: Option<GatewayPeer>,
+    /// How it stands with it, if the agent stays connected to it.
+    pub contact: Option<ContactReport>,
+}
+
+/// How it stands with a peer that the agent stays connected to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContactReport {
+    /// Its PeerId in base58.
+    pub peer_id: String,
+    /// The state, as in the label `state` of `agent_bootstrap_peers`.
+    pub state: String,
+    /// The addresses that are dialed.
+    pub addresses: Vec<String>,
+    /// What happened when it was last tried; `None` while it has a link.
+    pub problem: Option<String>,
+    /// What the operator can do about that.
+    pub advice: Option<String>,
+    /// For how long that has been so, in seconds.
+    pub problem_seconds: Option<u64>,
+    /// How long until the next attempt, in seconds; `None` while it is connected or being dialed.
+    pub next_dial_seconds: Option<u64>,
+}
+
+impl From<PeerContact> for ContactReport {
+    fn from(contact: PeerContact) -> Self {
+        let PeerContact { peer, addresses, state, problem, next_dial, .. } = contact;
+        Self {
+            peer_id: peer.to_string(),
+            state: state.to_string(),
+            addresses: addresses.iter().map(ToString::to_string).collect(),
+            advice: problem.as_ref().map(|problem| problem.reason.advice().to_owned()),
+            problem_seconds: problem.as_ref().map(|problem| problem.since.elapsed().as_secs()),
+            problem: problem.map(|problem| problem.text),
+            next_dial_seconds: next_dial.map(|left| left.as_secs()),
+        }
+    }
 }
 
 /// What a gateway knows about a peer.

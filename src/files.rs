@@ -1,4 +1,4 @@
-//! Small private files that are never seen half-written, not even after a power cut.
+//! Small private files that are never seen half-written, not even after a power cut, and files that do not block.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -58,4 +58,18 @@ fn write_draft(path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
 /// Makes the file's name durable: without this, a power cut may lose it.
 fn sync_folder(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+}
+
+/// Opens a regular file for reading; opening or reading another, such as a pipe, could block for ever.
+///
+/// # Errors
+///
+/// If it cannot be opened, or is not a regular file.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    Ok(file)
 }

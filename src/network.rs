@@ -8,6 +8,7 @@ mod behaviour;
 mod boxed;
 mod comings;
 mod config;
+mod contact;
 mod error;
 mod event_loop;
 mod link;
@@ -33,6 +34,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 pub use self::config::{BootstrapAddr, Config, ListenAddr, PeerIdText};
+pub use self::contact::{PeerContact, Problem};
 pub use self::error::{NetworkError, RequestError};
 pub use self::event_loop::Driver;
 use self::link::{Limits, LinkTable, Outgoing};
@@ -218,6 +220,15 @@ impl Network {
         let (reply, answer) = oneshot::channel();
         if self.shared.commands.send(event_loop::Command::Peers { reply }).await.is_err() {
             return Vec::new(); // stopped: no peer is connected
+        }
+        answer.await.unwrap_or_default()
+    }
+
+    /// How it stands with the peers that this agent stays connected to, in no order.
+    pub async fn contacts(&self) -> Vec<PeerContact> {
+        let (reply, answer) = oneshot::channel();
+        if self.shared.commands.send(event_loop::Command::Contacts { reply }).await.is_err() {
+            return Vec::new();
         }
         answer.await.unwrap_or_default()
     }

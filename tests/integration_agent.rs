@@ -14,6 +14,7 @@ mod agent {
     mod check_store;
     mod cli;
     mod config;
+    mod contact;
     #[cfg(feature = "metrics-prometheus")]
     mod control;
     mod crash;

@@ -150,6 +150,9 @@ fn own_address(config: &Config) -> Result<String, CommandError> {
             "metrics.port is 0, so the system chooses the port at each start; give --address HOST:PORT",
         ));
     }
+    if let Some(name) = config.metrics.host_names.first() {
+        return Ok(format!("{name}:{port}"));
+    }
     if ip.is_unspecified() {
         let uname = rustix::system::uname();
         return Ok(format!("{}:{port}", uname.nodename().to_string_lossy()));

@@ -1,4 +1,4 @@
-//! `peerscope peers`: lists the connected peers.
+//! `peerscope peers`: lists the connected peers, and why others are not.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use hyper::Method;
 
 use super::{CommandError, client, print};
 use crate::config::Config;
-use crate::control::Peer;
+use crate::control::{ContactReport, Peer};
 use crate::network::Direction;
 
 pub(super) fn run(config: &Config, json: bool) -> Result<(), CommandError> {
@@ -21,11 +21,40 @@ pub(super) fn run(config: &Config, json: bool) -> Result<(), CommandError> {
         return print(b"no peers are connected\n");
     }
     let text = if peers.iter().any(|peer| peer.gateway.is_some()) { render_fleet(&peers) } else { render(&peers) };
-    print(text.as_bytes())
+    print((text + &render_missing(&peers)).as_bytes())
+}
+
+/// The peers that the agent stays connected to and that have no link.
+fn render_missing(peers: &[Peer]) -> String {
+    let missing = peers.iter().filter_map(|peer| peer.contact.as_ref()).filter(|contact| contact.state != "connected");
+    let rows: Vec<_> = missing
+        .map(|contact| {
+            [
+                contact.peer_id.clone(),
+                contact.state.clone(),
+                contact.problem_seconds.map_or_else(nothing, seconds),
+                contact.next_dial_seconds.map_or_else(|| "now".into(), seconds),
+                problem(contact),
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    "\n".to_owned() + &table(["NOT CONNECTED", "STATE", "FOR", "NEXT TRY", "WHAT HAPPENED"], rows)
+}
+
+/// What happened, and what to do about it.
+pub(super) fn problem(contact: &ContactReport) -> String {
+    match (&contact.problem, &contact.advice) {
+        (Some(problem), Some(advice)) => format!("{problem}: {advice}"),
+        _ => contact.addresses.join(", "),
+    }
 }
 
 fn render(peers: &[Peer]) -> String {
-    let rows = peers.iter().map(|peer| {
+    let peers = peers.iter().filter(|peer| peer.connections > 0);
+    let rows = peers.map(|peer| {
         [
             peer.peer_id.clone(),
             direction(peer).into(),

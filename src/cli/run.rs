@@ -151,7 +151,7 @@ async fn agent(
     reloader.set_log_level(set_level);
     reloader.set_source(Box::new(move |text| {
         let text = text.map(|text| ("the configuration".to_owned(), text));
-        Config::load(&Sources { text, ..sources.clone() }).map_err(|error| error.to_string())
+        Config::load(&Sources { text, refuse_empty: true, ..sources.clone() }).map_err(|error| error.to_string())
     }));
     let _waits = tokio::time::timeout(TOLD, notify(NotifyState::Ready)).await;
     tokio::spawn(async move {

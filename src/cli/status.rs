@@ -6,9 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::Method;
 
+use super::peers::problem;
 use super::{CommandError, client, print};
 use crate::config::Config;
-use crate::control::{ConfigState, Status};
+use crate::control::{ConfigState, ContactReport, Status};
 
 pub(super) fn run(config: &Config, json: bool) -> Result<(), CommandError> {
     let answer = client::ask(config, Method::GET, "/v1/status", Bytes::new())?;
@@ -19,9 +20,12 @@ pub(super) fn run(config: &Config, json: bool) -> Result<(), CommandError> {
     print(render(&status).as_bytes())
 }
 
+/// How many peers that are not connected are shown; `peerscope peers` shows all.
+const MOST_MISSING: usize = 5;
+
 fn describe(config: &ConfigState) -> String {
     let hash = config.hash;
-    let mut text = format!("{hash:012x}");
+    let mut text = hash.to_string();
     if !config.last_reload_successful {
         text += ", the last reload FAILED; see the log";
     }
@@ -47,6 +51,16 @@ fn render(status: &Status) -> String {
         "metrics",
         status.metrics.clone().unwrap_or_else(|| if listening { "not listening" } else { "off" }.into()),
     ));
+    if let Some(problem) = &status.web_config_problem {
+        rows.push(("", format!("metrics.web_config is NOT in use as it is: {problem}")));
+    }
+    let is_connected = |contact: &&ContactReport| contact.state == "connected";
+    if !status.contacts.is_empty() {
+        let connected = status.contacts.iter().filter(is_connected).count();
+        rows.push(("bootstrap", format!("{connected} of {} connected", status.contacts.len())));
+    }
+    let missing = status.contacts.iter().filter(|contact| !is_connected(contact)).take(MOST_MISSING);
+    rows.extend(missing.map(|contact| ("", format!("{} {}: {}", contact.peer_id, contact.state, problem(contact)))));
     rows.extend(status.listen.iter().map(|address| ("listening", address.clone())));
     for component in &status.components {
         let problem =

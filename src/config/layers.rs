@@ -10,6 +10,7 @@ use super::error::{ConfigError, ConfigProblem, Origin, Source};
 use super::node::default_data_dir;
 use super::tree::{self, Entry, MAX_BYTES, MAX_DEPTH, Step, Value, YamlNode};
 use super::{Config, Sources};
+use crate::files::open_regular;
 
 /// The prefix of all variables.
 const PREFIX: &str = "PEERSCOPE_";
@@ -37,6 +38,10 @@ pub(super) fn assemble(sources: &Sources) -> Result<(YamlNode, Vec<ConfigProblem
             let name = path.display().to_string();
             let text =
                 read(path).map_err(|problem| ConfigProblem::new(Origin::File(name.as_str().into()), "", problem))?;
+            if sources.refuse_empty && is_empty(&text) {
+                let message = "is empty; write {} for the defaults";
+                return Err(ConfigProblem::new(Origin::File(name.into()), "", message).into());
+            }
             let (tree, found) = tree::parse(&text, &Source::File(name.into()))?;
             problems = found;
             tree
@@ -101,11 +106,20 @@ fn is_service_link(name: &str, value: &OsString) -> bool {
 }
 
 pub(super) fn read(path: &Path) -> Result<String, String> {
+    read_from(File::open(path))
+}
+
+/// Like [`read`], for a file that is read again and again: it must be a regular one, since another could block.
+pub(super) fn read_regular(path: &Path) -> Result<String, String> {
+    read_from(open_regular(path))
+}
+
+fn read_from(file: io::Result<File>) -> Result<String, String> {
     let unreadable = |error: io::Error| format!("cannot be read: {error}");
     let mut bytes = Vec::new();
     // Reading one byte more than allowed shows that the file is too large.
     let limit = MAX_BYTES as u64 + 1;
-    File::open(path).map_err(unreadable)?.take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
+    file.map_err(unreadable)?.take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() > MAX_BYTES {
         return Err(format!("is larger than {MAX_BYTES} bytes"));
     }
@@ -113,6 +127,11 @@ pub(super) fn read(path: &Path) -> Result<String, String> {
         let line = error.as_bytes().iter().take(error.utf8_error().valid_up_to()).filter(|b| **b == b'\n').count() + 1;
         format!("is not valid UTF-8 (line {line}); save it as UTF-8")
     })
+}
+
+/// Whether there is nothing but blank lines and comments.
+pub(super) fn is_empty(text: &str) -> bool {
+    text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
 }
 
 /// Sets the dotted `key` to a value given as YAML.

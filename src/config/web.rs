@@ -13,10 +13,10 @@ use crate::metrics::{self, WebConfig};
 /// All problems found, each with its position.
 pub fn load_web_config(path: &Path) -> Result<WebConfig, ConfigError> {
     let name = path.display().to_string();
-    let text =
-        layers::read(path).map_err(|problem| ConfigProblem::new(Origin::File(name.as_str().into()), "", problem))?;
+    let text = layers::read_regular(path)
+        .map_err(|problem| ConfigProblem::new(Origin::File(name.as_str().into()), "", problem))?;
     // As a copy that failed on a full disk, or is under way: it must not open what was closed.
-    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+    if layers::is_empty(&text) {
         let message = "is empty; write {} for neither TLS nor users";
         return Err(ConfigProblem::new(Origin::File(name.as_str().into()), "", message).into());
     }

@@ -32,6 +32,7 @@ pub struct Reloaded {
 impl fmt::Display for Reloaded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.changed.as_slice() {
+            [] if self.restart_needed.is_empty() => f.write_str("nothing has changed")?,
             [] => f.write_str("nothing has changed that counts without a restart")?,
             changed => write!(f, "changed {}", changed.join(", "))?,
         }

@@ -12,7 +12,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use libp2p::PeerId;
 use percent_encoding::percent_decode_str;
 
-use super::{Api, ComponentStatus, Deleted, ErrorResponse, Peer, ReloadError, Status};
+use super::{Api, ComponentStatus, ContactReport, Deleted, ErrorResponse, Peer, ReloadError, Status};
 use crate::metrics::{BUILT_IN, all_ready};
 use crate::network::RequestError;
 use crate::network::protocol::{self, ErrorCode};
@@ -117,12 +117,14 @@ impl Api {
             peer_id: peer_id.clone(),
             name: self.reloader.name(),
             config: self.reloader.state(),
+            contacts: tokio::time::timeout(TURN, self.contacts()).await.unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").into(),
             revision: env!("BUILD_REVISION").into(),
             uptime_seconds: self.started.elapsed().as_secs(),
             listen: self.network.listen_addresses().iter().map(|address| format!("{address}/p2p/{peer_id}")).collect(),
             store: self.storage.describe(),
             metrics: self.metrics_url.url(),
+            web_config_problem: self.metrics_url.problem(),
             // 0 if the network hangs, which `components` reports.
             peers_connected: tokio::time::timeout(TURN, self.network.peers()).await.map_or(0, |peers| peers.len()),
             ready,
@@ -140,8 +142,33 @@ impl Api {
             agent: info.agent,
             link: info.link,
             gateway: None,
+            contact: None,
         });
-        gateway::with_members(connected.collect(), self.gateway.as_ref())
+        let mut peers: Vec<Peer> = connected.collect();
+        for contact in self.contacts().await {
+            match peers.iter_mut().find(|peer| peer.peer_id == contact.peer_id) {
+                Some(peer) => peer.contact = Some(contact),
+                None => peers.push(Peer {
+                    peer_id: contact.peer_id.clone(),
+                    address: None,
+                    direction: None,
+                    connections: 0,
+                    connected_seconds: 0,
+                    agent: None,
+                    link: false,
+                    gateway: None,
+                    contact: Some(contact),
+                }),
+            }
+        }
+        gateway::with_members(peers, self.gateway.as_ref())
+    }
+
+    /// In the order of the PeerIds.
+    async fn contacts(&self) -> Vec<ContactReport> {
+        let mut contacts: Vec<ContactReport> = self.network.contacts().await.into_iter().map(Into::into).collect();
+        contacts.sort_by(|a, b| a.peer_id.cmp(&b.peer_id));
+        contacts
     }
 
     async fn key(&self, key: Bytes, peer: Option<PeerId>, request: Request<Incoming>) -> Result<ApiResponse, ApiError> {

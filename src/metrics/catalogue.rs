@@ -155,6 +155,8 @@ catalogue! {
     BUILD_INFO: Info "agent_build_info" ["version", "revision", "rustc", "target"];
     /// The agent's identity
     AGENT_INFO: Info "agent_info" ["peer_id", "name"];
+    /// Peers that the agent stays connected to (bootstrap and mDNS), by how it stands with them
+    BOOTSTRAP_PEERS: Gauge "agent_bootstrap_peers" ["state"];
     /// 1 if the configuration was last read without an error, 0 if the agent uses what it read before
     CONFIG_SUCCESSFUL: Gauge "agent_config_last_reload_successful" [];
     /// When the configuration was last read without an error, in seconds since the Unix epoch

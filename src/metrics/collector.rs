@@ -10,7 +10,7 @@ use super::instruments::{
     UnderWay, warm_up,
 };
 use super::labels::{
-    Backend, FailedMessage, FailureReason, HttpCode, HttpHandler, MessageType, Operation, SendFailure,
+    Backend, Contact, FailedMessage, FailureReason, HttpCode, HttpHandler, MessageType, Operation, SendFailure,
     StorageErrorReason,
 };
 use super::registry::{Expose, Info, Instrument, Registry, log_if_refused};
@@ -27,6 +27,7 @@ struct Families {
     config_successful: Gauge<()>,
     config_success_time: Gauge<()>,
     config_hash: Gauge<()>,
+    bootstrap_peers: Gauge<Contact>,
     peers_connected: Gauge<()>,
     messages_received: Events<MessageType>,
     messages_failed: Counter<(FailedMessage, FailureReason)>,
@@ -57,6 +58,7 @@ impl MetricsCollector {
             config_successful: add.instrument(&c::CONFIG_SUCCESSFUL, Gauge::new()),
             config_success_time: add.instrument(&c::CONFIG_SUCCESS_TIME, Gauge::new()),
             config_hash: add.instrument(&c::CONFIG_HASH, Gauge::new()),
+            bootstrap_peers: add.instrument(&c::BOOTSTRAP_PEERS, Gauge::new()),
             peers_connected: add.instrument(&c::PEERS_CONNECTED, Gauge::new()),
             messages_received: add.events(&c::MESSAGES_RECEIVED, &c::MESSAGE_PROCESSING),
             messages_failed: add.instrument(&c::MESSAGES_FAILED, Counter::new()),
@@ -91,6 +93,11 @@ impl MetricsCollector {
     /// The configuration could not be read again.
     pub fn config_rejected(&self) {
         self.families.config_successful.set((), 0);
+    }
+
+    /// Sets how many of the peers that the agent stays connected to are in this state.
+    pub fn set_bootstrap_peers(&self, state: Contact, peers: usize) {
+        self.families.bootstrap_peers.set(state, i64::try_from(peers).unwrap_or(i64::MAX));
     }
 
     /// Sets the number of peers with at least one live connection.

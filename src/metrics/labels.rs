@@ -264,6 +264,38 @@ label! {
     }
 }
 
+label! {
+    /// How it stands with a peer that the agent stays connected to.
+    Contact = "state" {
+        /// Connected.
+        Connected = "connected",
+        /// Being dialed, or waiting for the next attempt, without a failure so far.
+        Dialing = "dialing",
+        /// Its name was not found.
+        NameNotFound = "name_not_found",
+        /// This machine has no route to it.
+        NoRoute = "no_route",
+        /// Nothing listens at its address.
+        Refused = "refused",
+        /// Nothing answers at its address.
+        TimedOut = "timed_out",
+        /// Another peer answers at its address.
+        WrongIdentity = "wrong_identity",
+        /// What answers does not speak libp2p, or has another pre-shared key.
+        NoCommonLanguage = "no_common_language",
+        /// It closes the connection at once: it is full, or does not allow this agent.
+        TurnedAway = "turned_away",
+        /// It speaks another version of the protocol.
+        OtherVersion = "other_version",
+        /// It is not a Peerscope.
+        NotPeerscope = "not_peerscope",
+        /// It was connected, and has not come back yet.
+        Lost = "lost",
+        /// Anything else.
+        Other = "other",
+    }
+}
+
 /// The table of all label values in `docs/metrics.md`.
 pub fn markdown() -> String {
     let mut out = String::from("| families | label | value | meaning |\n| --- | --- | --- | --- |\n");
@@ -279,6 +311,7 @@ pub fn markdown() -> String {
     rows::<HttpCode>("`http_requests_total`", &mut out);
     rows::<ScrapeOutcome>("`gateway_scrapes_total`", &mut out);
     rows::<PeerState>("`gateway_peers`", &mut out);
+    rows::<Contact>("`agent_bootstrap_peers`", &mut out);
     out
 }
 
@@ -323,5 +356,6 @@ mod tests {
         consistent::<HttpCode>();
         consistent::<ScrapeOutcome>();
         consistent::<PeerState>();
+        consistent::<Contact>();
     }
 }

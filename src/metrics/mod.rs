@@ -83,6 +83,8 @@ pub struct UrlReader {
     address: Arc<OnceLock<SocketAddr>>,
     /// Whether it is `https`.
     tls: Arc<AtomicBool>,
+    /// Why the web configuration could not be read the last time.
+    problem: Arc<parking_lot::Mutex<Option<String>>>,
     path: String,
 }
 
@@ -90,6 +92,11 @@ impl UrlReader {
     /// The URL of the metrics page; `None` until the endpoint listens, and if it is disabled.
     pub fn url(&self) -> Option<String> {
         self.address.get().map(|address| self.at(*address))
+    }
+
+    /// Why the web configuration could not be read the last time, if it could not.
+    pub fn problem(&self) -> Option<String> {
+        self.problem.lock().clone()
     }
 
     fn at(&self, address: SocketAddr) -> String {

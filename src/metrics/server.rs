@@ -119,6 +119,7 @@ impl MetricsServer {
         let EndpointOptions { guest, web, external_url } = options;
         let address = Arc::new(OnceLock::new());
         let tls = web.as_ref().map_or_else(Arc::default, WebAccess::tls_reader);
+        let problem = web.as_ref().map_or_else(Arc::default, WebAccess::problem_reader);
         let (stop, stopped) = watch::channel(false);
         let (running, ended) = oneshot::channel();
         let links = guest.as_ref().map(|guest| guest.links()).unwrap_or_default();
@@ -138,7 +139,7 @@ impl MetricsServer {
             spoke_tls: Seldom::default(),
             limits,
         };
-        let url = UrlReader { address, tls, path: config.path.clone() };
+        let url = UrlReader { address, tls, problem, path: config.path.clone() };
         let listener = listen::Listener::new(config, health.clone(), url.clone(), limits);
         if let Err(error) = spawn(listener, routes, stopped, running, limits) {
             tracing::warn!("the metrics endpoint cannot start: {error}; the agent runs without it");

@@ -41,6 +41,7 @@ pub struct WebConfigError {
 #[allow(clippy::manual_non_exhaustive, reason = "the private field is a key that is rejected with a reason")]
 pub struct WebConfig {
     /// If set, the endpoint speaks only TLS.
+    #[serde(deserialize_with = "section")]
     pub tls_server_config: Option<TlsServerConfig>,
     /// How HTTP is spoken.
     pub http_server_config: HttpServerConfig,
@@ -254,8 +255,14 @@ impl WebConfig {
     }
 }
 
+/// A section that is there. Without a value it is not taken for an absent one: a file that is only half written must not
+/// open what was closed.
+fn section<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
 fn users<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, BcryptHash>, D::Error> {
-    let users = Option::<BTreeMap<String, BcryptHash>>::deserialize(deserializer)?.unwrap_or_default();
+    let users = BTreeMap::<String, BcryptHash>::deserialize(deserializer)?;
     if users.len() > MAX_USERS {
         return Err(D::Error::custom(format!("has {} users; at most {MAX_USERS} are allowed", users.len())));
     }

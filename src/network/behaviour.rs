@@ -10,6 +10,7 @@ use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::core::ConnectedPoint;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::Boxed;
+use libp2p::core::transport::timeout::{TransportTimeout, TransportTimeoutError};
 use libp2p::core::upgrade::Version;
 use libp2p::kad::store::MemoryStore;
 use libp2p::swarm::NetworkBehaviour;
@@ -21,6 +22,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::addresses::UsualStacks;
 use super::boxed::BoxedHandlers;
+use super::contact;
 use super::link::{LinkContext, Links};
 use super::muxer::{Budget, Multiplex};
 use super::names::Names;
@@ -105,6 +107,11 @@ fn transport(
     let noise = noise::Config::new(keypair).map_err(build_error)?;
     let tcp = || {
         let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
+        // Tells an address where nothing answers from one where no handshake succeeds.
+        let tcp = TransportTimeout::with_outgoing_timeout(tcp, contact::TCP_CONNECT).map_err(|error| match error {
+            TransportTimeoutError::Timeout => contact::no_answer(),
+            TransportTimeoutError::TimerError(error) | TransportTimeoutError::Other(error) => error,
+        });
         tcp.map(|socket, endpoint| Watched::new(socket, endpoint.is_dialer()))
     };
     let open = match psk {

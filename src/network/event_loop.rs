@@ -11,7 +11,7 @@ use libp2p::core::ConnectedPoint;
 use libp2p::core::transport::ListenerId;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{DialError, SwarmEvent};
+use libp2p::swarm::{ConnectionError, DialError, StreamProtocol, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns};
 use parking_lot::RwLock;
 use rustix::io::Errno;
@@ -22,11 +22,13 @@ use super::addresses::is_usual_stack;
 use super::behaviour::{Behaviour, BehaviourEvent, KAD_PROTOCOL, allowed};
 use super::boxed::BoxedHandlers;
 use super::comings::Comings;
+use super::contact::{PeerContact, Problem, dial_problem, innermost};
 use super::link::{self, LinkError};
 use super::peers::{Dial, Direction, Input, PeerInfo, Peers};
+use super::protocol::PROTOCOL;
 use super::telemetry::Telemetry;
 use super::{Config, NetworkError, Reconfigured, RequestError};
-use crate::metrics::labels::Component;
+use crate::metrics::labels::{Component, Contact, Label as _};
 use crate::metrics::{Health, MetricsCollector, Seldom};
 
 /// How long the listeners may take to learn their addresses.
@@ -41,6 +43,9 @@ const MAX_WAITING: usize = 256;
 /// those from the configuration or from a connection.
 const MAX_PEER_ADDRESSES: usize = 8;
 
+/// What the names of the link protocol's versions begin with.
+const LINK_PREFIX: &str = "/peerscope/link/";
+
 /// A command from the handle to the event loop.
 #[derive(Debug)]
 pub(super) enum Command {
@@ -51,6 +56,9 @@ pub(super) enum Command {
     },
     Peers {
         reply: oneshot::Sender<Vec<PeerInfo>>,
+    },
+    Contacts {
+        reply: oneshot::Sender<Vec<PeerContact>>,
     },
     /// Replies at once, to show that the loop is running.
     Turn {
@@ -91,6 +99,8 @@ pub struct Driver {
     links_drained: bool,
     /// Why this side is closing its connection to a peer.
     lost: HashMap<PeerId, String>,
+    /// Peers that the agent stays connected to and that do not speak its link protocol.
+    strange: HashMap<PeerId, Contact>,
     /// Whether shutdown has begun: from then on no peer is dialed.
     stopping: bool,
 }
@@ -120,6 +130,7 @@ impl Driver {
             telemetry,
             links_drained: false,
             lost: HashMap::new(),
+            strange: HashMap::new(),
             stopping: false,
         };
         for target in &config.bootstrap {
@@ -207,6 +218,9 @@ impl Driver {
                     Some(Command::Reconfigure { peers, reply }) => {
                         self.reconfigure(&peers);
                         let _caller_gone = reply.send(());
+                    }
+                    Some(Command::Contacts { reply }) => {
+                        let _caller_gone = reply.send(self.peers.contacts(Instant::now()).collect());
                     }
                     Some(Command::Drain) => self.drain(),
                     Some(Command::Shutdown { grace, reply }) => {
@@ -298,8 +312,10 @@ impl Driver {
             SwarmEvent::ConnectionClosed { peer_id, num_established, cause, .. } => {
                 let lost = self.lost.remove(&peer_id);
                 if num_established == 0 {
+                    let by_peer = matches!(cause, Some(ConnectionError::IO(_)));
                     let closed = || lost.unwrap_or_else(|| "closed by this agent".into());
                     let cause = cause.map_or_else(closed, |cause| innermost(&cause));
+                    self.note_closed(peer_id, &cause, by_peer);
                     if self.may_tell(&peer_id) {
                         tracing::info!(peer = %peer_id, cause, "Peer disconnected");
                     } else {
@@ -318,7 +334,12 @@ impl Driver {
     /// Whether to log at `info` that `peer` connected or disconnected: always for a peer that the agent stays connected
     /// to.
     fn may_tell(&mut self, peer: &PeerId) -> bool {
-        self.peers.is_target(peer) || self.comings.take(Instant::now())
+        // One that never gets a link would be logged with every attempt; why it does not has been logged.
+        let flaps = |problem: &Problem| problem.reason != Contact::Lost;
+        match self.peers.is_target(peer) {
+            true => !self.peers.problem(peer).is_some_and(flaps),
+            false => self.comings.take(Instant::now()),
+        }
     }
 
     /// Usually the process is out of file descriptors. Then every incoming connection fails.
@@ -350,6 +371,9 @@ impl Driver {
             }
             BehaviourEvent::Links(link::Event::Unsupported(peer)) => {
                 tracing::debug!(%peer, "the peer does not support the link protocol");
+                if self.peers.is_target(&peer) {
+                    self.strange.entry(peer).or_insert(Contact::NotPeerscope);
+                }
             }
             BehaviourEvent::Links(link::Event::Lost(peer, error)) => {
                 self.lost.insert(peer, error.to_string());
@@ -357,6 +381,13 @@ impl Driver {
             }
             BehaviourEvent::Links(link::Event::Drained) => self.links_drained = true,
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
+                let is_link = |name: &StreamProtocol| name.as_ref().starts_with(LINK_PREFIX);
+                if !info.protocols.contains(&PROTOCOL)
+                    && info.protocols.iter().any(is_link)
+                    && self.peers.is_target(&peer_id)
+                {
+                    self.strange.insert(peer_id, Contact::OtherVersion);
+                }
                 if info.protocols.contains(&KAD_PROTOCOL) {
                     self.remember(peer_id, info.listen_addrs);
                 }
@@ -406,14 +437,40 @@ impl Driver {
     }
 
     fn on_dial_failed(&mut self, peer: PeerId, error: &DialError) {
-        let reason = dial_problem(error);
-        if self.peers.report(&peer) {
-            tracing::warn!(%peer, reason, "A bootstrap or mDNS peer cannot be reached; retrying until it can");
-        } else {
-            tracing::debug!(%peer, reason, "dialing failed");
-        }
+        let (kind, reason) = dial_problem(error);
+        self.note(peer, kind, &reason);
         self.answer_waiting(peer, || Err(RequestError::Unreachable { peer, reason: reason.clone() }));
         self.tell(Input::DialFailed { peer });
+    }
+
+    /// Notes why a peer is not connected, and logs it if that is news about a peer that the agent stays connected to.
+    fn note(&mut self, peer: PeerId, reason: Contact, text: &str) {
+        if self.peers.note(&peer, reason, text.to_owned(), Instant::now()) {
+            let advice = reason.advice();
+            tracing::warn!(
+                %peer,
+                state = reason.as_str(),
+                reason = text,
+                "A bootstrap or mDNS peer cannot be reached; retrying until it can: {advice}"
+            );
+        } else {
+            tracing::debug!(%peer, state = reason.as_str(), reason = text, "not connected");
+        }
+    }
+
+    /// Why the last connection to a peer ended, if the agent stays connected to it.
+    fn note_closed(&mut self, peer: PeerId, cause: &str, by_peer: bool) {
+        let reason = match self.strange.remove(&peer) {
+            Some(strange) => strange,
+            None if self.peers.had_link(&peer) => {
+                // Logged as any peer that leaves.
+                self.peers.note(&peer, Contact::Lost, cause.to_owned(), Instant::now());
+                return;
+            }
+            None if by_peer => Contact::TurnedAway,
+            None => Contact::Other,
+        };
+        self.note(peer, reason, cause);
     }
 
     /// Tells the handler what is known about a peer, if its link is up.
@@ -428,6 +485,9 @@ impl Driver {
     fn tell(&mut self, input: Input) {
         let dials = self.peers.handle(input, Instant::now());
         self.metrics.set_peers_connected(self.peers.count());
+        for (state, count) in Contact::ALL.iter().zip(self.peers.count_contacts()) {
+            self.metrics.set_bootstrap_peers(*state, count);
+        }
         self.dial(dials);
     }
 
@@ -463,7 +523,7 @@ impl Driver {
                 return;
             }
             Err(error) => {
-                let _caller_gone = reply.send(unreachable(dial_problem(&error)));
+                let _caller_gone = reply.send(unreachable(dial_problem(&error).1));
                 return;
             }
         }
@@ -562,26 +622,4 @@ fn check_free(address: &Multiaddr) -> std::io::Result<()> {
     // Closed connections in `TIME_WAIT` must not make the address look taken.
     socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::new(ip, port).into())
-}
-
-/// Why a peer could not be dialed, in one line.
-fn dial_problem(error: &DialError) -> String {
-    match error {
-        DialError::Transport(attempts) => {
-            let attempts = attempts.iter().map(|(address, error)| format!("{address}: {}", innermost(error)));
-            attempts.collect::<Vec<_>>().join("; ")
-        }
-        DialError::WrongPeerId { obtained, address } => format!("{address}: the peer there is {obtained}"),
-        DialError::Denied { cause } => innermost(cause),
-        error => innermost(error),
-    }
-}
-
-/// The last cause in the chain: libp2p wraps errors many times, and only the innermost one is useful to people.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }

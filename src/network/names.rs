@@ -22,6 +22,9 @@ use libp2p::{Multiaddr, dns};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
+use super::contact::{self, innermost};
+use crate::metrics::labels::Contact;
+
 /// How long after one address the next one is tried, unless the first has failed by then (RFC 8305, 5: "Connection
 /// Attempt Delay").
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -49,9 +52,9 @@ pub(super) enum NamesError<E> {
         /// What the resolver says.
         reason: String,
     },
-    /// Every address failed: `address: reason`, separated by `; `.
-    #[error("{0}")]
-    All(String),
+    /// Every address failed.
+    #[error("{}", texts(.0))]
+    All(Vec<Failure>),
     /// The transport below refuses the address.
     #[error("{0} is not an address that can be dialed")]
     Unsupported(Multiaddr),
@@ -61,6 +64,29 @@ pub(super) enum NamesError<E> {
     /// A `/dnsaddr` could not be resolved or dialed.
     #[error("{0}")]
     Dnsaddr(String),
+}
+
+/// [`NamesError`] as the source of an error: the wrappers of the transports above show the sources of what they wrap,
+/// and not that itself.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Wrapped<E: std::error::Error + 'static>(#[source] NamesError<E>);
+
+fn below<E: std::error::Error + 'static>(error: E) -> Wrapped<E> {
+    Wrapped(NamesError::Below(error))
+}
+
+/// Why one address of a name failed.
+#[derive(Debug)]
+pub(super) struct Failure {
+    address: Multiaddr,
+    pub(super) reason: Contact,
+    text: String,
+}
+
+fn texts(failures: &[Failure]) -> String {
+    let texts = failures.iter().map(|Failure { address, text, .. }| format!("{address}: {text}"));
+    texts.collect::<Vec<_>>().join("; ")
 }
 
 /// A transport that resolves names.
@@ -84,12 +110,12 @@ where
     T::ListenerUpgrade: Send,
 {
     type Output = T::Output;
-    type Error = NamesError<T::Error>;
+    type Error = Wrapped<T::Error>;
     type ListenerUpgrade = futures::future::MapErr<T::ListenerUpgrade, fn(T::Error) -> Self::Error>;
     type Dial = BoxFuture<'static, Result<T::Output, Self::Error>>;
 
     fn listen_on(&mut self, id: ListenerId, address: Multiaddr) -> Result<(), TransportError<Self::Error>> {
-        self.inner.listen_on(id, address).map_err(|error| error.map(NamesError::Below))
+        self.inner.listen_on(id, address).map_err(|error| error.map(below))
     }
 
     fn remove_listener(&mut self, id: ListenerId) -> bool {
@@ -102,30 +128,32 @@ where
             Some(Protocol::Dns(name)) => (name.into_owned(), Family::Any),
             Some(Protocol::Dns4(name)) => (name.into_owned(), Family::V4),
             Some(Protocol::Dns6(name)) => (name.into_owned(), Family::V6),
-            Some(Protocol::Dnsaddr(_)) => return Ok(dial_dnsaddr(self.inner.clone(), address, opts).boxed()),
+            Some(Protocol::Dnsaddr(_)) => {
+                return Ok(dial_dnsaddr(self.inner.clone(), address, opts).map_err(Wrapped).boxed());
+            }
             _ => {
-                let dial = self.inner.dial(address, opts).map_err(|error| error.map(NamesError::Below))?;
-                return Ok(dial.map_err(NamesError::Below).boxed());
+                let dial = self.inner.dial(address, opts).map_err(|error| error.map(below))?;
+                return Ok(dial.map_err(below).boxed());
             }
         };
         let rest: Vec<Protocol<'static>> = parts.map(Protocol::acquire).collect();
         let (inner, lookups) = (self.inner.clone(), Arc::clone(&self.lookups));
         Ok(async move {
             let found = lookup(&lookups, &name, family).await;
-            let found = found.map_err(|reason| NamesError::NotFound { name, reason })?;
+            let found = found.map_err(|reason| Wrapped(NamesError::NotFound { name, reason }))?;
             let addresses = found.into_iter().map(|ip| {
                 let first = std::iter::once(Protocol::from(ip));
                 first.chain(rest.iter().cloned()).collect::<Multiaddr>()
             });
-            race(inner, addresses.collect(), opts).await
+            race(inner, addresses.collect(), opts).await.map_err(Wrapped)
         }
         .boxed())
     }
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<TransportEvent<Self::ListenerUpgrade, Self::Error>> {
         Pin::new(&mut self.get_mut().inner).poll(cx).map(|event| {
-            let below: fn(T::Error) -> Self::Error = NamesError::Below;
-            event.map_upgrade(|upgrade| upgrade.map_err(below)).map_err(NamesError::Below)
+            let of_upgrade: fn(T::Error) -> Self::Error = below;
+            event.map_upgrade(|upgrade| upgrade.map_err(of_upgrade)).map_err(below)
         })
     }
 }
@@ -204,21 +232,25 @@ where
 {
     let mut left = addresses.into_iter();
     let mut running = FuturesUnordered::new();
-    let mut failures: Vec<String> = Vec::new();
+    let mut failures = Vec::new();
     loop {
         if let Some(address) = left.next() {
             match inner.dial(address.clone(), opts) {
                 Ok(dial) => running.push(async move {
-                    let late = |_| Err(format!("{address}: not established within {ATTEMPT:?}"));
-                    let failed = |error: T::Error| format!("{address}: {}", innermost(&error));
-                    tokio::time::timeout(ATTEMPT, dial).await.map_or_else(late, |result| result.map_err(failed))
+                    let failed = |reason, text| Err(Failure { address, reason, text });
+                    match tokio::time::timeout(ATTEMPT, dial).await {
+                        Ok(Ok(output)) => Ok(output),
+                        Ok(Err(error)) => failed(contact::reason_of(&error), innermost(&error)),
+                        Err(_) => failed(Contact::TimedOut, format!("not established within {ATTEMPT:?}")),
+                    }
                 }),
                 Err(TransportError::MultiaddrNotSupported(address)) => {
-                    failures.push(format!("{address}: is not dialed"));
+                    failures.push(Failure { address, reason: Contact::Other, text: "is not dialed".into() });
                     continue;
                 }
                 Err(TransportError::Other(error)) => {
-                    failures.push(format!("{address}: {}", innermost(&error)));
+                    let reason = contact::reason_of(&error);
+                    failures.push(Failure { address, reason, text: innermost(&error) });
                     continue;
                 }
             }
@@ -233,7 +265,7 @@ where
             result = running.next() => match result {
                 Some(Ok(output)) => return Ok(output),
                 Some(Err(failure)) => failures.push(failure),
-                None => return Err(NamesError::All(failures.join("; "))),
+                None => return Err(NamesError::All(failures)),
             },
             () = next => {}
         }
@@ -261,14 +293,6 @@ where
         Err(TransportError::MultiaddrNotSupported(address)) => Err(NamesError::Unsupported(address)),
         Err(TransportError::Other(error)) => Err(failed(&error)),
     }
-}
-
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }
 
 /// The transport below, which several dials use at once.

@@ -8,7 +8,9 @@ use libp2p::{Multiaddr, PeerId};
 use serde::{Deserialize, Serialize};
 
 use super::BootstrapAddr;
+use super::contact::{PeerContact, Problem};
 use super::protocol::Introduction;
+use crate::metrics::labels::{Contact, Label as _};
 
 /// The wait before the first retry; each failure doubles it.
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
@@ -119,8 +121,8 @@ struct Target {
     /// Whether it was found on the local network, not configured.
     found: bool,
     failures: u32,
-    /// Whether it has been reported as unreachable since it was last connected.
-    reported: bool,
+    /// Why it is not connected, if that is known; kept until it has a link.
+    problem: Option<Problem>,
     link_since: Option<Instant>,
     /// When to dial; `None` while connected or being dialed.
     next_dial: Option<Instant>,
@@ -128,7 +130,7 @@ struct Target {
 
 impl Target {
     fn new(found: bool, next_dial: Option<Instant>) -> Self {
-        Self { addresses: Vec::new(), found, failures: 0, reported: false, link_since: None, next_dial }
+        Self { addresses: Vec::new(), found, failures: 0, problem: None, link_since: None, next_dial }
     }
 }
 
@@ -171,10 +173,55 @@ impl Peers {
         self.connected.contains_key(peer)
     }
 
-    /// Whether to report that `peer` cannot be reached: if it is a target and this has not been reported since it was
-    /// last connected.
-    pub(super) fn report(&mut self, peer: &PeerId) -> bool {
-        self.targets.get_mut(peer).is_some_and(|target| !std::mem::replace(&mut target.reported, true))
+    /// Notes why `peer` is not connected. Returns whether that is news: the peer is one that the agent stays connected
+    /// to, and the reason has changed since it last had a link.
+    pub(super) fn note(&mut self, peer: &PeerId, reason: Contact, text: String, now: Instant) -> bool {
+        let Some(target) = self.targets.get_mut(peer) else { return false };
+        let is_news = target.problem.as_ref().is_none_or(|problem| problem.reason != reason);
+        let since = target.problem.as_ref().filter(|_| !is_news).map_or(now, |problem| problem.since);
+        target.problem = Some(Problem { reason, text, since });
+        is_news
+    }
+
+    /// Why a peer that the agent stays connected to has no link, if that is known.
+    pub(super) fn problem(&self, peer: &PeerId) -> Option<&Problem> {
+        self.targets.get(peer)?.problem.as_ref()
+    }
+
+    /// Whether the peer has had a link since it was connected.
+    pub(super) fn had_link(&self, peer: &PeerId) -> bool {
+        self.targets.get(peer).is_some_and(|target| target.link_since.is_some())
+    }
+
+    /// How it stands with the peers that the agent stays connected to.
+    pub(super) fn contacts(&self, now: Instant) -> impl Iterator<Item = PeerContact> {
+        self.targets.iter().map(move |(peer, target)| PeerContact {
+            peer: *peer,
+            addresses: target.addresses.clone(),
+            found: target.found,
+            state: self.contact(peer, target),
+            problem: target.problem.clone(),
+            next_dial: target.next_dial.map(|at| at.saturating_duration_since(now)),
+        })
+    }
+
+    /// How many of them are in each state.
+    pub(super) fn count_contacts(&self) -> [usize; Contact::ALL.len()] {
+        let mut counts = [0; Contact::ALL.len()];
+        for (peer, target) in &self.targets {
+            if let Some(count) = counts.get_mut(self.contact(peer, target).index()) {
+                *count += 1;
+            }
+        }
+        counts
+    }
+
+    fn contact(&self, peer: &PeerId, target: &Target) -> Contact {
+        match &target.problem {
+            Some(problem) => problem.reason,
+            None if self.is_connected(peer) => Contact::Connected,
+            None => Contact::Dialing,
+        }
     }
 
     /// Whether the agent stays connected to `peer`.
@@ -208,6 +255,7 @@ impl Peers {
             Input::LinkUp { peer } => {
                 if let Some(target) = self.targets.get_mut(&peer) {
                     target.link_since.get_or_insert(now);
+                    target.problem = None;
                 }
             }
             Input::Introduced { peer, introduction } => {
@@ -264,7 +312,6 @@ impl Peers {
         (info.address, info.direction) = (address, direction);
         if let Some(target) = self.targets.get_mut(&peer) {
             target.next_dial = None;
-            target.reported = false;
         }
     }
 

@@ -20,7 +20,7 @@ const BASE: &str = "node: {name: before}\n";
 fn what_can_change_counts_at_once_and_the_rest_waits_for_a_restart() {
     let mut agent = TestAgent::start_with(BASE);
     let hash = agent.status()["config"]["hash"].clone();
-    assert_eq!(reload(&agent), "nothing has changed that counts without a restart");
+    assert_eq!(reload(&agent), "nothing has changed");
 
     write(&agent, "node: {name: after}\nlog: {level: debug}\nstorage: {max_key_size: 2KiB}\nnetwork: {max_peers: 7}\n");
     let said = reload(&agent);
@@ -66,8 +66,10 @@ fn a_configuration_with_a_mistake_changes_nothing_and_is_shown_with_its_place() 
     let reply = agent.control("POST", "/v1/reload", b"").unwrap();
     assert_eq!((reply.status, &reply.json()["code"]), (422, &"config".into()));
     assert!(reply.text().contains("cannot be read: No such file"), "{}", reply.text());
+    write(&agent, "# half written\n");
+    assert!(agent.cli(&["reload"]).failed(78).contains("peerscope.yaml: is empty; write {} for the defaults"));
     write(&agent, BASE);
-    assert_eq!(reload(&agent), "nothing has changed that counts without a restart");
+    assert_eq!(reload(&agent), "nothing has changed");
     assert_eq!(agent.status()["config"]["last_reload_successful"], true);
 }
 

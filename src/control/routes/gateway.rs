@@ -74,6 +74,10 @@ pub(super) fn with_members(mut peers: Vec<Peer>, gateway: Option<&Scraper>) -> V
         let known = members.remove(&peer.peer_id);
         let id = known.as_ref().map(|(id, _)| *id).or_else(|| peer.peer_id.parse().ok());
         let problem = id.and_then(|id| gateway.fleet().problem(&id));
+        if let Some((_, member)) = known.as_ref().filter(|_| peer.connections == 0) {
+            (peer.address, peer.agent) = (member.address.clone(), member.agent.clone());
+            peer.direction = member.direction;
+        }
         peer.gateway = Some(report(known.as_ref().map(|(_, member)| member), problem));
     }
     peers.extend(members.into_iter().map(|(peer_id, (id, member))| Peer {
@@ -85,6 +89,7 @@ pub(super) fn with_members(mut peers: Vec<Peer>, gateway: Option<&Scraper>) -> V
         connected_seconds: 0,
         agent: member.agent,
         link: false,
+        contact: None,
     }));
     peers
 }

@@ -119,8 +119,10 @@ impl Routes {
             .await
         {
             Verdict::Right => return Ok(()),
-            Verdict::Wrong => EndpointAnswer::text(HttpCode::Unauthorized, "A user and a password are needed here.\n")
-                .with(header::WWW_AUTHENTICATE, "Basic realm=\"metrics\", charset=\"UTF-8\""),
+            Verdict::Wrong => {
+                EndpointAnswer::text(HttpCode::Unauthorized, "A valid user and password are needed here.\n")
+                    .with(header::WWW_AUTHENTICATE, "Basic realm=\"metrics\", charset=\"UTF-8\"")
+            }
             Verdict::Busy => {
                 EndpointAnswer::text(HttpCode::ServiceUnavailable, "Too many passwords are waiting to be checked.\n")
             }

@@ -117,8 +117,15 @@ fn pem_of(key: &str, file: Option<&Path>, inline: Option<&str>) -> Result<Option
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     use std::io::Read as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
     let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(MAX_PEM + 1).read_to_end(&mut bytes)?;
+    let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    // Another, such as a pipe, could block for ever.
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    file.take(MAX_PEM + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_PEM {
         return Err(io::Error::other(format!("it is larger than {MAX_PEM} bytes")));
     }

@@ -34,6 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How old the last look may be for a further request on an open connection.
 const FRESH: Duration = Duration::from_secs(1);
 
+/// How long a file that takes TLS or the last user away must have been unchanged: it may be only half written.
+const SETTLED: Duration = Duration::from_secs(1);
+
 /// What a web configuration means for connections and requests.
 #[derive(Debug, Default)]
 pub(super) struct WebState {
@@ -47,6 +50,11 @@ pub(super) struct WebState {
 }
 
 impl WebState {
+    /// Whether others can read what they cannot read with `before`.
+    fn opens(&self, before: &Self) -> bool {
+        (self.tls.is_none() && before.tls.is_some()) || (self.users.is_empty() && !before.users.is_empty())
+    }
+
     /// Whether new connections speak TLS in the same way.
     pub(super) fn speaks_like(&self, other: &Self) -> bool {
         match (&self.tls, &other.tls) {
@@ -94,6 +102,8 @@ struct Shared {
     state: RwLock<Arc<WebState>>,
     /// Whether new connections speak TLS, for the endpoint's URL.
     tls: Arc<AtomicBool>,
+    /// Why the files could not be read the last time.
+    problem: Arc<Mutex<Option<String>>>,
     /// How many looks have been asked for; `None` once nobody can ask any more.
     asked: Mutex<Option<u64>>,
     asking: Condvar,
@@ -131,6 +141,7 @@ impl WebAccess {
         metrics.read(true);
         let shared = Arc::new(Shared {
             tls: Arc::new(state.tls.is_some().into()),
+            problem: Arc::default(),
             state: RwLock::new(Arc::new(state)),
             asked: Mutex::new(Some(0)),
             asking: Condvar::new(),
@@ -153,6 +164,11 @@ impl WebAccess {
     /// The same, for others to read later.
     pub(super) fn tls_reader(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.shared.tls)
+    }
+
+    /// Why the files could not be read the last time, for others to read later.
+    pub(super) fn problem_reader(&self) -> Arc<Mutex<Option<String>>> {
+        Arc::clone(&self.shared.problem)
     }
 
     /// Whether readers need a password.
@@ -180,6 +196,7 @@ impl WebAccess {
         let answered = looked.wait_for(|look| look.number >= asked);
         if tokio::time::timeout(patience, answered).await.is_err() {
             self.metrics.read(false);
+            *self.shared.problem.lock() = Some("it cannot be read: the disk hangs".into());
             self.hangs.at_most_once_a_minute(|| {
                 tracing::error!(
                     "metrics.web_config cannot be read: the disk hangs; the endpoint goes on with what it read before"
@@ -282,6 +299,7 @@ impl Reader {
                 self.problem = Some("reading it panicked".into());
                 self.metrics.read(false);
             }
+            shared.problem.lock().clone_from(&self.problem);
             *shared.look_began.lock() = None;
             looks.send_replace(Look { number, at: Instant::now() });
         }
@@ -298,6 +316,8 @@ impl Reader {
             return;
         }
         match self.read() {
+            // Looked at again at the next look.
+            Ok(state) if state.opens(&shared.state.read()) && !self.is_settled() => self.seen.clear(),
             Ok(state) => {
                 let had_tls = shared.tls.swap(state.tls.is_some(), Ordering::Relaxed);
                 let opened = [
@@ -334,6 +354,12 @@ impl Reader {
         WebState::new(config)
     }
 
+    fn is_settled(&self) -> bool {
+        let modified = fs::metadata(&self.source.path).and_then(|metadata| metadata.modified());
+        // A time in the future says nothing.
+        modified.ok().and_then(|at| at.elapsed().ok()).is_none_or(|since| since >= SETTLED)
+    }
+
     fn stamps(&self) -> Vec<Option<Stamp>> {
         std::iter::once(&self.source.path).chain(&self.files).map(|file| stamp(file)).collect()
     }
@@ -359,4 +385,46 @@ fn stamp(path: &Path) -> Option<Stamp> {
         modified: (metadata.mtime(), metadata.mtime_nsec()),
         changed: (metadata.ctime(), metadata.ctime_nsec()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static HANGS: Mutex<bool> = Mutex::new(false);
+    static GOES_ON: Condvar = Condvar::new();
+
+    fn read(_: &Path) -> Result<WebConfig, String> {
+        let mut hangs = HANGS.lock();
+        while *hangs {
+            GOES_ON.wait(&mut hangs);
+        }
+        Ok(WebConfig::default())
+    }
+
+    /// Reading from a network file system may block for minutes.
+    #[tokio::test]
+    async fn only_the_first_connection_waits_for_a_disk_that_hangs() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web.yml");
+        fs::write(&path, "{}").unwrap();
+        let access = WebAccess::open(WebConfigSource { path: path.clone(), read }, &Registry::default()).unwrap();
+        access.fresh().await;
+        *HANGS.lock() = true;
+        fs::write(&path, "{ }").unwrap();
+        let (problem, began) = (access.problem_reader(), Instant::now());
+        access.fresh().await;
+        assert!(began.elapsed() >= PATIENCE);
+        assert_eq!(problem.lock().as_deref(), Some("it cannot be read: the disk hangs"));
+        for _ in 0..100 {
+            access.fresh().await;
+        }
+        assert!(began.elapsed() < 2 * PATIENCE, "{:?}", began.elapsed());
+        *HANGS.lock() = false;
+        GOES_ON.notify_all();
+        while problem.lock().is_some() {
+            access.fresh().await;
+            assert!(began.elapsed() < 20 * PATIENCE, "it never goes on");
+        }
+    }
 }
