@@ -352,8 +352,9 @@ impl ControlServer {
             socket = new;
         }
         // Removed before the requests have finished, so that new clients report that no agent is running.
+        let Socket { listener, file: own } = socket;
         let removed = tokio::task::spawn_blocking(move || match file_of(&path) {
-            Ok(file) if file == socket.file => std::fs::remove_file(&path),
+            Ok(file) if file == own => std::fs::remove_file(&path),
             _ => Ok(()),
         });
         match tokio::time::timeout(REMOVAL, removed).await {
@@ -361,6 +362,8 @@ impl ControlServer {
             Err(_) => tracing::warn!("the control socket was not removed: the disk does not answer"),
             Ok(_) => {}
         }
+        // Clients that have connected in the meantime are told at once, and do not wait for those that are served.
+        drop(listener);
         while connections.join_next().await.is_some() {}
     }
 }

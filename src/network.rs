@@ -11,12 +11,14 @@ mod config;
 mod contact;
 mod error;
 mod event_loop;
+mod filter;
 mod link;
 mod muxer;
 mod names;
 mod peers;
 pub mod protocol;
 mod receipt;
+mod refusals;
 mod request_handler;
 mod scrape;
 mod silence;
@@ -37,6 +39,8 @@ pub use self::config::{BootstrapAddr, Config, ListenAddr, PeerIdText};
 pub use self::contact::{PeerContact, Problem};
 pub use self::error::{NetworkError, RequestError};
 pub use self::event_loop::Driver;
+use self::filter::DialFilter;
+pub use self::filter::DialPrivate;
 use self::link::{Limits, LinkTable, Outgoing};
 #[cfg(any(test, fuzzing))]
 pub use self::muxer::fuzz as fuzz_muxer;
@@ -139,8 +143,10 @@ impl Network {
         let context =
             link::LinkContext { handler, metrics: metrics.clone(), table: table.clone(), limits, reserved, budget };
         let scrapes = ScrapeTable::default();
-        let (swarm, telemetry) = behaviour::build(config, keypair, Arc::new(context), scrapes.clone(), registry)?;
-        let driver = Driver::bind(swarm, telemetry, config, queue, metrics.clone(), health).await?;
+        let filter = Arc::new(DialFilter::new(config.dial_private));
+        let (swarm, telemetry) =
+            behaviour::build(config, keypair, Arc::new(context), scrapes.clone(), Arc::clone(&filter), registry)?;
+        let driver = Driver::bind(swarm, telemetry, config, filter, queue, metrics.clone(), health).await?;
         let shared = NetworkState {
             table,
             scrapes,

@@ -25,6 +25,7 @@ mod agent {
     mod disk;
     #[cfg(feature = "metrics-prometheus")]
     mod everything;
+    mod filter;
     mod limits;
     mod listening;
     mod load;

@@ -17,10 +17,13 @@ pub(super) fn run(config: &Config, json: bool) -> Result<(), CommandError> {
     if json {
         return print(&[&answer.body[..], b"\n"].concat());
     }
-    if peers.is_empty() {
-        return print(b"no peers are connected\n");
-    }
-    let text = if peers.iter().any(|peer| peer.gateway.is_some()) { render_fleet(&peers) } else { render(&peers) };
+    let text = if peers.iter().any(|peer| peer.gateway.is_some()) {
+        render_fleet(&peers)
+    } else if peers.iter().any(|peer| peer.connections > 0) {
+        render(&peers)
+    } else {
+        "no peers are connected\n".into()
+    };
     print((text + &render_missing(&peers)).as_bytes())
 }
 

@@ -157,6 +157,8 @@ catalogue! {
     AGENT_INFO: Info "agent_info" ["peer_id", "name"];
     /// Peers that the agent stays connected to (bootstrap and mDNS), by how it stands with them
     BOOTSTRAP_PEERS: Gauge "agent_bootstrap_peers" ["state"];
+    /// Connections of peers that were refused after the peer had proved who it is
+    CONNECTIONS_REFUSED: Counter "agent_connections_refused_total" ["reason"];
     /// 1 if the configuration was last read without an error, 0 if the agent uses what it read before
     CONFIG_SUCCESSFUL: Gauge "agent_config_last_reload_successful" [];
     /// When the configuration was last read without an error, in seconds since the Unix epoch

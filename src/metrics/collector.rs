@@ -10,8 +10,8 @@ use super::instruments::{
     UnderWay, warm_up,
 };
 use super::labels::{
-    Backend, Contact, FailedMessage, FailureReason, HttpCode, HttpHandler, MessageType, Operation, SendFailure,
-    StorageErrorReason,
+    Backend, ConnectionRefusal, Contact, FailedMessage, FailureReason, HttpCode, HttpHandler, MessageType, Operation,
+    SendFailure, StorageErrorReason,
 };
 use super::registry::{Expose, Info, Instrument, Registry, log_if_refused};
 
@@ -28,6 +28,7 @@ struct Families {
     config_success_time: Gauge<()>,
     config_hash: Gauge<()>,
     bootstrap_peers: Gauge<Contact>,
+    connections_refused: Counter<ConnectionRefusal>,
     peers_connected: Gauge<()>,
     messages_received: Events<MessageType>,
     messages_failed: Counter<(FailedMessage, FailureReason)>,
@@ -59,6 +60,7 @@ impl MetricsCollector {
             config_success_time: add.instrument(&c::CONFIG_SUCCESS_TIME, Gauge::new()),
             config_hash: add.instrument(&c::CONFIG_HASH, Gauge::new()),
             bootstrap_peers: add.instrument(&c::BOOTSTRAP_PEERS, Gauge::new()),
+            connections_refused: add.instrument(&c::CONNECTIONS_REFUSED, Counter::new()),
             peers_connected: add.instrument(&c::PEERS_CONNECTED, Gauge::new()),
             messages_received: add.events(&c::MESSAGES_RECEIVED, &c::MESSAGE_PROCESSING),
             messages_failed: add.instrument(&c::MESSAGES_FAILED, Counter::new()),
@@ -98,6 +100,11 @@ impl MetricsCollector {
     /// Sets how many of the peers that the agent stays connected to are in this state.
     pub fn set_bootstrap_peers(&self, state: Contact, peers: usize) {
         self.families.bootstrap_peers.set(state, i64::try_from(peers).unwrap_or(i64::MAX));
+    }
+
+    /// A peer's connection was refused.
+    pub fn connection_refused(&self, reason: ConnectionRefusal) {
+        self.families.connections_refused.inc(reason);
     }
 
     /// Sets the number of peers with at least one live connection.

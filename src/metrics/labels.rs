@@ -265,6 +265,20 @@ label! {
 }
 
 label! {
+    /// Why a peer's connection is refused.
+    ConnectionRefusal = "reason" {
+        /// The limit of network.max_peers is reached.
+        Full = "full",
+        /// The peer is not in network.allow_peers.
+        NotAllowed = "not_allowed",
+        /// Too many connections, of all peers or of this one.
+        TooManyConnections = "too_many_connections",
+        /// The agent is stopping.
+        Stopping = "stopping",
+    }
+}
+
+label! {
     /// How it stands with a peer that the agent stays connected to.
     Contact = "state" {
         /// Connected.
@@ -312,6 +326,7 @@ pub fn markdown() -> String {
     rows::<ScrapeOutcome>("`gateway_scrapes_total`", &mut out);
     rows::<PeerState>("`gateway_peers`", &mut out);
     rows::<Contact>("`agent_bootstrap_peers`", &mut out);
+    rows::<ConnectionRefusal>("`agent_connections_refused_total`", &mut out);
     out
 }
 
@@ -357,5 +372,6 @@ mod tests {
         consistent::<ScrapeOutcome>();
         consistent::<PeerState>();
         consistent::<Contact>();
+        consistent::<ConnectionRefusal>();
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::labels::{
-    Backend, Contact, FailedMessage, FailureReason, HttpCode, HttpHandler, MessageType, Operation, PeerState,
-    ScrapeOutcome, SendFailure, StorageErrorReason,
+    Backend, ConnectionRefusal, Contact, FailedMessage, FailureReason, HttpCode, HttpHandler, MessageType, Operation,
+    PeerState, ScrapeOutcome, SendFailure, StorageErrorReason,
 };
 use super::{
     AgentInfo, EndpointOptions, ExposeError, ExternalUrl, Health, MetricsConfig, MissingLines, NativeHistograms, Page,
@@ -62,6 +62,7 @@ impl MetricsCollector {
     pub fn set_agent(&self, _: &AgentInfo) {}
     pub fn config_read(&self, _: u64) {}
     pub fn config_rejected(&self) {}
+    pub fn connection_refused(&self, _: ConnectionRefusal) {}
     pub fn set_bootstrap_peers(&self, _: Contact, _: usize) {}
     #[inline(always)]
     pub fn set_peers_connected(&self, _: usize) {}

@@ -23,6 +23,7 @@ use rustix::process::{Resource, getrlimit};
 use super::addresses::UsualStacks;
 use super::boxed::BoxedHandlers;
 use super::contact;
+use super::filter::DialFilter;
 use super::link::{LinkContext, Links};
 use super::muxer::{Budget, Multiplex};
 use super::names::Names;
@@ -69,11 +70,12 @@ pub(super) fn build(
     keypair: identity::Keypair,
     context: Arc<LinkContext>,
     scrapes: ScrapeTable,
+    filter: Arc<DialFilter>,
     registry: &Registry,
 ) -> Result<(Swarm<BoxedHandlers<Behaviour>>, Telemetry), NetworkError> {
     let psk = config.psk_file.as_deref().map(read_psk).transpose()?;
     let (handler, budget) = (Arc::clone(&context.handler), Arc::clone(&context.budget));
-    let transport = transport(&keypair, psk, handler, budget, Arc::clone(&scrapes.unread))?;
+    let transport = transport(&keypair, psk, handler, budget, Arc::clone(&scrapes.unread), filter)?;
     let behaviour = BoxedHandlers(Behaviour::new(config, &keypair, context, scrapes)?);
     let (telemetry, transport) = Telemetry::new(transport, registry);
     // Wraps the measuring transport, so that an address that is not dialed is not measured.
@@ -99,6 +101,7 @@ fn transport(
     requests: Arc<dyn RequestHandler>,
     budget: Arc<Budget>,
     asked: Arc<AtomicUsize>,
+    filter: Arc<DialFilter>,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NetworkError> {
     let multiplex = move |peer: &PeerId, _: &ConnectedPoint| Multiplex {
         budget: (!requests.has_permission(peer)).then_some(budget),
@@ -126,7 +129,7 @@ fn transport(
             with_quic(tcp, keypair)
         }
     };
-    Ok(Names::new(open).boxed())
+    Ok(Names::new(open, filter).boxed())
 }
 
 #[cfg(feature = "quic")]

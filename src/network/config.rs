@@ -8,6 +8,8 @@ use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 use serde::{Deserialize, Serialize};
 
+use super::filter::DialPrivate;
+
 /// The `network` section of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -18,6 +20,8 @@ pub struct Config {
     pub bootstrap: Vec<BootstrapAddr>,
     /// Whether to find peers on the local network by mDNS.
     pub mdns: bool,
+    /// Whether addresses of private networks that other peers tell are dialed.
+    pub dial_private: DialPrivate,
     /// The most peers that may be connected at once.
     pub max_peers: u32,
     /// The file with the pre-shared key of a private network.
@@ -48,6 +52,7 @@ impl Default for Config {
                 .into(),
             bootstrap: Vec::new(),
             mdns: false,
+            dial_private: DialPrivate::Auto,
             max_peers: 1024,
             psk_file: None,
             allow_peers: None,

@@ -11,7 +11,7 @@ use libp2p::core::ConnectedPoint;
 use libp2p::core::transport::ListenerId;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionError, DialError, StreamProtocol, SwarmEvent};
+use libp2p::swarm::{ConnectionDenied, ConnectionError, DialError, ListenError, StreamProtocol, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns};
 use parking_lot::RwLock;
 use rustix::io::Errno;
@@ -23,9 +23,11 @@ use super::behaviour::{Behaviour, BehaviourEvent, KAD_PROTOCOL, allowed};
 use super::boxed::BoxedHandlers;
 use super::comings::Comings;
 use super::contact::{PeerContact, Problem, dial_problem, innermost};
+use super::filter::{DialFilter, ip_of, is_public};
 use super::link::{self, LinkError};
 use super::peers::{Dial, Direction, Input, PeerInfo, Peers};
 use super::protocol::PROTOCOL;
+use super::refusals::{self, Refusals};
 use super::telemetry::Telemetry;
 use super::{Config, NetworkError, Reconfigured, RequestError};
 use crate::metrics::labels::{Component, Contact, Label as _};
@@ -89,8 +91,13 @@ pub struct Driver {
     comings: Comings,
     /// When a failed accept was last logged.
     listener_failed: Seldom,
+    refusals: Refusals,
     /// The addresses that the listeners have now.
     addresses: Arc<RwLock<Vec<Multiaddr>>>,
+    /// What may be dialed.
+    filter: Arc<DialFilter>,
+    /// How many connections there are with public addresses.
+    in_public: usize,
     /// Whether the addresses at the start are known.
     listening: bool,
     metrics: MetricsCollector,
@@ -110,6 +117,7 @@ impl Driver {
         swarm: Swarm<BoxedHandlers<Behaviour>>,
         telemetry: Telemetry,
         config: &Config,
+        filter: Arc<DialFilter>,
         commands: mpsc::Receiver<Command>,
         metrics: MetricsCollector,
         health: Health,
@@ -123,7 +131,10 @@ impl Driver {
             listeners: HashMap::new(),
             comings: Comings::new(Instant::now()),
             listener_failed: Seldom::default(),
+            refusals: Refusals::default(),
             addresses: Arc::default(),
+            filter,
+            in_public: 0,
             listening: false,
             metrics,
             health,
@@ -136,6 +147,7 @@ impl Driver {
         for target in &config.bootstrap {
             driver.swarm.behaviour_mut().0.kad.add_address(&target.peer, target.address.clone());
         }
+        driver.name_addresses();
         driver.listen(config).await?;
         driver.health.ready(Component::Network);
         Ok(driver)
@@ -246,6 +258,18 @@ impl Driver {
         }
     }
 
+    /// The addresses of the peers that the agent stays connected to are dialed, private or not.
+    fn name_addresses(&self) {
+        let contacts = self.peers.contacts(Instant::now());
+        self.filter.set_named(contacts.flat_map(|contact| contact.addresses));
+    }
+
+    /// Notes whether this agent is on the Internet, or has a connection with it.
+    fn note_public(&self) {
+        let listens = self.addresses.read().iter().filter_map(ip_of).any(is_public);
+        self.filter.set_in_public(listens || self.in_public > 0);
+    }
+
     /// Takes over what a reload has changed.
     fn reconfigure(&mut self, peers: &Reconfigured) {
         let local = *self.swarm.local_peer_id();
@@ -274,6 +298,7 @@ impl Driver {
             self.swarm.behaviour_mut().0.links.introduce(&affected);
         }
         let dials = self.peers.configure(&peers.bootstrap, local, Instant::now());
+        self.name_addresses();
         self.dial(dials);
     }
 
@@ -285,10 +310,12 @@ impl Driver {
                     tracing::info!(%address, "Listening for peers on another address");
                 }
                 self.addresses.write().push(address);
+                self.note_public();
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => {
                 tracing::info!(%address, "No longer listening for peers on this address");
                 self.addresses.write().retain(|known| *known != address);
+                self.note_public();
             }
             SwarmEvent::ListenerClosed { listener_id, reason, .. } => self.on_listener_closed(listener_id, &reason),
             SwarmEvent::ListenerError { error, .. } => self.on_listener_error(&error),
@@ -301,6 +328,10 @@ impl Driver {
                         tracing::debug!(peer = %peer_id, %address, "Peer connected");
                     }
                 }
+                if is_public_endpoint(&endpoint) {
+                    self.in_public += 1;
+                    self.note_public();
+                }
                 self.answer_waiting(peer_id, || Ok(()));
                 let direction = match &endpoint {
                     ConnectedPoint::Dialer { .. } => Direction::Outbound,
@@ -309,7 +340,11 @@ impl Driver {
                 let address = endpoint.get_remote_address().clone();
                 self.tell(Input::Connected { peer: peer_id, address, direction });
             }
-            SwarmEvent::ConnectionClosed { peer_id, num_established, cause, .. } => {
+            SwarmEvent::ConnectionClosed { peer_id, endpoint, num_established, cause, .. } => {
+                if is_public_endpoint(&endpoint) {
+                    self.in_public = self.in_public.saturating_sub(1);
+                    self.note_public();
+                }
                 let lost = self.lost.remove(&peer_id);
                 if num_established == 0 {
                     let by_peer = matches!(cause, Some(ConnectionError::IO(_)));
@@ -325,6 +360,12 @@ impl Driver {
                 }
                 self.tell(Input::Disconnected { peer: peer_id, remaining: num_established as usize });
             }
+            SwarmEvent::IncomingConnectionError {
+                peer_id: Some(peer),
+                error: ListenError::Denied { cause },
+                send_back_addr,
+                ..
+            } => self.on_refused(peer, send_back_addr, cause),
             SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => self.on_dial_failed(peer, &error),
             SwarmEvent::Behaviour(event) => self.on_behaviour_event(event),
             _ => {}
@@ -347,6 +388,14 @@ impl Driver {
         self.listener_failed.at_most_once_a_minute(|| {
             tracing::warn!(%error, "cannot accept a connection from a peer; the listener stays open");
         });
+    }
+
+    fn on_refused(&mut self, peer: PeerId, address: Multiaddr, denied: ConnectionDenied) {
+        let Some(reason) = refusals::reason(denied) else { return };
+        self.metrics.connection_refused(reason);
+        if let Some(summary) = self.refusals.note(reason, peer, address, Instant::now()) {
+            tracing::warn!("Peers' connections are refused (network.max_peers, network.allow_peers): {summary}");
+        }
     }
 
     fn log_lost(&self, peer: PeerId, error: &LinkError) {
@@ -483,7 +532,11 @@ impl Driver {
 
     /// Passes an event to the table of peers, and dials the peers that it returns.
     fn tell(&mut self, input: Input) {
+        let is_found = matches!(input, Input::Found { .. } | Input::Expired { .. });
         let dials = self.peers.handle(input, Instant::now());
+        if is_found {
+            self.name_addresses();
+        }
         self.metrics.set_peers_connected(self.peers.count());
         for (state, count) in Contact::ALL.iter().zip(self.peers.count_contacts()) {
             self.metrics.set_bootstrap_peers(*state, count);
@@ -600,6 +653,11 @@ impl std::fmt::Debug for Driver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Driver").field("addresses", &self.addresses).finish_non_exhaustive()
     }
+}
+
+/// Whether the peer is at a public address.
+fn is_public_endpoint(endpoint: &ConnectedPoint) -> bool {
+    ip_of(endpoint.get_remote_address()).is_some_and(is_public)
 }
 
 /// Fails if another process listens on a TCP address. libp2p-tcp listens with `SO_REUSEPORT`, so a second agent could

@@ -35,7 +35,8 @@ use parking_lot::RwLock;
 use tokio::sync::{mpsc, watch};
 
 use self::handler::{Command, LinkHandler};
-use self::places::{Denied, Places};
+pub(crate) use self::places::Denied;
+use self::places::Places;
 pub(crate) use self::requester::Outgoing;
 use super::RequestHandler;
 use super::muxer::Budget;

@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::contact::{self, innermost};
+use super::filter::{DialFilter, ip_of};
 use crate::metrics::labels::Contact;
 
 /// How long after one address the next one is tried, unless the first has failed by then (RFC 8305, 5: "Connection
@@ -92,12 +93,15 @@ fn texts(failures: &[Failure]) -> String {
 /// A transport that resolves names.
 pub(super) struct Names<T> {
     inner: Shared<T>,
+    filter: Arc<DialFilter>,
     lookups: Arc<Semaphore>,
 }
 
 impl<T> Names<T> {
-    pub(super) fn new(inner: T) -> Self {
-        Self { inner: Shared(Arc::new(Mutex::new(inner))), lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)) }
+    /// Addresses that the filter does not name are dialed only as far as it allows, after they were resolved.
+    pub(super) fn new(inner: T, filter: Arc<DialFilter>) -> Self {
+        let inner = Shared { inner: Arc::new(Mutex::new(inner)), filter: None };
+        Self { inner, filter, lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)) }
     }
 }
 
@@ -123,21 +127,23 @@ where
     }
 
     fn dial(&mut self, address: Multiaddr, opts: DialOpts) -> Result<Self::Dial, TransportError<Self::Error>> {
+        let filter = (!self.filter.is_named(&address)).then(|| Arc::clone(&self.filter));
+        let mut inner = Shared { inner: Arc::clone(&self.inner.inner), filter };
         let mut parts = address.iter();
         let (name, family) = match parts.next() {
             Some(Protocol::Dns(name)) => (name.into_owned(), Family::Any),
             Some(Protocol::Dns4(name)) => (name.into_owned(), Family::V4),
             Some(Protocol::Dns6(name)) => (name.into_owned(), Family::V6),
             Some(Protocol::Dnsaddr(_)) => {
-                return Ok(dial_dnsaddr(self.inner.clone(), address, opts).map_err(Wrapped).boxed());
+                return Ok(dial_dnsaddr(inner, address, opts).map_err(Wrapped).boxed());
             }
             _ => {
-                let dial = self.inner.dial(address, opts).map_err(|error| error.map(below))?;
+                let dial = inner.dial(address, opts).map_err(|error| error.map(below))?;
                 return Ok(dial.map_err(below).boxed());
             }
         };
         let rest: Vec<Protocol<'static>> = parts.map(Protocol::acquire).collect();
-        let (inner, lookups) = (self.inner.clone(), Arc::clone(&self.lookups));
+        let lookups = Arc::clone(&self.lookups);
         Ok(async move {
             let found = lookup(&lookups, &name, family).await;
             let found = found.map_err(|reason| Wrapped(NamesError::NotFound { name, reason }))?;
@@ -296,12 +302,10 @@ where
 }
 
 /// The transport below, which several dials use at once.
-struct Shared<T>(Arc<Mutex<T>>);
-
-impl<T> Clone for Shared<T> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
+struct Shared<T> {
+    inner: Arc<Mutex<T>>,
+    /// What may be dialed; `None` for everything.
+    filter: Option<Arc<DialFilter>>,
 }
 
 impl<T: Transport + Unpin> Transport for Shared<T> {
@@ -311,19 +315,23 @@ impl<T: Transport + Unpin> Transport for Shared<T> {
     type Dial = T::Dial;
 
     fn listen_on(&mut self, id: ListenerId, address: Multiaddr) -> Result<(), TransportError<Self::Error>> {
-        self.0.lock().listen_on(id, address)
+        self.inner.lock().listen_on(id, address)
     }
 
     fn remove_listener(&mut self, id: ListenerId) -> bool {
-        self.0.lock().remove_listener(id)
+        self.inner.lock().remove_listener(id)
     }
 
     fn dial(&mut self, address: Multiaddr, opts: DialOpts) -> Result<Self::Dial, TransportError<Self::Error>> {
-        self.0.lock().dial(address, opts)
+        let refuses = |filter: &Arc<DialFilter>| ip_of(&address).is_some_and(|ip| !filter.allows(ip));
+        if self.filter.as_ref().is_some_and(refuses) {
+            return Err(TransportError::MultiaddrNotSupported(address));
+        }
+        self.inner.lock().dial(address, opts)
     }
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<TransportEvent<Self::ListenerUpgrade, Self::Error>> {
-        Pin::new(&mut *self.0.lock()).poll(cx)
+        Pin::new(&mut *self.inner.lock()).poll(cx)
     }
 }
 

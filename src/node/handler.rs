@@ -207,7 +207,9 @@ impl RequestHandler for Handler {
     }
 
     fn expected(&self) -> Vec<PeerId> {
-        self.sources.fleet.as_ref().map(|fleet| fleet.named()).unwrap_or_default()
+        let mut expected = self.sources.fleet.as_ref().map(|fleet| fleet.named()).unwrap_or_default();
+        expected.extend(self.policy.load().access.peers.keys());
+        expected
     }
 
     fn peer_up(&self, peer: &PeerInfo) {

@@ -89,14 +89,34 @@ fn the_peer_is_full_or_does_not_allow_this_agent() {
     let closed =
         TestAgent::prepare().configured(&format!("network: {{allow_peers: [{}]}}\n", guest.peer_id())).started();
     eventually("its only place is taken", || full.status()["peers_connected"] == 1);
-    for peer in [full, closed] {
+    for (peer, reason) in [(full, "full"), (closed, "not_allowed")] {
         let agent = joining(peer.peer_socket(), &peer.peer_id());
         await_state(&agent, &peer.peer_id(), "turned_away", "");
         // Every attempt connects first, and that is not logged each time.
         std::thread::sleep(std::time::Duration::from_secs(2));
         let flaps = agent.log().iter().filter(|line| line.contains("Peer connected")).count();
         assert!(flaps <= 1, "{:?}", agent.log());
+        // The other side says it, too, at once and then once a minute.
+        let line = peer.await_log("Peers' connections are refused");
+        assert!(line.contains(&format!("1 {reason}; among them {}", agent.peer_id())), "{line}");
+        let refused = peer.log().iter().filter(|line| line.contains("are refused")).count();
+        assert_eq!(refused, 1, "{:?}", peer.log());
+        #[cfg(feature = "metrics-prometheus")]
+        assert!(value(&peer.scrape(), "agent_connections_refused_total", &[("reason", reason)]) >= 2.0);
     }
+}
+
+/// Strangers have taken every place; who is named in the access rules has one all the same.
+#[test]
+fn a_peer_with_an_access_rule_has_a_place() {
+    let (stranger, mut named) = (TestAgent::start(), TestAgent::start());
+    assert!(named.stop().success());
+    let config = format!("network: {{max_peers: 1}}\naccess: [{{peer: {}, allow: [get]}}]\n", named.peer_id());
+    let full = TestAgent::prepare().configured(&config).bootstrap(&stranger).started();
+    eventually("its only place is taken", || full.status()["peers_connected"] == 1);
+    let named = named.bootstrap(&full).started();
+    eventually("both are connected", || full.status()["peers_connected"] == 2);
+    assert_eq!(contact(&named, &full.peer_id())["state"], "connected");
 }
 
 #[test]

@@ -48,8 +48,11 @@ fn a_request_that_was_begun_is_answered_after_the_signal() {
     let mut begun = half_a_request(&agent, "begun");
     agent.signal(Signal::TERM);
     agent.await_log("SIGTERM: stopping");
+    let asked = Instant::now();
     let message = agent.cli(&["get", "begun"]);
     assert_eq!(message.code, 69, "no new request is accepted: {message:?}");
+    // Whoever connected just before the socket was closed is told at once, too.
+    assert!(asked.elapsed() < SLACK, "{:?}", asked.elapsed());
     begun.write_all(b"llo").unwrap();
     assert_eq!(http::read_reply(begun).unwrap().status, 204);
     assert_eq!(agent.ended().code(), Some(0));

@@ -108,6 +108,7 @@ storage:
 network:
   allow_peers: null
   bootstrap: []
+  dial_private: auto
   listen:
     - /ip4/0.0.0.0/tcp/4001
     - \"/ip6/::/tcp/4001\"
@@ -146,7 +147,7 @@ fn the_example_is_the_default_configuration() {
 #[test]
 fn every_key_is_in_the_example_and_documented() {
     let keys: BTreeSet<String> = known_keys().into_iter().collect();
-    assert_eq!(keys.len(), 42, "{keys:?}");
+    assert_eq!(keys.len(), 43, "{keys:?}");
     for key in keys {
         let last = key.rsplit('.').next().unwrap();
         assert!(EXAMPLE.contains(&format!("{last}:")), "{key} is not in the example");

@@ -14,7 +14,7 @@ const OWN_PLACES: usize = 2;
 
 /// Why a connection is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Denied {
+pub(crate) enum Denied {
     #[error("{0} peers are already connected (network.max_peers)")]
     TooManyPeers(usize),
     #[error("there are already {0} connections")]
