@@ -1,40 +1,36 @@
 //! Owns the swarm: commands in, events out.
 
-use std::collections::{HashMap, HashSet};
-use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr};
+mod contacts;
+mod listening;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::{FutureExt as _, StreamExt as _};
+use futures::StreamExt as _;
 use libp2p::core::ConnectedPoint;
 use libp2p::core::transport::ListenerId;
-use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionDenied, ConnectionError, DialError, ListenError, StreamProtocol, SwarmEvent};
+use libp2p::swarm::{ConnectionError, DialError, ListenError, StreamProtocol, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns};
 use parking_lot::RwLock;
-use rustix::io::Errno;
-use socket2::{Domain, Socket, Type};
 use tokio::sync::{mpsc, oneshot};
 
 use super::addresses::is_usual_stack;
-use super::behaviour::{Behaviour, BehaviourEvent, KAD_PROTOCOL, allowed};
+use super::behaviour::{Behaviour, BehaviourEvent, KAD_PROTOCOL};
 use super::boxed::BoxedHandlers;
 use super::comings::Comings;
-use super::contact::{PeerContact, Problem, dial_problem, innermost};
+use super::contact::{PeerContact, dial_problem, innermost};
 use super::filter::{DialFilter, ip_of, is_public};
 use super::link::{self, LinkError};
 use super::peers::{Dial, Direction, Input, PeerInfo, Peers};
 use super::protocol::PROTOCOL;
-use super::refusals::{self, Refusals};
+use super::refusals::Refusals;
 use super::telemetry::Telemetry;
 use super::{Config, NetworkError, Reconfigured, RequestError};
 use crate::metrics::labels::{Component, Contact, Label as _};
 use crate::metrics::{Health, MetricsCollector, Seldom};
 
-/// How long the listeners may take to learn their addresses.
-const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long connections stay open after the last answers.
 const FAREWELL: Duration = Duration::from_millis(100);
 /// How long connections may take to close when the agent stops.
@@ -157,60 +153,6 @@ impl Driver {
         Arc::clone(&self.addresses)
     }
 
-    async fn listen(&mut self, config: &Config) -> Result<(), NetworkError> {
-        // Check all addresses before opening any, because two of them may share a port.
-        let mut usable = Vec::new();
-        let mut lacking = None;
-        for address in &config.listen {
-            match check_free(&address.0) {
-                Ok(()) => usable.push(address),
-                Err(error) => {
-                    let remedy = match error.kind() {
-                        ErrorKind::AddrInUse => "; stop the program that listens there, or choose another port",
-                        ErrorKind::AddrNotAvailable => "; this machine does not have that address",
-                        _ => "",
-                    };
-                    let reason = format!("{error}{remedy}");
-                    let problem = NetworkError::Listen { address: address.0.clone(), reason };
-                    if Errno::from_io_error(&error) != Some(Errno::AFNOSUPPORT) {
-                        return Err(problem);
-                    }
-                    lacking = Some(problem);
-                }
-            }
-        }
-        match lacking {
-            Some(problem) if usable.is_empty() => return Err(problem),
-            Some(problem) => tracing::warn!("{problem}; the agent listens on its other addresses"),
-            None => {}
-        }
-        for address in usable {
-            let refused = |reason: String| NetworkError::Listen { address: address.0.clone(), reason };
-            let id = self.swarm.listen_on(address.0.clone()).map_err(|error| refused(innermost(&error)))?;
-            self.listeners.insert(id, address.0.clone());
-        }
-        let mut silent: Vec<ListenerId> = self.listeners.keys().copied().collect();
-        let deadline = tokio::time::Instant::now() + LISTEN_TIMEOUT;
-        while !silent.is_empty() {
-            let Ok(event) = tokio::time::timeout_at(deadline, self.swarm.select_next_some()).await else { break };
-            match &event {
-                SwarmEvent::NewListenAddr { listener_id, .. } => silent.retain(|id| id != listener_id),
-                SwarmEvent::ListenerClosed { listener_id, reason: Err(error), .. } => {
-                    let address = self.listeners.get(listener_id).cloned().unwrap_or_else(Multiaddr::empty);
-                    return Err(NetworkError::Listen { address, reason: error.to_string() });
-                }
-                _ => {}
-            }
-            self.on_event(event);
-        }
-        // A wildcard listener has one address per interface; they are all reported at once.
-        while let Some(event) = self.swarm.select_next_some().now_or_never() {
-            self.on_event(event);
-        }
-        self.listening = true;
-        Ok(())
-    }
-
     /// Serves until [`super::Network::shutdown`] is called or every handle is dropped.
     pub async fn run(mut self) {
         self.tell(Input::Tick);
@@ -256,50 +198,6 @@ impl Driver {
                 }
             }
         }
-    }
-
-    /// The addresses of the peers that the agent stays connected to are dialed, private or not.
-    fn name_addresses(&self) {
-        let contacts = self.peers.contacts(Instant::now());
-        self.filter.set_named(contacts.flat_map(|contact| contact.addresses));
-    }
-
-    /// Notes whether this agent is on the Internet, or has a connection with it.
-    fn note_public(&self) {
-        let listens = self.addresses.read().iter().filter_map(ip_of).any(is_public);
-        self.filter.set_in_public(listens || self.in_public > 0);
-    }
-
-    /// Takes over what a reload has changed.
-    fn reconfigure(&mut self, peers: &Reconfigured) {
-        let local = *self.swarm.local_peer_id();
-        let behaviour = &mut self.swarm.behaviour_mut().0;
-        let expected = behaviour.links.requests().expected();
-        behaviour.links.reserve(peers.named().chain(expected).collect());
-        behaviour.allowed = allowed(peers.allow_peers.as_deref()).into();
-        for target in &peers.bootstrap {
-            behaviour.kad.add_address(&target.peer, target.address.clone());
-        }
-        let allowed: Option<HashSet<PeerId>> =
-            peers.allow_peers.as_ref().map(|peers| peers.iter().map(|peer| peer.0).collect());
-        let connected = self.swarm.connected_peers().copied();
-        let (stay, leave): (Vec<PeerId>, Vec<PeerId>) =
-            connected.partition(|peer| allowed.as_ref().is_none_or(|allowed| allowed.contains(peer)));
-        for peer in leave {
-            self.lost.insert(peer, "closed by this agent, no longer in network.allow_peers".into());
-            let _not_connected = self.swarm.disconnect_peer_id(peer);
-        }
-        for peer in &stay {
-            // Who is a target of a gateway may have changed.
-            self.tell_handler(peer);
-        }
-        if let Some(affected) = &peers.affected {
-            let affected = stay.into_iter().filter(|peer| affected(peer)).collect();
-            self.swarm.behaviour_mut().0.links.introduce(&affected);
-        }
-        let dials = self.peers.configure(&peers.bootstrap, local, Instant::now());
-        self.name_addresses();
-        self.dial(dials);
     }
 
     fn on_event(&mut self, event: Event) {
@@ -369,32 +267,6 @@ impl Driver {
             SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => self.on_dial_failed(peer, &error),
             SwarmEvent::Behaviour(event) => self.on_behaviour_event(event),
             _ => {}
-        }
-    }
-
-    /// Whether to log at `info` that `peer` connected or disconnected: always for a peer that the agent stays connected
-    /// to.
-    fn may_tell(&mut self, peer: &PeerId) -> bool {
-        // One that never gets a link would be logged with every attempt; why it does not has been logged.
-        let flaps = |problem: &Problem| problem.reason != Contact::Lost;
-        match self.peers.is_target(peer) {
-            true => !self.peers.problem(peer).is_some_and(flaps),
-            false => self.comings.take(Instant::now()),
-        }
-    }
-
-    /// Usually the process is out of file descriptors. Then every incoming connection fails.
-    fn on_listener_error(&mut self, error: &std::io::Error) {
-        self.listener_failed.at_most_once_a_minute(|| {
-            tracing::warn!(%error, "cannot accept a connection from a peer; the listener stays open");
-        });
-    }
-
-    fn on_refused(&mut self, peer: PeerId, address: Multiaddr, denied: ConnectionDenied) {
-        let Some(reason) = refusals::reason(denied) else { return };
-        self.metrics.connection_refused(reason);
-        if let Some(summary) = self.refusals.note(reason, peer, address, Instant::now()) {
-            tracing::warn!("Peers' connections are refused (network.max_peers, network.allow_peers): {summary}");
         }
     }
 
@@ -476,50 +348,6 @@ impl Driver {
         for oldest in known.iter().take(known.len().saturating_sub(2 * MAX_PEER_ADDRESSES)) {
             kad.remove_address(&peer, oldest);
         }
-    }
-
-    fn on_listener_closed(&mut self, id: ListenerId, reason: &Result<(), std::io::Error>) {
-        let Some(address) = self.listeners.remove(&id) else { return };
-        let reason = reason.as_ref().err().map_or_else(|| "closed".to_owned(), ToString::to_string);
-        tracing::error!(%address, reason, "A listener for peers stopped; restart the agent to reopen it");
-        self.health.not_ready(Component::Network, format!("the listener on {address} stopped: {reason}"));
-    }
-
-    fn on_dial_failed(&mut self, peer: PeerId, error: &DialError) {
-        let (kind, reason) = dial_problem(error);
-        self.note(peer, kind, &reason);
-        self.answer_waiting(peer, || Err(RequestError::Unreachable { peer, reason: reason.clone() }));
-        self.tell(Input::DialFailed { peer });
-    }
-
-    /// Notes why a peer is not connected, and logs it if that is news about a peer that the agent stays connected to.
-    fn note(&mut self, peer: PeerId, reason: Contact, text: &str) {
-        if self.peers.note(&peer, reason, text.to_owned(), Instant::now()) {
-            let advice = reason.advice();
-            tracing::warn!(
-                %peer,
-                state = reason.as_str(),
-                reason = text,
-                "A bootstrap or mDNS peer cannot be reached; retrying until it can: {advice}"
-            );
-        } else {
-            tracing::debug!(%peer, state = reason.as_str(), reason = text, "not connected");
-        }
-    }
-
-    /// Why the last connection to a peer ended, if the agent stays connected to it.
-    fn note_closed(&mut self, peer: PeerId, cause: &str, by_peer: bool) {
-        let reason = match self.strange.remove(&peer) {
-            Some(strange) => strange,
-            None if self.peers.had_link(&peer) => {
-                // Logged as any peer that leaves.
-                self.peers.note(&peer, Contact::Lost, cause.to_owned(), Instant::now());
-                return;
-            }
-            None if by_peer => Contact::TurnedAway,
-            None => Contact::Other,
-        };
-        self.note(peer, reason, cause);
     }
 
     /// Tells the handler what is known about a peer, if its link is up.
@@ -658,26 +486,4 @@ impl std::fmt::Debug for Driver {
 /// Whether the peer is at a public address.
 fn is_public_endpoint(endpoint: &ConnectedPoint) -> bool {
     ip_of(endpoint.get_remote_address()).is_some_and(is_public)
-}
-
-/// Fails if another process listens on a TCP address. libp2p-tcp listens with `SO_REUSEPORT`, so a second agent could
-/// listen on the same port, and the kernel would distribute connections between the two.
-fn check_free(address: &Multiaddr) -> std::io::Result<()> {
-    let mut parts = address.iter();
-    let ip = match parts.next() {
-        Some(Protocol::Ip4(ip)) => IpAddr::V4(ip),
-        Some(Protocol::Ip6(ip)) => IpAddr::V6(ip),
-        _ => return Ok(()),
-    };
-    let Some(Protocol::Tcp(port)) = parts.next() else { return Ok(()) };
-    let socket = Socket::new(Domain::for_address((ip, port).into()), Type::STREAM, None)?;
-    if port == 0 {
-        return Ok(());
-    }
-    if ip.is_ipv6() {
-        socket.set_only_v6(true)?; // as libp2p-tcp does
-    }
-    // Closed connections in `TIME_WAIT` must not make the address look taken.
-    socket.set_reuse_address(true)?;
-    socket.bind(&SocketAddr::new(ip, port).into())
 }

@@ -9,6 +9,7 @@ use peerscope::network::protocol::{Introduction, ResponseBody, ResponseFrame};
 use super::super::fixture::{await_targets, outcomes, scrape};
 use super::super::scene::{Scene, TEXT, introduce, named, read_ask};
 use super::answers::whole;
+use crate::support::agent::eventually;
 
 /// A page whose labels claim to be another target's. Prometheus deals with that, by `honor_labels: false`.
 const SPOOFED: &str = "# TYPE a gauge\na{instance=\"someone-else\",job=\"node\",peer_name=\"edge-1\"} 1\n";
@@ -51,23 +52,21 @@ fn what_a_peer_says_about_itself_becomes_at_most_a_clean_label_and_sixteen_expor
     assert!(shown.contains("edge") && !shown.contains(['\u{1b}', '\u{202e}', '\u{200f}', '\u{61c}']), "{shown:?}");
 }
 
+/// An honest agent introduces itself again when its configuration changes.
 #[test]
-fn a_second_introduction_and_unrequested_answers_change_nothing() {
+fn the_newest_introduction_counts_up_to_a_limit_and_unrequested_answers_change_nothing() {
     let scene = Scene::set("");
     let value = |id| ResponseFrame { id, body: Some(ResponseBody::Value(Bytes::from_static(b"unasked"))) };
-    let frames = vec![
-        introduce(named("first")),
-        value(1),
-        value(77),
-        value(u64::MAX),
-        introduce(named("second")),
-        ResponseFrame { id: 5, body: None },
-    ];
+    let mut frames = vec![introduce(named("first")), value(1), value(77), value(u64::MAX)];
+    // 1,000 of one link count.
+    frames.extend((2..=1100).map(|number| introduce(named(&format!("name-{number}")))));
+    frames.push(ResponseFrame { id: 5, body: None });
     let peer = scene.hostile_as(&Keypair::generate_ed25519(), frames, answer);
-    await_targets(&scene.gateway, 1);
+    let name = || await_targets(&scene.gateway, 1)[0]["labels"]["peer_name"].clone();
+    eventually("all that count have arrived", || name() == "name-1000");
     for _ in 0..3 {
         assert_eq!(scrape(&scene.gateway, &peer.id, &[]).text(), SPOOFED);
-        assert_eq!(await_targets(&scene.gateway, 1)[0]["labels"]["peer_name"], "first");
+        assert_eq!(name(), "name-1000");
     }
     assert!(!peer.raw.is_closed());
     assert_eq!(outcomes(&scene.gateway, "ok"), 3.0);
