@@ -3,12 +3,15 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 
+use futures::AsyncWriteExt as _;
+use libp2p::identity::Keypair;
 use serde_json::Value;
 
 use crate::support::agent::{TestAgent, eventually, own_address, within_or};
 use crate::support::apart;
 #[cfg(feature = "metrics-prometheus")]
 use crate::support::metrics::value;
+use crate::support::raw_peer::RawPeer;
 
 /// How it stands with this bootstrap peer.
 fn contact(agent: &TestAgent, peer: &str) -> Value {
@@ -153,6 +156,41 @@ fn something_else_listens_there() {
     });
     let id = TestAgent::start().peer_id();
     await_state(&joining(address, &id), &id, "no_common_language", "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_speaks_libp2p_but_not_this_protocol() {
+    for (protocol, state) in [("/ipfs/kad/1.0.0", "not_peerscope"), ("/peerscope/link/9", "other_version")] {
+        let key = Keypair::generate_ed25519();
+        let id = key.public().to_peer_id().to_string();
+        // What the other program says about itself: its `publicKey` and one of its `protocols`, and how long that is.
+        let public = key.public().encode_protobuf();
+        let mut identity = [&[0x0a, u8::try_from(public.len()).unwrap()], &*public].concat();
+        identity.extend([0x1a, u8::try_from(protocol.len()).unwrap()]);
+        identity.extend(protocol.as_bytes());
+        identity.insert(0, u8::try_from(identity.len()).unwrap());
+        let (listening, mut dialed) = RawPeer::listen(key).await;
+        tokio::spawn(async move {
+            let mut connections = Vec::new();
+            while let Some(mut peer) = dialed.recv().await {
+                let identity = identity.clone();
+                peer.serve_all(&["/ipfs/id/1.0.0"], move |offer| {
+                    let identity = identity.clone();
+                    async move {
+                        let mut stream = offer.accept().await;
+                        let _gone = stream.write_all(&identity).await;
+                        let _gone = stream.close().await;
+                    }
+                });
+                connections.push(peer);
+            }
+        });
+        let asking = move || {
+            let agent = TestAgent::prepare().flag("--bootstrap").flag(&format!("{listening}/p2p/{id}")).started();
+            await_state(&agent, &id, state, "");
+        };
+        tokio::task::spawn_blocking(asking).await.unwrap();
+    }
 }
 
 #[test]

@@ -55,11 +55,11 @@ fn a_configuration_with_a_mistake_changes_nothing_and_is_shown_with_its_place() 
     agent.await_log("The configuration is not reloaded, the agent goes on with what it has");
 
     // So does a mistake in a file that it names.
-    let web = agent.home().join("web.yml");
-    std::fs::write(&web, "basic_auth_users: {a: b}\n").unwrap();
-    write(&agent, &format!("node: {{name: after}}\nmetrics: {{web_config: {}}}\n", web.display()));
-    let message = agent.cli(&["reload"]).failed(78);
     if cfg!(feature = "metrics-prometheus") {
+        let web = agent.home().join("web.yml");
+        std::fs::write(&web, "basic_auth_users: {a: b}\n").unwrap();
+        write(&agent, &format!("node: {{name: after}}\nmetrics: {{web_config: {}}}\n", web.display()));
+        let message = agent.cli(&["reload"]).failed(78);
         assert!(message.contains("web.yml:1:23: basic_auth_users.a: is not a bcrypt hash"), "{message}");
     }
     std::fs::remove_file(agent.config_file()).unwrap();
@@ -193,10 +193,8 @@ fn a_thousand_reloads_under_load_lose_nothing_and_leak_nothing() {
         });
         let scrapes = scope.spawn(|| {
             let mut scrapes = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                if cfg!(feature = "metrics-prometheus") {
-                    server.scrape();
-                }
+            while cfg!(feature = "metrics-prometheus") && !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                server.scrape();
                 scrapes += 1;
             }
             scrapes
@@ -205,7 +203,8 @@ fn a_thousand_reloads_under_load_lose_nothing_and_leak_nothing() {
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         (puts.join().unwrap(), scrapes.join().unwrap())
     });
-    assert!(puts > 100 && scrapes > 100, "{puts} {scrapes}");
+    assert!(puts > 100, "{puts}");
+    assert!(scrapes > 100 || cfg!(not(feature = "metrics-prometheus")), "{scrapes}");
     let (memory, threads, descriptors) = usage();
     assert!(threads <= before.1 + 8 && descriptors <= before.2 + 8, "{before:?} {:?}", (threads, descriptors));
     assert!(memory < before.0 + 16 * 1024, "KiB: {before:?} {memory}");
