@@ -5,7 +5,7 @@ use std::net::TcpListener;
 
 use serde_json::Value;
 
-use crate::support::agent::{PATIENCE, TestAgent, connect, eventually, own_address};
+use crate::support::agent::{PATIENCE, TestAgent, connect, own_address, within_or};
 use crate::support::http::{self, Reply};
 
 /// What Prometheus 3 sends if it accepts native histograms.
@@ -63,7 +63,11 @@ pub(crate) fn targets(gateway: &TestAgent) -> Vec<Value> {
 /// Waits until the gateway lists `count` targets.
 #[track_caller]
 pub(crate) fn await_targets(gateway: &TestAgent, count: usize) -> Vec<Value> {
-    eventually(&format!("{count} targets"), || targets(gateway).len() == count);
+    within_or(
+        PATIENCE,
+        || format!("{count} targets: {:?}\n{}", targets(gateway), gateway.log().join("\n")),
+        || targets(gateway).len() == count,
+    );
     targets(gateway)
 }
 
